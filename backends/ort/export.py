@@ -1,0 +1,200 @@
+"""A graph as an ONNX model: torch's exporter, our translation table, and names that survive.
+
+    Graph --torch.export--> ExportedProgram --torch.onnx + TRANSLATIONS--> onnx_ir.Model
+"""
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import onnx
+import onnx_ir
+import torch
+from torch import fx
+from torch.export import Dim
+from torch.fx import Node
+
+from qcompiler.errors import LoweringError
+from qcompiler.ir import Graph, arguments, value
+from qcompiler.ir.spec import spec
+
+# ONNX stores these formats in types of their own; inside a graph their codes are held in int8.
+NARROW = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4, "int2": ml_dtypes.int2}
+EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GB
+IR_VERSION = 10
+SOURCE = re.compile(r"%(\w+) .*target=torch\.ops\.([\w.]+)\]")
+
+
+def to_onnx(graph: Graph, *, opset: int) -> onnx_ir.Model:
+    """Translate a prepared graph; raises LoweringError naming the op that has no translation."""
+    from qcompiler.backends.ort.translate import TRANSLATIONS
+
+    module, renamed = as_module(graph)
+    examples = tuple(example_of(node) for node in graph.inputs)
+    dynamic = tuple(dynamic_dims(node) for node in graph.inputs)
+    try:
+        with silenced():
+            program = torch.export.export(module, examples, dynamic_shapes=dynamic)
+            exported = torch.onnx.export(
+                program, (), dynamo=True, opset_version=opset, custom_translation_table=TRANSLATIONS,
+                input_names=[node.name for node in graph.inputs], verbose=False,
+            )  # fmt: skip
+    except Exception as error:
+        raise LoweringError(
+            "the graph cannot be written as ONNX",
+            why=last_line(error),
+            fix="keep the op it names in float or out of the model; `qcompiler explain` lists the ops",
+        ) from error
+    if exported is None:
+        raise LoweringError("the exporter returned nothing")
+    model: onnx_ir.Model = exported.model
+    restore_names(model, graph)
+    narrow_types(model, graph, renamed)
+    strip(model)
+    return model
+
+
+def as_module(graph: Graph) -> tuple[fx.GraphModule, dict[str, str]]:
+    """The graph as a module with flat buffer names; also buffer name -> constant name."""
+    root, renamed = torch.nn.Module(), dict[str, str]()
+    for name, tensor in graph.tensors.items():
+        flat = re.sub(r"\W", "_", name)
+        while flat in renamed:
+            flat += "_"
+        renamed[flat] = name
+        root.register_buffer(flat, tensor)
+    flat_of = {name: flat for flat, name in renamed.items()}
+    copy = fx.Graph()
+    mapping: dict[Node, Node] = {}
+    returned = copy.graph_copy(graph.fx, mapping)
+    for node in copy.nodes:
+        if node.op == "get_attr":
+            node.target = flat_of[str(node.target)]
+    copy.output(tuple(returned))  # type: ignore[arg-type]
+    return fx.GraphModule(root, copy), renamed
+
+
+def example_of(node: Node) -> torch.Tensor:
+    """Zeros of an input's shape; a symbolic size takes the size it was traced with."""
+    fake = value(node)
+    sizes = [size if isinstance(size, int) else size.node.hint for size in fake.shape]
+    return torch.zeros(sizes, dtype=fake.dtype)
+
+
+def dynamic_dims(node: Node) -> dict[int, Any]:
+    found = spec(node)
+    shape = found.shape if found else ()
+    return {axis: Dim.AUTO for axis, size in enumerate(shape) if not isinstance(size, int)}
+
+
+# ---------------------------------------------------------------- names and types
+
+
+def restore_names(model: onnx_ir.Model, graph: Graph) -> None:
+    """Give each ONNX node the name of the graph node it came from.
+
+    The exporter numbers ops anew, but keeps their order: the k-th linear there is the k-th linear here.
+    """
+    ours: dict[str, list[str]] = defaultdict(list)
+    for node in graph.fx.nodes:
+        if node.op == "call_function":
+            ours[str(node.target)].append(node.name)
+    position: dict[str, dict[str, int]] = defaultdict(dict)
+    used: Counter[str] = Counter()  # how often a name was given
+    for node in model.graph:
+        found = SOURCE.search(node.metadata_props.get("pkg.torch.onnx.fx_node", ""))
+        if found is None:
+            continue
+        name, target = found.groups()
+        order = position[target].setdefault(name, len(position[target]))
+        if order >= len(ours[target]):
+            continue
+        original = ours[target][order]
+        name = original if node.op_type in MAIN_OPS and not used[original] else f"{original}_{node.op_type}"
+        node.name = f"{name}_{used[name]}" if used[name] else name
+        used[name] += 1
+        if node.op_type == "QuantizeLinear":
+            node.outputs[0].name = original
+
+
+# Of the ONNX nodes that one of ours becomes, the one that computes carries its name.
+MAIN_OPS = frozenset({
+    "Conv", "Gemm", "MatMul", "MatMulInteger", "Add", "Mul", "MaxPool", "AveragePool", "GlobalAveragePool",
+    "Concat", "Sigmoid", "LeakyRelu", "QuantizeLinear", "DequantizeLinear", "Relu", "Clip",
+})  # fmt: skip
+
+
+def narrow_types(model: onnx_ir.Model, graph: Graph, renamed: dict[str, str]) -> None:
+    """Store 4- and 2-bit codes, and their zero points, in ONNX's types of that width."""
+    formats: dict[str, str] = {}
+    for node in graph.fx.nodes:
+        if node.target is torch.ops.qcompiler.dequantize.default:
+            given = arguments(node)
+            for name in ("q", "zero_point"):
+                if given["format"] in NARROW and given[name].op == "get_attr":
+                    formats[str(given[name].target)] = given["format"]
+    for name, initializer in model.graph.initializers.items():
+        format = formats.get(renamed.get(name, name))
+        if format is None or initializer.const_value is None:
+            continue
+        codes = initializer.const_value.numpy().astype(NARROW[format])
+        initializer.const_value = onnx_ir.Tensor(codes, name=name)
+        initializer.dtype = initializer.const_value.dtype
+
+
+def strip(model: onnx_ir.Model) -> None:
+    """Drop what would make equal models differ: stack traces, paths, the exporter's notes."""
+    model.ir_version = IR_VERSION
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name, model.producer_version = "qcompiler", ""
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for initializer in model.graph.initializers.values():
+        initializer.metadata_props.clear()
+    for given in (*model.graph.inputs, *model.graph.outputs):
+        given.metadata_props.clear()
+
+
+# ---------------------------------------------------------------- files
+
+
+def save(model: onnx_ir.Model, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a model, with its weights beside it when they exceed what one protobuf file holds."""
+    model.metadata_props.update(metadata or {})
+    size = sum(i.const_value.nbytes for i in model.graph.initializers.values() if i.const_value is not None)
+    external = f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None
+    onnx_ir.save(model, path, external_data=external)
+    if external is None:
+        onnx.checker.check_model(str(path))
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """The exporter reports progress and missing optional packages; neither concerns our user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def last_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

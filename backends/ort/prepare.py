@@ -1,0 +1,109 @@
+"""The forms that ONNX Runtime's kernels are good at; each is exact, and none changes what is computed.
+
+    linear(dq(q[.., K]), w, b)          -->  view(linear(dq(view(q, [-1, K])), w, b))      QGemm takes 2-D
+    linear(dq(dynamic q), dq(w), b)     -->  integer_matmul(q, w^T) + b                    MatMulIntegerToFloat
+    linear(x, dq(w), b)                 -->  matmul(x, dq(w^T)) + b                        MatMulNBits wants [K, N]
+"""
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from qcompiler.ir import Draft, Graph, arguments, spec
+
+aten = torch.ops.aten
+qc = torch.ops.qcompiler
+
+
+def prepare(graph: Graph) -> Graph:
+    """Rewrite every linear into the form of its kernel; names of linears are kept."""
+    draft = Draft(graph)
+    flattened: dict[Node, Node] = {}
+    for node in draft.nodes:
+        if node.target is not aten.linear.default:
+            continue
+        weight = node.args[1]
+        if not isinstance(weight, Node) or weight.target is not qc.dequantize.default:
+            continue
+        source = node.args[0]
+        assert isinstance(source, Node)
+        is_codes = source.target is qc.dequantize.default and "int" in str(arguments(source)["format"])
+        if not is_codes:
+            use_transposed_weight(draft, node, weight)
+        elif arguments(source)["scale"].op != "get_attr":
+            use_integer_matmul(draft, node, source, weight)
+        elif len(rank_of(node)) > 2:
+            flatten(draft, node, source, flattened)
+    return draft.finish()
+
+
+def rank_of(node: Node) -> tuple[Any, ...]:
+    found = spec(node)
+    return found.shape if found else ()
+
+
+def flatten(draft: Draft, node: Node, source: Node, flattened: dict[Node, Node]) -> None:
+    """Run a linear on [rows, K]; linears that share an input share the reshape."""
+    given = arguments(source)
+    shape = rank_of(node)
+    if source not in flattened:
+        width = rank_of(source)[-1]
+        rows = draft.call(aten.view.default, given["q"], [-1, width], before=node, origin=source)
+        flattened[source] = draft.call(
+            qc.dequantize.default, rows, given["scale"], given["zero_point"], given["format"], None, 0,
+            before=node, origin=source,
+        )  # fmt: skip
+    node.args = (flattened[source], *node.args[1:])
+    draft.infer(node)
+    sizes = [
+        size if isinstance(size, int) else draft.call(aten.sym_size.int, given["q"], axis, before=node.next)
+        for axis, size in enumerate(shape)
+    ]
+    unknown = [axis for axis, size in enumerate(sizes) if isinstance(size, Node)]
+    if len(unknown) == 1:
+        sizes[unknown[0]] = -1
+    restored = draft.call(aten.view.default, node, sizes, before=node.next, origin=node)
+    draft.replace(node, restored, only=[user for user in node.users if user is not restored])
+
+
+def use_integer_matmul(draft: Draft, node: Node, source: Node, weight: Node) -> None:
+    """The run-time-quantized form: bias added in float behind the product."""
+    inputs, filters = arguments(source), arguments(weight)
+    codes = draft.tensor(filters["q"])
+    assert codes is not None
+    transposed = draft.constant(f"{filters['q'].target}.transposed", codes.t().contiguous(), before=node)
+    bias = node.args[2]
+    node.target = qc.integer_matmul.default
+    node.args = (inputs["q"], inputs["scale"], inputs["zero_point"], transposed, filters["scale"])
+    draft.infer(node)
+    add_behind(draft, node, bias)
+
+
+def use_transposed_weight(draft: Draft, node: Node, weight: Node) -> None:
+    """The weight-only form: codes and scales stored as [K, N], groups along K."""
+    given = arguments(weight)
+    block = given["block"]
+
+    def transposed(name: str) -> Node:
+        tensor = draft.tensor(given[name])
+        assert tensor is not None
+        turned = tensor.t().contiguous() if tensor.dim() == 2 else tensor
+        return draft.constant(f"{given[name].target}.transposed", turned, before=node)
+
+    turned = draft.call(
+        qc.dequantize.default, transposed("q"), transposed("scale"), transposed("zero_point"), given["format"],
+        0 if block else 1, block, before=node, origin=node,
+    )  # fmt: skip
+    source, _, bias = node.args
+    node.target = aten.matmul.default
+    node.args = (source, turned)
+    draft.infer(node)
+    add_behind(draft, node, bias)
+
+
+def add_behind(draft: Draft, node: Node, bias: Any) -> None:
+    if not isinstance(bias, Node):
+        return
+    total = draft.call(aten.add.Tensor, node, bias, before=node.next, origin=node)
+    draft.replace(node, total, only=[user for user in node.users if user is not total])

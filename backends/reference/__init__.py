@@ -1,0 +1,123 @@
+"""The exact reference: runs every graph with the integer arithmetic that an engine is supposed to do.
+
+Regions run as integer kernels; all other ops run in torch's float32. Slow, and right.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from qcompiler.backends.base import Executed, Execution
+from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output
+from qcompiler.ir import Graph, arguments, evaluate
+from qcompiler.passes.partition import Region, partition
+from qcompiler.plan import Plan
+from qcompiler.target import Target, find_target
+
+qc = torch.ops.qcompiler
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceExecutable:
+    """A graph with its regions."""
+
+    graph: Graph
+    regions: Mapping[Node, Region]
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
+        return [decoded(result) for result in evaluate(self.graph, inputs, evaluate_node=self.compute)]
+
+    def values(self, inputs: Sequence[Tensor], names: set[str]) -> dict[str, Tensor]:
+        """The values of some nodes on one input, decoded to float where they are codes."""
+        found: dict[str, Tensor] = {}
+
+        def keep(node: Node, value: Any) -> None:
+            if node.name in names and isinstance(value, Tensor | Codes):
+                found[node.name] = decoded(value)
+
+        evaluate(self.graph, inputs, observe=keep, evaluate_node=self.compute)
+        return found
+
+    def compute(self, node: Node, args: Any, kwargs: dict[str, Any], _: Mapping[Node, Any]) -> Any:
+        region = self.inside.get(node)
+        if region is not None and node is region.anchor:
+            return compute_region(region, self.graph, args, kwargs)
+        if region is not None:
+            return args[0]  # the anchor has already returned the codes that leave the region
+        if node.target is qc.dequantize.default:
+            given = arguments(node)
+            return Codes(values=args[0], scale=args[1], zero_point=args[2], format=given["format"],
+                         axis=given["axis"], block=given["block"])  # fmt: skip
+        plain = fx.node.map_aggregate((args, kwargs), decoded)
+        return node.target(*plain[0], **plain[1])  # type: ignore[operator]
+
+    @cached_property
+    def inside(self) -> Mapping[Node, Region]:
+        """Which region a node belongs to: its anchor, the ops it absorbs, and the quantize it leaves by."""
+        return {
+            node: region
+            for region in self.regions.values()
+            for node in (region.anchor, *region.chain, region.result)
+        }
+
+    def execution(self, plan: Plan) -> Execution:
+        """By definition every region runs as its formula says."""
+        anchors = {region.anchor.name for region in self.regions.values()}
+        layers = tuple(
+            Executed(node=layer.node, kernel="reference",
+                     precision=layer.precision if layer.node in anchors or layer.kernel == "MatMulNBits" else "float")
+            for layer in plan.layers
+        )  # fmt: skip
+        return Execution(layers=layers, kernels={"reference": len(layers)})
+
+
+class Reference:
+    """The backend named "reference"."""
+
+    name = "reference"
+
+    def __init__(self, target: Target | str = "cpu") -> None:
+        self.target = find_target(target)
+
+    def lower(self, graph: Graph, *, threads: int | None = None, folder: Path | None = None) -> ReferenceExecutable:
+        return ReferenceExecutable(graph=graph, regions=partition(graph, self.target))
+
+
+def compute_region(region: Region, graph: Graph, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """Bind a region's operands by argument name and run its formula."""
+    schema = region.anchor.target._schema  # type: ignore[union-attr]
+    bound = dict(zip([a.name for a in schema.arguments], args, strict=False)) | kwargs
+    operands = [
+        codes
+        for name in region.row.operands
+        for codes in (bound[name] if isinstance(bound[name], list | tuple) else [bound[name]])
+    ]
+    literals = {name: value for name, value in bound.items() if not isinstance(value, Codes)}
+    call = Call(
+        operands=operands,
+        weight=bound[region.row.weight] if region.row.weight else None,
+        bias=bound.get(region.row.bias) if region.row.bias else None,
+        arguments=literals,
+        op=region.anchor.target,  # type: ignore[arg-type]
+        output=output_of(region, graph) if region.returns_codes else None,
+    )
+    return FORMULAS[region.row.formula](call)
+
+
+def output_of(region: Region, graph: Graph) -> Output:
+    given = arguments(region.result)
+    return Output(
+        scale=graph.tensors[str(given["scale"].target)],
+        zero_point=graph.tensors[str(given["zero_point"].target)],
+        format=given["format"],
+    )
+
+
+def decoded(value: Any) -> Any:
+    return value.decoded() if isinstance(value, Codes) else value

@@ -1,0 +1,175 @@
+"""Integer kernels, as formulas: what every engine must compute (see docs/numerics.md).
+
+    acc  = sum_k (qx[k] - z_x) (qw[k,c] - z_w[c]) + qb[c]            int32
+    q_y  = sat(rne(float32(acc) * m[c]) + z_y)                        m[c] = float32(float32(s_x s_w[c]) / s_y)
+    y    = float32(acc) * float32(s_x s_w[c])                         where a linear returns float
+
+Sums are formed in float64, which holds every int32 accumulator exactly.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qcompiler.numerics import IntFormat, parse_format
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Codes:
+    """A quantized tensor: x = scale * (values - zero_point), one scale per tensor or per index of `axis`."""
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    format: str
+    axis: int | None = None
+    block: int = 0
+
+    @property
+    def centered(self) -> Tensor:
+        """values - zero_point in float64, exact."""
+        zero = self.zero_point.double()
+        shape = [1] * self.values.dim()
+        if zero.dim():
+            shape[self.axis or 0] = -1
+        return self.values.double() - zero.reshape(shape)
+
+    def decoded(self) -> Tensor:
+        """The float32 values."""
+        return torch.ops.qcompiler.dequantize(
+            self.values, self.scale, self.zero_point, self.format, self.axis, self.block
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Output:
+    """Scale, zero point and format of the codes that a kernel returns."""
+
+    scale: Tensor
+    zero_point: Tensor
+    format: str
+
+    def encode(self, steps: Tensor) -> Tensor:
+        """sat(rne(steps) + z), where `steps` is x / s."""
+        bounds = parse_format(self.format)
+        assert isinstance(bounds, IntFormat)
+        codes = torch.round(steps).double() + self.zero_point.double()
+        return codes.clamp(bounds.qmin, bounds.qmax).to(self.zero_point.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """One region to compute: operands as codes, weight and bias, literal arguments, and the output wanted."""
+
+    operands: Sequence[Codes]
+    weight: Codes | None
+    bias: Codes | Tensor | None
+    arguments: Mapping[str, Any]
+    op: Callable[..., Any]
+    output: Output | None
+
+
+def along_channels(vector: Tensor, result: Tensor, axis: int) -> Tensor:
+    shape = [1] * result.dim()
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def finish(call: Call, accumulator: Tensor, axis: int) -> Tensor:
+    """Add the bias, then requantize or scale to float."""
+    assert call.weight is not None
+    scale = call.operands[0].scale.float() * call.weight.scale.float()
+    if isinstance(call.bias, Codes):
+        accumulator = accumulator + along_channels(call.bias.values.double(), accumulator, axis)
+    if call.output is None:
+        result = accumulator.float() * along_channels(scale, accumulator, axis)
+        return result + along_channels(call.bias, result, axis) if isinstance(call.bias, Tensor) else result
+    multiplier = scale / call.output.scale.float()
+    return call.output.encode(accumulator.float() * along_channels(multiplier, accumulator, axis))
+
+
+def convolution(call: Call) -> Tensor:
+    assert call.weight is not None
+    given = call.arguments
+    accumulator = call.op(
+        call.operands[0].centered, call.weight.centered, None,
+        given["stride"], given["padding"], given["dilation"], given["groups"],
+    )  # fmt: skip
+    return finish(call, accumulator, axis=1)
+
+
+def linear(call: Call) -> Tensor:
+    assert call.weight is not None
+    return finish(call, F.linear(call.operands[0].centered, call.weight.centered), axis=-1)
+
+
+def add(call: Call) -> Tensor:
+    """sat(rne(a' (s_a / s_y) + b' (s_b / s_y)) + z_y)"""
+    output = wanted(call)
+    first, second = (x.centered.float() * (x.scale.float() / output.scale.float()) for x in call.operands)
+    return output.encode(first + second * float(call.arguments.get("alpha", 1)))
+
+
+def multiply(call: Call) -> Tensor:
+    """sat(rne(a' s_a (b' s_b) / s_y) + z_y)"""
+    output = wanted(call)
+    first, second = (x.centered.float() * x.scale.float() for x in call.operands)
+    return output.encode(first * second / output.scale.float())
+
+
+def global_average(call: Call) -> Tensor:
+    """sat(rne(sum(x') float32(s_x / (s_y N))) + z_y)"""
+    output, (x,) = wanted(call), call.operands
+    space = tuple(range(2, x.values.dim()))
+    count = x.values[0, 0].numel()
+    multiplier = (x.scale.double() / (output.scale.double() * count)).float()
+    return output.encode(x.centered.sum(space, keepdim=True).float() * multiplier)
+
+
+def average(call: Call) -> Tensor:
+    output, (x,) = wanted(call), call.operands
+    literals = {name: value for name, value in call.arguments.items() if name != "self"}
+    mean = call.op(x.centered, *literals.values()).float()
+    return output.encode(mean * (x.scale.float() / output.scale.float()))
+
+
+def maximum(call: Call) -> Tensor:
+    (x,) = call.operands
+    literals = {name: value for name, value in call.arguments.items() if name != "self"}
+    return call.op(x.values.double(), *literals.values()).to(x.values.dtype)
+
+
+def concatenate(call: Call) -> Tensor:
+    """Every input through its 256-entry table Q_y(D_x(q))."""
+    output = wanted(call)
+    parts = [output.encode(x.decoded() / output.scale) for x in call.operands]
+    return torch.cat(parts, int(call.arguments["dim"]))
+
+
+def unary(call: Call) -> Tensor:
+    """The 256-entry table Q_y(f(D_x(q))) of the float function."""
+    output, (x,) = wanted(call), call.operands
+    literals = {name: value for name, value in call.arguments.items() if name != "self"}
+    return output.encode(call.op(x.decoded(), *literals.values()) / output.scale)
+
+
+def wanted(call: Call) -> Output:
+    assert call.output is not None, "this kernel returns codes only"
+    return call.output
+
+
+FORMULAS: dict[str, Callable[[Call], Tensor]] = {
+    "conv": convolution,
+    "linear": linear,
+    "add": add,
+    "mul": multiply,
+    "global_avg_pool": global_average,
+    "avg_pool": average,
+    "max_pool": maximum,
+    "concat": concatenate,
+    "unary": unary,
+}

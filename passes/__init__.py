@@ -1,0 +1,1 @@
+"""Passes (Graph -> Graph) and analyses (Graph -> value)."""

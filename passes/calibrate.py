@@ -1,0 +1,123 @@
+"""What the values of a graph look like on real data: streaming statistics, memory independent of the data.
+
+    calibrate : (Graph, data, values to observe) -> {value: Statistics}
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.errors import CalibrationError
+from qcompiler.ir import Graph, as_call, evaluate, flatten_inputs
+from qcompiler.ir.spec import label
+from qcompiler.numerics import Histogram
+
+
+@dataclass
+class Statistics:
+    """Everything that is kept of one tensor: a histogram, and per-channel figures along `axis`."""
+
+    name: str
+    axis: int
+    histogram: Histogram = field(default_factory=Histogram)
+    largest: Tensor | None = None  # max |x| per channel
+    total: Tensor | None = None  # sum of x per channel, float64
+    count: int = 0  # elements per channel
+
+    def observe(self, x: Tensor) -> None:
+        self.histogram.observe(x)
+        rows = x.detach().movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x.detach().reshape(1, -1)
+        largest, total = rows.abs().amax(1), rows.sum(1, dtype=torch.float64)
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        self.total = total if self.total is None else self.total + total
+        self.count += rows.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of x per channel."""
+        if self.total is None:
+            raise CalibrationError(f"'{self.name}' was never observed", fix="calibrate before asking")
+        return (self.total / self.count).float()
+
+
+Ranges = Mapping[str, Statistics]
+
+
+def batches(data: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Calibration data as calls: any iterable of tensors, tuples of arguments or dicts of keywords."""
+    if isinstance(data, Tensor | str | bytes) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"calibration data is a {type(data).__name__}",
+            why="it must be an iterable of batches (tensors, tuples or dicts)",
+            fix="wrap a single batch in a list",
+        )
+    for batch in data:
+        yield as_call(batch)
+
+
+def calibrate(graph: Graph, data: Iterable[Any], values: Iterable[Node], *, progress: bool = False) -> Ranges:
+    """Run the graph on every batch and collect statistics of `values`.
+
+    Raises CalibrationError for empty data, and for NaN or inf naming tensor and batch.
+    """
+    found = {node.name: Statistics(name=label(node), axis=channel_axis(node)) for node in values}
+    if not found:
+        return found
+    seen = 0
+    for seen, flat in enumerate(flat_batches(graph, data, progress=progress), start=1):
+        check_finite(graph, flat, seen)
+
+        def observe(node: Node, value: Any, batch: int = seen) -> None:
+            if node.name in found:
+                observe_finite(found[node.name], value, batch)
+
+        evaluate(graph, flat, observe=observe)
+    if not seen:
+        raise CalibrationError(
+            "the calibration data is empty", why="ranges come from data", fix="give at least one batch"
+        )
+    return found
+
+
+def flat_batches(graph: Graph, data: Iterable[Any], *, progress: bool) -> Iterator[list[Any]]:
+    """Every batch in the graph's flat order, under a progress bar."""
+    total = len(data) if hasattr(data, "__len__") else None
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("calibrating", total=total)
+        for args, kwargs in batches(data):
+            yield flatten_inputs(graph, args, kwargs)
+            bar.advance(task)
+
+
+def observe_finite(statistics: Statistics, value: Tensor, batch: int) -> None:
+    try:
+        statistics.observe(value)
+    except CalibrationError as error:
+        raise CalibrationError(
+            f"'{statistics.name}' {error.what}",
+            why=f"the model computes it from calibration batch {batch}",
+            fix="leave that batch out, or mend the model's overflow",
+        ) from error
+
+
+def check_finite(graph: Graph, flat: list[Any], batch: int) -> None:
+    for node, value in zip(graph.inputs, flat, strict=True):
+        if isinstance(value, Tensor) and not value.numel():
+            raise CalibrationError(f"input '{node.name}' of calibration batch {batch} is empty", fix="leave it out")
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            kind = "NaN" if value.isnan().any() else "inf"
+            raise CalibrationError(
+                f"input '{node.name}' of calibration batch {batch} contains {kind}",
+                fix="clean the data, or leave that batch out",
+            )
+
+
+def channel_axis(node: Node) -> int:
+    """Axis of the channels: 1 for what a convolution reads or writes, else the last."""
+    around = [*node.users, node]
+    return 1 if any("conv" in str(near.target) or "pool" in str(near.target) for near in around) else -1

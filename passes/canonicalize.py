@@ -1,0 +1,125 @@
+"""One normal form for every model: identities gone, constants folded, duplicates merged, rules applied.
+
+CANONICAL = identities >> constants >> (rules >> constants) >> duplicates
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.ir import Draft, Graph, arguments, module_path, spec, value
+from qcompiler.passes.rules import ARITHMETIC, LINEAR
+from qcompiler.rewrite import Pass, Trait, apply_rules, has
+
+aten = torch.ops.aten
+# A folded constant may be at most this many times larger than what it was made from (an expanded mask, say).
+GROWTH = 4
+SMALL = 1 << 16
+
+
+def remove_identities(graph: Graph) -> Graph:
+    """f(x) --> x for ops that do nothing in inference. exact"""
+    draft = Draft(graph)
+    for node in draft.nodes:
+        source = identity_of(node)
+        if source is not None:
+            draft.replace(node, source)
+            draft.fx.erase_node(node)
+    return draft.finish()
+
+
+def identity_of(node: Node) -> Node | None:
+    """What a node merely repeats, or None."""
+    if node.op != "call_function" or not isinstance(node.args[0] if node.args else None, Node):
+        return None
+    source: Node = node.args[0]  # type: ignore[assignment]
+    if has(node, Trait.IDENTITY):
+        return None if arguments(node).get("train") else source
+    if node.target in SHAPED_IDENTITIES and same_spec(node, source):
+        return source
+    return None
+
+
+# With the same shape and dtype on both sides these move nothing.
+SHAPED_IDENTITIES = {
+    aten.view.default, aten.reshape.default, aten.expand.default, aten._to_copy.default, aten.to.dtype,
+    aten.slice.Tensor, aten.lift_fresh_copy.default,
+}  # fmt: skip
+
+
+def same_spec(first: Node, second: Node) -> bool:
+    one, other = spec(first), spec(second)
+    if one is None or other is None or one.dtype != other.dtype or len(one.shape) != len(other.shape):
+        return False
+    return all(str(a) == str(b) for a, b in zip(one.shape, other.shape, strict=True))
+
+
+def fold_constants(graph: Graph) -> Graph:
+    """f(constants) --> constant. exact, by running f once"""
+    draft = Draft(graph)
+    for node in draft.nodes:
+        if not is_foldable(node):
+            continue
+        given = torch.fx.map_arg((node.args, node.kwargs), draft.tensor)
+        with torch.no_grad():
+            result = node.target(*given[0], **given[1])  # type: ignore[operator, index, misc]
+        if not isinstance(result, Tensor) or grows(result, node, draft):
+            continue
+        path = module_path(node)
+        folded = draft.constant(f"{path}.{node.name}" if path else node.name, result.clone(), before=node)
+        draft.replace(node, folded)
+        draft.fx.erase_node(node)
+    return draft.finish()
+
+
+def is_foldable(node: Node) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if is_random(node) or not isinstance(value(node), Tensor):
+        return False
+    if node.target is torch.ops.qcompiler.dequantize.default:
+        return False  # a quantized weight stays integer
+    return all(read.op == "get_attr" for read in node.all_input_nodes)
+
+
+def is_random(node: Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+
+
+def grows(result: Tensor, node: Node, draft: Draft) -> bool:
+    given = sum(draft.tensors[str(read.target)].numel() for read in node.all_input_nodes)
+    return result.numel() > max(GROWTH * given, SMALL)
+
+
+def merge_duplicates(graph: Graph) -> Graph:
+    """Two equal calls on equal arguments become one. exact"""
+    draft = Draft(graph)
+    seen: dict[Any, Node] = {}
+    for node in draft.nodes:
+        if node.op not in ("call_function", "get_attr") or is_random(node):
+            continue
+        key = repr((node.op, str(node.target), node.args, node.kwargs))
+        kept = seen.setdefault(key, node)
+        if kept is not node:
+            draft.replace(node, kept)
+            draft.fx.erase_node(node)
+    return draft.finish()
+
+
+def name(step: Any, title: str, *, requires: str = "traced", ensures: str = "traced") -> Pass:
+    return Pass(name=title, apply=step, requires=requires, ensures=ensures)
+
+
+CANONICAL = (
+    name(remove_identities, "remove identities"),
+    name(fold_constants, "fold constants"),
+    name(lambda graph: apply_rules(graph, ARITHMETIC), "recognise functions"),
+    name(fold_constants, "fold constants"),
+    name(lambda graph: apply_rules(graph, LINEAR), "merge into contractions"),
+    name(fold_constants, "fold constants"),
+    name(remove_identities, "remove identities"),
+    name(merge_duplicates, "merge duplicates", ensures="canonical"),
+)

@@ -1,0 +1,219 @@
+"""Carry out a plan: put quantize and dequantize where it says, and store weights as integers.
+
+    f(x, w, b)  -->  f(dq(q(x)), dq(w'), dq(b'))        w' = q(w), b' = rne(b / (s_x s_w)) in int32
+"""
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.errors import PlanError
+from qcompiler.ir import Draft, Graph, arguments
+from qcompiler.ir.spec import module_path
+from qcompiler.numerics import (
+    FloatFormat,
+    Format,
+    IntFormat,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantParams,
+    dequantize,
+    params_from_range,
+    parse_format,
+    quantize,
+    reduce_range,
+)
+from qcompiler.plan import Plan, ValueSpec, WeightSpec
+from qcompiler.rewrite import Pass
+
+aten = torch.ops.aten
+qc = torch.ops.qcompiler
+
+FLOAT8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+
+
+def materialize(plan: Plan) -> Pass:
+    """The pass that rewrites a canonical graph as the plan says."""
+    return Pass(
+        name="materialize",
+        apply=lambda graph: quantized(graph, plan),
+        requires="canonical",
+        ensures="quantized",
+        preserves=None,
+    )
+
+
+def quantized(graph: Graph, plan: Plan) -> Graph:
+    draft = Draft(graph)
+    names = {node.name: node for node in draft.nodes}
+    missing = [value.value for value in plan.values if value.value not in names]
+    if missing:
+        raise PlanError(
+            f"the plan speaks of '{missing[0]}', which the graph lacks", fix="plan again for this graph"
+        )
+    scales = {value.value: insert_pair(draft, names[value.value], value) for value in plan.values}
+    quantize_constant_operands(draft, plan, names)
+    for weight in plan.weights:
+        insert_weight(draft, names[weight.layer], weight, scales)
+    return draft.finish()
+
+
+# ---------------------------------------------------------------- activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The q/dq pair of one value; `scale` is None where it is only known at run time."""
+
+    dequantized: Node
+    scale: float | None
+
+
+def storage(format: Format) -> torch.dtype:
+    """The torch dtype that codes are held in inside a graph."""
+    return FLOAT8.get(format.name, torch.uint8) if isinstance(format, FloatFormat) else format.storage
+
+
+def insert_pair(draft: Draft, value: Node, planned: ValueSpec) -> Pair:
+    place = value.next
+    while place.op == "placeholder":
+        place = place.next
+    readers = [user for user in value.users if not planned.readers or user.name in planned.readers]
+    if planned.dynamic:
+        codes, scale, zero = unpack_dynamic(draft, value, place)
+    else:
+        format = parse_format(planned.format)
+        scale = draft.constant(f"{value.name}.scale", torch.tensor(planned.scale), before=place)
+        zero = draft.constant(
+            f"{value.name}.zero_point", torch.tensor(planned.zero_point).to(storage(format)), before=place
+        )
+        codes = draft.call(
+            qc.quantize.default, value, scale, zero, planned.format, before=place, origin=value,
+            name=f"{value.name}_q",
+        )  # fmt: skip
+    dequantized = draft.call(
+        qc.dequantize.default, codes, scale, zero, planned.format, before=place, origin=value,
+        name=f"{value.name}_dq",
+    )  # fmt: skip
+    draft.replace(value, dequantized, only=readers)
+    return Pair(dequantized=dequantized, scale=None if planned.dynamic else planned.scale)
+
+
+def unpack_dynamic(draft: Draft, value: Node, place: Node) -> tuple[Node, Node, Node]:
+    """Codes, scale and zero point of a value whose range is taken at run time."""
+    triple = draft.call(qc.dynamic_quantize.default, value, before=place, name=f"{value.name}_q")
+    codes, scale, zero = (draft.call(operator.getitem, triple, index, before=place) for index in range(3))
+    return codes, scale, zero
+
+
+def quantize_constant_operands(draft: Draft, plan: Plan, names: dict[str, Node]) -> None:
+    """A constant that an integer add or mul reads becomes codes with the range of its own values."""
+    for layer in plan.layers:
+        node = names[layer.node]
+        if not layer.output_quantized or any(weight.layer == layer.node for weight in plan.weights):
+            continue
+        format = parse_format(next(v.format for v in plan.values if v.value in reach(node)))
+        for operand in list(node.all_input_nodes):
+            tensor = draft.tensor(operand)
+            if tensor is None or not isinstance(format, IntFormat):
+                continue
+            params = params_from_range(tensor.min(), tensor.max(), format, PerTensor(), scheme="asymmetric")
+            stored = store(draft, node, f"{operand.target}", quantize(tensor, params), params, None, 0)
+            node.replace_input_with(operand, stored)
+
+
+def reach(node: Node) -> set[str]:
+    """Names of a node and of what follows it in a chain of single readers."""
+    names = {node.name}
+    while len(node.users) == 1:
+        (node,) = node.users
+        names.add(node.name)
+    return names
+
+
+# ---------------------------------------------------------------- weights
+
+
+def insert_weight(draft: Draft, layer: Node, planned: WeightSpec, pairs: dict[str, Pair]) -> None:
+    weight = arguments(layer)[planned.argument]
+    tensor = draft.tensors[str(weight.target)]
+    params = weight_params(tensor, planned)
+    codes = quantize(tensor, params)
+    stored = store(
+        draft, layer, f"{module_path(layer) or layer.name}.{planned.argument}", codes, params,
+        planned.axis if not planned.group_size else 1, planned.group_size,
+    )  # fmt: skip
+    layer.replace_input_with(weight, stored)
+    source = layer.args[0]
+    pair = next((pair for pair in pairs.values() if pair.dequantized is source), None)
+    if pair is not None and pair.scale is not None and isinstance(params.format, IntFormat):
+        insert_bias(draft, layer, pair.scale, params.scale)
+
+
+def weight_params(tensor: Tensor, planned: WeightSpec) -> QuantParams:
+    """Symmetric, restricted, one scale per output channel or per group of inputs."""
+    format = parse_format(planned.format)
+    granularity = PerGroup(axis=1, size=planned.group_size) if planned.group_size else PerChannel(axis=planned.axis)
+    lo, hi = reduce_range(tensor, granularity)
+    params = params_from_range(lo, hi, format, granularity, scheme="symmetric")
+    if planned.observer == "minmax":
+        return params
+    return least_error(tensor, lo, hi, params)
+
+
+def least_error(tensor: Tensor, lo: Tensor, hi: Tensor, best: QuantParams) -> QuantParams:
+    """Shrink each range to where the squared error of its weights is least (a grid of 20)."""
+    def error(params: QuantParams) -> Tensor:
+        lost = (dequantize(quantize(tensor, params), params) - tensor) ** 2
+        return reduce_range_sum(lost, params)
+
+    scale, least = best.scale, error(best)
+    for shrink in torch.linspace(0.98, 0.6, 20):
+        tried = params_from_range(lo * shrink, hi * shrink, best.format, best.granularity, scheme="symmetric")
+        found = error(tried)
+        scale = torch.where(found < least, tried.scale, scale)
+        least = torch.minimum(found, least)
+    return QuantParams(scale=scale, zero_point=best.zero_point, format=best.format, granularity=best.granularity)
+
+
+def reduce_range_sum(lost: Tensor, params: QuantParams) -> Tensor:
+    """Sum over each scale's elements, in the shape of the scales."""
+    if isinstance(params.granularity, PerGroup):
+        return lost.unflatten(1, (-1, params.granularity.size)).sum(2)
+    return lost.flatten(1).sum(1)
+
+
+def store(
+    draft: Draft, layer: Node, name: str, codes: Tensor, params: QuantParams, axis: int | None, block: int
+) -> Node:
+    """Constants for codes, scale and zero point, and the dequantize that reads them."""
+    dtype = storage(params.format)
+    kept = codes.view(dtype) if isinstance(params.format, FloatFormat) else codes
+    stored = draft.constant(f"{name}.codes", kept, before=layer)
+    scale = draft.constant(f"{name}.scale", params.scale, before=layer)
+    zero = draft.constant(f"{name}.zero_point", params.zero_point.to(dtype), before=layer)
+    return draft.call(
+        qc.dequantize.default, stored, scale, zero, params.format.name, axis, block, before=layer, origin=layer
+    )
+
+
+def insert_bias(draft: Draft, layer: Node, input_scale: float, weight_scale: Tensor) -> None:
+    """b' = rne(b / (s_x s_w)) in int32; an integer kernel takes no other bias."""
+    bias = arguments(layer).get("bias")
+    tensor = draft.tensor(bias)
+    if tensor is None or not isinstance(bias, Node):
+        return
+    scale = torch.tensor(input_scale, dtype=torch.float32) * weight_scale
+    codes = torch.round(tensor.double() / scale.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
+    params = QuantParams(
+        scale=scale, zero_point=torch.zeros_like(codes), format=BIAS, granularity=PerChannel(axis=0)
+    )
+    stored = store(draft, layer, f"{module_path(layer) or layer.name}.bias", codes, params, 0, 0)
+    layer.replace_input_with(bias, stored)
+
+
+BIAS = IntFormat(bits=32, signed=True)

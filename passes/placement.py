@@ -1,0 +1,146 @@
+"""Which layers compute on integers, decided from the target's rows, the recipe and the flow of codes.
+
+A row that *starts* (conv, linear) is worth quantizing an input for. Every other row only *carries* codes:
+it runs on integers if all its operands are codes already. So the residual add of a CNN, fed by
+convolutions that return codes, becomes integer, and the residual stream of a transformer, fed by linears
+that return float, stays float, without either being named anywhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from qcompiler.ir import Graph, arguments, is_float, label, spec
+from qcompiler.ir.spec import module_path
+from qcompiler.passes.fuse import Group
+from qcompiler.recipe import Recipe
+from qcompiler.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was decided for one group, and why."""
+
+    group: Group
+    recipe: Recipe  # as it holds for this layer
+    integer: bool
+    mode: str  # "static", "dynamic", "weight-only" or "float"
+    why: str
+    output_codes: bool = False
+
+
+def place(
+    graph: Graph, groups: Mapping[Node, Group], recipe: Recipe, target: Target, floats: Mapping[str, str]
+) -> dict[Node, Choice]:
+    """Anchor -> choice. `floats` maps names of anchors that must stay float to the reason."""
+    recipe.check_patterns([layer_names(group) for group in groups.values()])
+    choices = {anchor: start(group, recipe, floats) for anchor, group in groups.items() if group.row.starts}
+    for anchor, group in groups.items():
+        if not group.row.starts:
+            choices[anchor] = carry(group, recipe, choices, floats)
+    ordered = {anchor: choices[anchor] for anchor in groups}
+    return {anchor: settle_output(choice, graph, ordered) for anchor, choice in ordered.items()}
+
+
+def layer_names(group: Group) -> tuple[str, ...]:
+    return (module_path(group.anchor), group.anchor.name, label(group.anchor))
+
+
+def start(group: Group, recipe: Recipe, floats: Mapping[str, str]) -> Choice:
+    """Decide a conv or linear by its recipe and by whether its weight is known."""
+    layer = recipe.for_layer(*layer_names(group))
+    given = arguments(group.anchor)
+    weight = given[str(group.row.weight)]
+
+    def choice(mode: str, why: str) -> Choice:
+        return Choice(
+            group=group, recipe=layer, integer=mode in ("static", "dynamic"), mode=mode, why=why,
+            output_codes=mode == "static" and group.row.output == "required",
+        )  # fmt: skip
+
+    if group.anchor.name in floats:
+        return choice("float", floats[group.anchor.name])
+    if layer.weights is None:
+        return choice("float", "the recipe keeps this layer in float")
+    if not isinstance(weight, Node) or weight.op != "get_attr":
+        return choice("float", "its weight is computed at run time")
+    if not is_float(given[group.row.operands[0]]) or not is_float(weight):
+        return choice("float", "its operands are not floating point")
+    is_linear = group.row.formula == "linear"
+    if layer.activations is None or layer.dynamic:
+        if not is_linear:
+            return choice("float", f"recipe '{layer.name}' quantizes linears only")
+        mode = "dynamic" if layer.dynamic and layer.activations else "weight-only"
+        return choice(mode, "range taken at run time" if mode == "dynamic" else "weight stored in few bits")
+    return choice("static", "compute-bound: integer kernel on calibrated input")
+
+
+def carry(
+    group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: Mapping[str, str]
+) -> Choice:
+    """An op that does not start is integer if all its operands are codes already."""
+    layer = recipe.for_layer(*layer_names(group))
+    missing = next((operand for operand in operands(group) if not has_codes(operand, choices)), None)
+
+    def choice(integer: bool, why: str) -> Choice:
+        mode = "static" if integer else "float"
+        return Choice(group=group, recipe=layer, integer=integer, mode=mode, why=why, output_codes=integer)
+
+    if group.anchor.name in floats:
+        return choice(False, floats[group.anchor.name])
+    if layer.activations is None or layer.weights is None or layer.dynamic:
+        return choice(False, "the recipe keeps activations in float here")
+    if all(operand.op == "get_attr" for operand in operands(group)):
+        return choice(False, "it has no tensor operands that could be codes")
+    if missing is not None:
+        return choice(False, f"its operand {label(missing)} is float; quantizing it only for this op does not pay")
+    return choice(True, "its operands are codes already")
+
+
+def operands(group: Group) -> list[Node]:
+    """The values that the kernel would read as codes; constants are among them."""
+    given = arguments(group.anchor)
+    found: list[Node] = []
+    for name in group.row.operands:
+        argument = given.get(name)
+        nodes = argument if isinstance(argument, list | tuple) else [argument]
+        if not all(isinstance(node, Node) for node in nodes):
+            return []
+        found.extend(nodes)
+    return found
+
+
+def has_codes(value: Node, choices: Mapping[Node, Choice]) -> bool:
+    """Whether a value exists as codes: an integer kernel returns it, or one that starts reads it."""
+    if value.op == "get_attr":
+        found = spec(value)
+        return found is not None and found.dtype.is_floating_point
+    produced = producer(value, choices)
+    if produced is not None:
+        return produced.output_codes
+    return any(
+        choice.mode == "static" and choice.group.row.starts and value in operands(choice.group)
+        for choice in choices.values()
+    )
+
+
+def producer(value: Node, choices: Mapping[Node, Choice]) -> Choice | None:
+    return next((choice for choice in choices.values() if choice.group.result is value), None)
+
+
+def settle_output(choice: Choice, graph: Graph, choices: Mapping[Node, Choice]) -> Choice:
+    """A linear returns codes where all its readers want codes, and float elsewhere."""
+    row = choice.group.row
+    if choice.mode != "static" or row.output != "optional":
+        return choice
+    result = choice.group.result
+    readers = list(result.users)
+    wanted = bool(readers) and all(
+        reader in choices and choices[reader].mode == "static" and result in operands(choices[reader].group)
+        for reader in readers
+    )
+    return Choice(
+        group=choice.group, recipe=choice.recipe, integer=True, mode="static", output_codes=wanted,
+        why=choice.why if not wanted else f"{choice.why}; all readers take codes",
+    )  # fmt: skip

@@ -1,0 +1,318 @@
+"""Make the plan: placement, classes of values that share a scale, and the range of each by measured error."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import networkx as nx
+import numpy as np
+import torch
+from torch.fx import Node
+
+from qcompiler.errors import PlanError
+from qcompiler.ir import Graph, arguments, label, source_line, spec
+from qcompiler.numerics import (
+    Format,
+    Histogram,
+    IntFormat,
+    PerTensor,
+    accumulator_bound,
+    best_range,
+    params_from_range,
+    parse_format,
+)
+from qcompiler.passes.calibrate import Ranges
+from qcompiler.passes.fuse import Group
+from qcompiler.passes.placement import Choice, operands, place
+from qcompiler.plan import LayerPlan, Plan, ValueSpec, WeightSpec
+from qcompiler.recipe import Recipe
+from qcompiler.rewrite import Trait, has
+from qcompiler.target import Target
+
+aten = torch.ops.aten
+
+
+def values_to_observe(choices: Mapping[Node, Choice]) -> list[Node]:
+    """The activations that need a range: what integer kernels read and return."""
+    wanted: dict[Node, None] = {}
+    for choice in choices.values():
+        if choice.mode != "static":
+            continue
+        wanted.update(dict.fromkeys(value for value in operands(choice.group) if value.op != "get_attr"))
+        if choice.output_codes:
+            wanted[choice.group.result] = None
+    return list(wanted)
+
+
+def make_plan(
+    graph: Graph,
+    groups: Mapping[Node, Group],
+    ranges: Ranges,
+    recipe: Recipe,
+    target: Target,
+    floats: Mapping[str, str] | None = None,
+) -> Plan:
+    """Decide every tensor and layer; raises PlanError naming the layer where no legal choice exists."""
+    choices = place(graph, groups, recipe, target, floats or {})
+    weights = tuple(plan_weight(choice, graph, target) for choice in choices.values() if choice.mode != "float"
+                    and choice.group.row.weight)  # fmt: skip
+    values = (*plan_values(choices, ranges, target, graph), *plan_dynamic(choices))
+    plan = Plan(
+        recipe=recipe.name,
+        target=target.name,
+        values=values,
+        weights=weights,
+        layers=tuple(describe(choice, target) for choice in choices.values() if is_layer(choice))
+        + tuple(unplaced(graph, groups)),
+    )
+    check_accumulators(plan, graph, choices)
+    return plan
+
+
+# ---------------------------------------------------------------- layers
+
+
+def is_layer(choice: Choice) -> bool:
+    """Data movement is not computation; everything else counts for coverage."""
+    return choice.group.row.formula != "move"
+
+
+def describe(choice: Choice, target: Target) -> LayerPlan:
+    row, layer = choice.group.row, choice.recipe
+    weight_only = next((w.kernel for w in target.weight_only if w.format == layer.weights), "float")
+    kernels = {"static": row.kernel, "dynamic": str(target.dynamic_kernel), "weight-only": weight_only}
+    precision = "float"
+    if choice.mode == "static":
+        precision = activation_format(layer, target).name
+    elif choice.mode != "float":
+        precision = weight_format(layer, target).name
+    # Minifloats are stored in few bits and computed in float.
+    kernel = kernels.get(choice.mode, "float") if "float" not in precision else "float"
+    return LayerPlan(
+        node=choice.group.anchor.name,
+        label=label(choice.group.anchor),
+        op=str(choice.group.anchor.target).removeprefix("aten.").removeprefix("qcompiler.").split(".")[0],
+        kernel=kernel,
+        precision="int8" if precision == "uint8" else precision,
+        why=choice.why,
+        source=source_line(choice.group.anchor) or "",
+        output_quantized=choice.output_codes,
+    )
+
+
+def unplaced(graph: Graph, groups: Mapping[Node, Group]) -> Iterable[LayerPlan]:
+    """Ops that the target has no integer row for, so that nothing float goes unmentioned."""
+    inside = {node for group in groups.values() for node in (group.anchor, *group.chain)}
+    for node in graph.fx.nodes:
+        found = spec(node)
+        computes = node.op == "call_function" and found is not None and found.dtype.is_floating_point
+        if computes and node not in inside and not has(node, Trait.MOVES_DATA):
+            yield LayerPlan(
+                node=node.name, label=label(node), op=str(node.target).removeprefix("aten.").split(".")[0],
+                kernel="float", precision="float", why="the target has no integer kernel for this op",
+                source=source_line(node) or "",
+            )  # fmt: skip
+
+
+def activation_format(layer: Recipe, target: Target) -> Format:
+    name = target.activation if layer.activations in (None, "target") else str(layer.activations)
+    target.supports(name, "activations")
+    return parse_format(name)
+
+
+def weight_format(layer: Recipe, target: Target) -> Format:
+    name = target.weight if layer.weights in (None, "target") else str(layer.weights)
+    target.supports(name, "weights")
+    return parse_format(name)
+
+
+# ---------------------------------------------------------------- weights
+
+
+def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
+    group, layer = choice.group, choice.recipe
+    format = weight_format(layer, target)
+    weight = arguments(group.anchor)[str(group.row.weight)]
+    reduction = graph.tensors[str(weight.target)].shape[1:].numel()
+    size = layer.group_size if choice.mode == "weight-only" else 0
+    if size and reduction % size:
+        raise PlanError(
+            f"group size {size} does not divide the {reduction} inputs of the layer",
+            node=label(group.anchor),
+            fix="choose a divisor, or override group_size for this layer",
+        )
+    if choice.mode == "weight-only":
+        check_weight_only(format.name, size, group, target)
+    return WeightSpec(
+        layer=group.anchor.name, argument=str(group.row.weight), format=format.name, axis=0, group_size=size,
+        observer=layer.weight_observer,
+    )  # fmt: skip
+
+
+def check_weight_only(format: str, size: int, group: Group, target: Target) -> None:
+    kernels = [entry for entry in target.weight_only if entry.format == format]
+    if not any(size in entry.blocks for entry in kernels):
+        sizes = sorted({block for entry in kernels for block in entry.blocks})
+        raise PlanError(
+            f"weights in {format} with group size {size} have no kernel on target '{target.name}'",
+            node=label(group.anchor),
+            why=f"its group sizes for {format} are {sizes}" if kernels else f"it reads no {format} weights",
+            fix="change weights or group_size in the recipe",
+        )
+
+
+# ---------------------------------------------------------------- activations
+
+
+def plan_values(
+    choices: Mapping[Node, Choice], ranges: Ranges, target: Target, graph: Graph
+) -> Iterable[ValueSpec]:
+    """One spec per value that exists as codes, classes sharing their scale."""
+    classes = share(choices)
+    order = {node: position for position, node in enumerate(graph.fx.nodes)}
+    for members in sorted(classes, key=lambda nodes: min(order[node] for node in nodes)):
+        ordered = sorted(members, key=order.__getitem__)
+        yield from plan_class(ordered, choices, ranges, target)
+
+
+def share(choices: Mapping[Node, Choice]) -> list[set[Node]]:
+    """Values joined by kernels that pass codes through must have one scale and zero point."""
+    joined: nx.Graph[Node] = nx.Graph()
+    joined.add_nodes_from(values_to_observe(choices))
+    for choice in choices.values():
+        if choice.mode == "static" and choice.group.row.output == "same":
+            joined.add_edge(operands(choice.group)[0], choice.group.result)
+    return [set(members) for members in nx.connected_components(joined)]
+
+
+def plan_class(
+    members: Sequence[Node], choices: Mapping[Node, Choice], ranges: Ranges, target: Target
+) -> Iterable[ValueSpec]:
+    format = class_format(members, choices, target)
+    histogram = merged([ranges[node.name].histogram for node in members])
+    recipe = next(choice.recipe for choice in choices.values() if touches(choice, members[0]))
+    scheme = "one_sided" if histogram.low >= 0 and isinstance(format, IntFormat) else "asymmetric"
+    name, (lo, hi), scores = best_range(histogram, format, scheme, recipe.observers)
+    bound = upper_bound(members)
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale, zero_point = affine(lo, hi, format, scheme, bound)
+    shared = members[0].name if len(members) > 1 else ""
+    for node in members:
+        yield ValueSpec(
+            value=node.name, label=label(node), format=format.name, why=reason(node, choices, target, format),
+            readers=readers_of_codes(node, choices), shared=shared, observer=name, lo=lo, hi=hi,
+            scale=scale, zero_point=zero_point, scores=scores,
+        )  # fmt: skip
+
+
+def merged(histograms: Sequence[Histogram]) -> Histogram:
+    union = Histogram()
+    for histogram in histograms:
+        union.merge(histogram)
+    return union
+
+
+def touches(choice: Choice, value: Node) -> bool:
+    return choice.mode == "static" and (value is choice.group.result or value in operands(choice.group))
+
+
+def class_format(members: Sequence[Node], choices: Mapping[Node, Choice], target: Target) -> Format:
+    """The format that the layers around a class agree on; an explicit one beats the target's own."""
+    wanted = {
+        activation_format(choice.recipe, target)
+        for choice in choices.values()
+        if any(touches(choice, member) for member in members)
+    }
+    explicit = {format for format in wanted if format.name != target.activation}
+    if len(explicit) > 1:
+        names = ", ".join(sorted(format.name for format in explicit))
+        raise PlanError(
+            f"the layers around '{label(members[0])}' want its value as {names}",
+            why="one tensor has one format",
+            fix="give these layers the same activations in the recipe",
+        )
+    return next(iter(explicit or wanted))
+
+
+def affine(lo: float, hi: float, format: Format, scheme: str, bound: float | None) -> tuple[float, int]:
+    """Scale and zero point; a clamp's upper bound must stay implied, so the top code may not exceed it."""
+    params = params_from_range(lo, hi, format, PerTensor(), scheme="asymmetric" if scheme != "one_sided" else "one_sided")  # fmt: skip
+    scale, zero = float(params.scale), int(params.zero_point)
+    if bound is not None and isinstance(format, IntFormat):
+        top = format.qmax - zero
+        step = np.float32(scale)
+        while np.float32(step * np.float32(top)) > np.float32(bound):
+            step = np.nextafter(step, np.float32(0))
+        scale = float(step) if scale > float(step) else scale
+    return scale, zero
+
+
+def upper_bound(members: Sequence[Node]) -> float | None:
+    """The smallest upper bound of a clamp that ends in one of these values."""
+    bounds = [
+        float(arguments(node)["max"])
+        for node in members
+        if node.target is aten.clamp.default and arguments(node).get("max") is not None
+    ]
+    return min(bounds, default=None)
+
+
+def readers_of_codes(value: Node, choices: Mapping[Node, Choice]) -> tuple[str, ...]:
+    """Empty if the value only exists as codes; else the kernels that read codes while others read float."""
+    if any(choice.group.result is value and choice.output_codes for choice in choices.values()):
+        return ()
+    return tuple(
+        anchor.name for anchor, choice in choices.items() if choice.mode == "static" and value in operands(choice.group)
+    )
+
+
+def reason(value: Node, choices: Mapping[Node, Choice], target: Target, format: Format) -> str:
+    support = target.supports(format.name, "activations")
+    limits = f" ({support.reason})" if support.executes == "float" else ""
+    produced = next((c for c in choices.values() if c.group.result is value and c.output_codes), None)
+    if produced is not None:
+        return f"{produced.group.row.kernel} returns codes{limits}"
+    count = len(readers_of_codes(value, choices))
+    return f"read as codes by {count} kernel{'s' if count > 1 else ''}, by the others as float{limits}"
+
+
+def plan_dynamic(choices: Mapping[Node, Choice]) -> Iterable[ValueSpec]:
+    """Inputs of dynamically quantized linears; one value read by several is quantized once."""
+    readers: dict[Node, list[str]] = {}
+    for anchor, choice in choices.items():
+        if choice.mode == "dynamic":
+            readers.setdefault(operands(choice.group)[0], []).append(anchor.name)
+    for value, names in readers.items():
+        yield ValueSpec(
+            value=value.name, label=label(value), format="uint8", why="range taken at run time",
+            readers=tuple(names), dynamic=True, observer="run time",
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- overflow
+
+
+def check_accumulators(plan: Plan, graph: Graph, choices: Mapping[Node, Choice]) -> None:
+    """Refuse a layer whose int32 accumulator could wrap for some input."""
+    specs = {value.value: value for value in plan.values}
+    for anchor, choice in choices.items():
+        if choice.mode != "static" or choice.group.row.weight is None:
+            continue
+        weight = graph.tensors[str(arguments(anchor)[choice.group.row.weight].target)]
+        value = specs[operands(choice.group)[0].name]
+        format = parse_format(value.format)
+        if not isinstance(format, IntFormat) or weight[0].numel() * 255 * 127 < 2**31:
+            continue
+        codes = torch.full_like(weight, 127)
+        if int(accumulator_bound(codes, value.zero_point, format.qmin, format.qmax).max()) >= 2**31:
+            raise PlanError(
+                f"the sum over {weight[0].numel()} products can exceed 32 bits",
+                node=label(anchor),
+                fix="keep this layer in float with an override",
+            )
+
+
+def with_floats(plan: Plan, floats: Mapping[str, str]) -> Plan:
+    return replace(plan, layers=tuple(
+        replace(layer, precision="float", kernel="float", why=floats[layer.node]) if layer.node in floats else layer
+        for layer in plan.layers
+    ))  # fmt: skip

@@ -1,0 +1,326 @@
+"""From a user's model to a functional ATen graph.
+
+    nn.Module | fx.GraphModule  --torch.export-->  ExportedProgram  --functionalise-->  Graph
+    file.pt2                    --torch.export.load--^
+
+The first dimension of every input that has the example's batch size stays symbolic where the model allows it.
+"""
+
+import inspect
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from qcompiler.errors import InputError, TraceError
+from qcompiler.ir.archive import safe_copy
+from qcompiler.ir.edit import normalize_arguments
+from qcompiler.ir.graph import Graph, Note, Signature
+from qcompiler.ir.spec import spec
+
+Model = nn.Module | ExportedProgram | str | Path
+
+
+def trace(model: Model, example_inputs: Any = None) -> Graph:
+    """Trace a model into a graph of stage "traced".
+
+    `example_inputs` is a tensor, a tuple of arguments, or a dict of keyword arguments; an
+    ExportedProgram or a `.pt2` file brings its own. Raises TraceError naming the user's file and line,
+    InputError for inputs that the model cannot take.
+    """
+    program, batched = exported(model, example_inputs)
+    with quiet():
+        program = program.run_decompositions({})
+    if program.graph_signature.buffers_to_mutate or program.graph_signature.user_inputs_to_mutate:
+        names = list(program.graph_signature.buffers_to_mutate.values()) + list(
+            program.graph_signature.user_inputs_to_mutate.values()
+        )
+        raise TraceError(
+            f"the model writes to {', '.join(map(repr, names[:3]))} while it runs",
+            why="a compiled graph has no state",
+            fix="call model.eval(), or return the new value instead of writing it in place",
+        )
+    graph = lift(program)
+    if not batched:
+        note = Note(
+            stage="traced",
+            rule="dynamic-batch",
+            node="input",
+            outcome="refused",
+            reason="the model fixes its batch size, so only the example's shapes run",
+        )
+        graph = graph.noting([note])
+    return graph
+
+
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """One batch as `(args, kwargs)`: a tensor, a tuple or list of arguments, or a dict of keywords."""
+    match example_inputs:
+        case Tensor():
+            return (example_inputs,), {}
+        case Mapping():
+            return (), dict(example_inputs)
+        case tuple() | list():
+            return tuple(example_inputs), {}
+    raise InputError(
+        f"inputs are a {type(example_inputs).__name__}",
+        why="a batch is a tensor, a tuple of tensors or a dict of tensors",
+        fix="wrap them accordingly",
+    )
+
+
+def exported(model: Model, example_inputs: Any) -> tuple[ExportedProgram, bool]:
+    match model:
+        case ExportedProgram():
+            return model, has_symbolic_batch(model)
+        case str() | Path():
+            program = load_program(Path(model))
+            return program, has_symbolic_batch(program)
+        case nn.Module():
+            return export_module(model, example_inputs)
+    raise InputError(
+        f"cannot trace a {type(model).__name__}",
+        why="a model is an nn.Module, a torch.fx.GraphModule, an ExportedProgram or a .pt2 file",
+        fix="pass one of these",
+    )
+
+
+def export_module(model: nn.Module, example_inputs: Any) -> tuple[ExportedProgram, bool]:
+    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
+    if training and not isinstance(model, fx.GraphModule):
+        raise InputError(
+            f"the model is in training mode ({training[0]})",
+            why="dropout and batch norm behave differently there",
+            fix="call model.eval() first",
+        )
+    if example_inputs is None:
+        raise InputError("example inputs are missing", fix="pass a tensor, a tuple or a dict of tensors")
+    args, kwargs = as_call(example_inputs)
+    check_runs(model, args, kwargs)
+    wide_args, wide_kwargs, dynamic = widen(args, kwargs)
+    if dynamic is not None:
+        try:
+            program = export(model, wide_args, wide_kwargs, arrange(dynamic, model, args, kwargs))
+            if has_symbolic_batch(program) and admits(program, args, kwargs):
+                return program, True
+        except Exception as error:
+            if is_users_control_flow(error):
+                raise explain_failure(model, error) from error
+    try:
+        return export(model, args, kwargs, None), False
+    except Exception as error:
+        raise explain_failure(model, error) from error
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> ExportedProgram:
+    with quiet(), torch.no_grad():
+        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
+
+
+def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse example inputs on which the model itself fails."""
+    args, kwargs = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        shapes = [list(x.shape) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        raise InputError(
+            f"the model fails on the example inputs of shape {', '.join(map(str, shapes))}",
+            node=user_position(error),
+            why=first_line(error),
+            fix="pass inputs that the model itself accepts",
+        ) from error
+
+
+def widen(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Repeat a batch of one (the exporter would freeze size 1) and mark batch dimensions as dynamic."""
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()]
+    if not leaves:
+        return args, kwargs, None
+    batch = leaves[0].shape[0]
+
+    def is_batched(x: Any) -> bool:
+        return isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch
+
+    def widened(x: Any) -> Any:
+        return torch.cat([x, x]) if is_batched(x) and batch == 1 else x
+
+    dynamic = pytree.tree_map(lambda x: {0: Dim.AUTO} if is_batched(x) else None, (args, kwargs))
+    wide_args, wide_kwargs = pytree.tree_map(widened, (args, kwargs))
+    return wide_args, wide_kwargs, dynamic
+
+
+def arrange(dynamic: Any, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """torch.export wants one entry per argument: a tuple if all are positional, else a dict by name."""
+    if not kwargs:
+        return dynamic[0]
+    names = list(inspect.signature(model.forward).parameters)
+    return dict(zip(names, dynamic[0], strict=False)) | dynamic[1]
+
+
+def has_symbolic_batch(program: ExportedProgram) -> bool:
+    return any(
+        found and found.shape and not isinstance(found.shape[0], int)
+        for found in map(spec, user_inputs(program))
+    )
+
+
+def user_inputs(program: ExportedProgram) -> list[Node]:
+    users = set(program.graph_signature.user_inputs)
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
+
+
+def admits(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the example itself fits; a model that fixes its batch size has taken on the widened one."""
+    specs = map(spec, user_inputs(program))
+    return all(
+        not isinstance(wanted, int) or wanted == have
+        for found, given in zip(specs, pytree.tree_leaves((args, kwargs)), strict=False)
+        if found is not None and isinstance(given, Tensor)
+        for wanted, have in zip(found.shape, given.shape, strict=True)
+    )
+
+
+def load_program(path: Path) -> ExportedProgram:
+    if not path.exists():
+        raise InputError(
+            f"there is no file '{path}'", fix="check the path, or name a built-in model (`qcompiler models`)"
+        )
+    archive = safe_copy(path)
+    try:
+        with quiet():
+            return torch.export.load(archive)
+    except Exception as error:
+        raise InputError(
+            f"'{path}' is not a program that torch.export saved",
+            why=first_line(error),
+            fix="write it with torch.export.save(torch.export.export(model, inputs), path)",
+        ) from error
+
+
+def lift(program: ExportedProgram) -> Graph:
+    """Turn lifted parameters back into constants and strip what only the exporter needs."""
+    signature = program.graph_signature
+    attributes = (
+        dict(signature.inputs_to_parameters)
+        | dict(signature.inputs_to_buffers)
+        | dict(signature.inputs_to_lifted_tensor_constants)
+    )
+    held = {**program.constants, **dict(program.named_buffers()), **program.state_dict}
+    graph, mapping = fx.Graph(), dict[Node, Node]()
+    tensors: dict[str, Tensor] = {}
+    for node in program.graph.nodes:
+        if node.op == "output":
+            graph.output(fx.map_arg(list(node.args[0]), mapping.__getitem__))
+            continue
+        if node.op == "placeholder" and node.name in attributes:
+            target = attributes[node.name]
+            tensors[target] = held[target].detach()
+            mapping[node] = graph.create_node("get_attr", target, name=target.replace(".", "_"))
+        elif node.op == "call_function" and not is_size_check(node):
+            refuse_higher_order(node)
+            mapping[node] = graph.node_copy(node, mapping.__getitem__)
+            normalize_arguments(mapping[node])
+        elif node.op == "placeholder":
+            mapping[node] = graph.node_copy(node, mapping.__getitem__)
+        mapping_meta(node, mapping)
+    in_spec, out_spec = program.call_spec
+    return Graph(
+        fx=graph,
+        tensors=tensors,
+        stage="traced",
+        signature=Signature(
+            inputs=tuple(n.name for n in graph.nodes if n.op == "placeholder"),
+            in_spec=in_spec,
+            out_spec=out_spec,
+            argument_names=argument_names(program),
+        ),
+    )
+
+
+def argument_names(program: ExportedProgram) -> tuple[str, ...]:
+    """Names by which the arguments may be passed, where each is a single tensor."""
+    args, kwargs = program.example_inputs or ((), {})
+    if any(not isinstance(x, Tensor) for x in (*args, *kwargs.values())):
+        return ()
+    users = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    return tuple(users)
+
+
+def mapping_meta(node: Node, mapping: dict[Node, Node]) -> None:
+    if node in mapping:
+        mapping[node].meta = dict(node.meta)
+
+
+def is_size_check(node: Node) -> bool:
+    """Runtime assertions about symbolic sizes; the compiled call checks its inputs itself."""
+    return not node.users and any(word in str(node.target) for word in ("assert", "sym_constrain"))
+
+
+def refuse_higher_order(node: Node) -> None:
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        raise TraceError(
+            f"the model uses the control-flow operator '{node.target}'",
+            node=node.name,
+            why="a graph is straight-line code",
+            fix="move the branch out of the model and compile the parts",
+        )
+
+
+CONTROL_FLOW = ("data-dependent", "DataDependent", "GuardOnDataDependent", "UserError", "Unsupported")
+
+
+def is_users_control_flow(error: Exception) -> bool:
+    return any(word in type(error).__name__ or word in str(error)[:400] for word in CONTROL_FLOW)
+
+
+def explain_failure(model: nn.Module, error: Exception) -> TraceError:
+    position = user_position(error)
+    if is_users_control_flow(error):
+        return TraceError(
+            f"{type(model).__name__} cannot be traced",
+            node=position,
+            why="the path through the code depends on the values of a tensor, or on Python that has no graph",
+            fix="express the choice with torch.where, or compile the parts before and after it",
+        )
+    return TraceError(
+        f"{type(model).__name__} cannot be traced",
+        node=position,
+        why=first_line(error),
+        fix="see the cause above; torch.export must be able to capture the model",
+    )
+
+
+LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+def user_position(error: BaseException) -> str | None:
+    """`file.py:12 (code)` of the deepest frame that is neither torch's nor ours."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*LIBRARY, "<"))
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else None
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter's own deprecation warnings say nothing to a user of this compiler."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

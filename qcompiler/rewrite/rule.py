@@ -1,0 +1,172 @@
+"""A rule is two runnable functions and a law; pattern, rewrite, refusal and test come from it.
+
+before(args) --> after(args)      where the side condition holds      equal as the law says
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from qcompiler.ir import Draft, Graph, label, spec
+from qcompiler.rewrite.pattern import OPERATORS, Match, Pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """How equal the two sides are: `ulps` units in the last place of the largest result, in float64.
+
+    0 means bit for bit. Sides that are equal in real arithmetic differ only by rounding, which a few
+    ulps of float64 per accumulated term cover and a wrong formula does not.
+    """
+
+    ulps: int
+
+    def __str__(self) -> str:
+        return "exact" if self.ulps == 0 else f"within {self.ulps} ulp"
+
+    def broken_by(self, before: Tensor, after: Tensor) -> str | None:
+        """The sentence that says how two results break the law, or None."""
+        if before.shape != after.shape:
+            return f"shapes differ: {list(before.shape)} against {list(after.shape)}"
+        unit = torch.finfo(before.dtype).eps if before.dtype.is_floating_point else 1
+        largest = before.abs().max().item() if before.numel() else 0.0
+        distance = (before.double() - after.double()).abs().max().item() if before.numel() else 0.0
+        allowed = self.ulps * unit * max(largest, 1e-30)
+        return None if distance <= allowed else f"they differ by {distance:.3g}, allowed is {allowed:.3g}"
+
+
+EXACT = Law(ulps=0)
+
+
+def reals(ulps: int) -> Law:
+    """Equal in real arithmetic; float64 rounding stays within `ulps`."""
+    return Law(ulps=ulps)
+
+
+Where = Callable[[Match, Draft], str | None]
+Domain = Callable[[torch.Generator], Iterable[Sequence[Any]]]
+
+
+def always(match: Match, draft: Draft) -> str | None:
+    """No side condition."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """`before --> after`.
+
+    Invariants: both functions take the same parameters; on every tuple from `domain` their results obey
+    `law`; `where` returns None to allow a rewrite, or the sentence why it must not be made.
+    """
+
+    name: str
+    before: Callable[..., Any]
+    after: Callable[..., Any]
+    domain: Domain
+    law: Law = EXACT
+    where: Where = always
+
+    @cached_property
+    def pattern(self) -> Pattern:
+        return Pattern(self.before)
+
+    def check(self, generator: torch.Generator) -> str | None:
+        """Try the law on random inputs from the domain; the sentence how it breaks, or None."""
+        for sample in self.domain(generator):
+            problem = self.law.broken_by(self.before(*sample), self.after(*sample))
+            if problem:
+                return f"rule '{self.name}' is not {self.law}: {problem}"
+        return None
+
+
+class Placed(fx.Proxy):
+    """A value on the right side of a rule; unlike a bare proxy it knows the shape it has in this graph."""
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        found = spec(self.node)
+        assert found is not None, f"{self.node} is not a tensor"
+        return found.shape
+
+
+class Inserter(fx.proxy.GraphAppendingTracer):
+    """Traces the right side of a rule straight into a draft, inferring specs on the way."""
+
+    def __init__(self, draft: Draft, match: Match) -> None:
+        super().__init__(draft.fx)
+        self.draft = draft
+        self.match = match
+        self.made: list[Node] = []
+
+    def proxy(self, node: Node) -> fx.Proxy:
+        return Placed(node, self)
+
+    def given(self, bound: Any) -> Any:
+        return self.proxy(bound) if isinstance(bound, Node) else bound
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Node:
+        target = OPERATORS.get(target, target)
+        same_op = (node for node in self.match.covered if node.target == target)
+        origin = next(same_op, self.match.root)
+        node = self.draft.call(target, *args, before=self.match.root, origin=origin, **kwargs)
+        self.made.append(node)
+        return node
+
+
+def apply_rules(graph: Graph, rules: Sequence[Rule]) -> Graph:
+    """Rewrite until no rule fires; every firing and every refusal becomes a note."""
+    draft = Draft(graph)
+    refused: set[tuple[str, Node]] = set()
+    changed = True
+    while changed:
+        changed = False
+        for node in draft.nodes:
+            for rule in rules:
+                changed |= fire(rule, node, draft, refused)
+    return draft.finish()
+
+
+def fire(rule: Rule, node: Node, draft: Draft, refused: set[tuple[str, Node]]) -> bool:
+    """Try one rule at one node; whether the graph changed."""
+    if not is_live(node) or (match := rule.pattern.match(node)) is None:
+        return False
+    inserter = Inserter(draft, match)
+    reason = rule.where(match, draft)
+    if reason is None:
+        result = rule.after(**{name: inserter.given(bound) for name, bound in match.bindings.items()}).node
+        reason = changed_type(node, result)
+    if reason is not None:
+        if (rule.name, node) not in refused:
+            draft.note(rule.name, label(node), "refused", reason)
+        refused.add((rule.name, node))
+        for made in reversed(inserter.made):
+            draft.fx.erase_node(made)
+        return False
+    draft.note(rule.name, label(node), "applied")
+    draft.replace(node, result)
+    for dead in reversed(match.covered):
+        remove_if_unread(dead, draft)
+    remove_if_unread(node, draft)
+    return True
+
+
+def changed_type(before: Node, after: Node) -> str | None:
+    """Laws speak of one dtype and of operands that fit; a graph may mix them."""
+    old, new = spec(before), spec(after)
+    same = old and new and old.dtype == new.dtype and len(old.shape) == len(new.shape)
+    return None if same else f"the result would be {new} instead of {old}"
+
+
+def is_live(node: Node) -> bool:
+    return not getattr(node, "_erased", False)
+
+
+def remove_if_unread(node: Node, draft: Draft) -> None:
+    if is_live(node) and not node.users and node.op == "call_function":
+        draft.fx.erase_node(node)

@@ -1,0 +1,117 @@
+"""A target is a table: which ops it computes in which formats, with which kernel, fused with what.
+
+Passes ask the table and never compare names of backends.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch.fx import Node
+
+from qcompiler.errors import TargetError
+from qcompiler.rewrite import Trait, traits
+
+Output = Literal["required", "optional", "same"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRow:
+    """One op that a target can compute on integer codes.
+
+    output: "required": the kernel only exists with a quantized result; "optional": it can also return
+    float; "same": codes pass through, so input and output share one scale and zero point.
+    starts: worth quantizing an input for. A row that does not start carries integers that are there anyway.
+    """
+
+    op: Any
+    kernel: str
+    formula: str
+    operands: tuple[str, ...]
+    weight: str | None = None
+    bias: str | None = None
+    output: Output = "required"
+    absorbs: Trait = Trait.NONE
+    starts: bool = False
+    tolerance: int = 0  # distance from the reference, in LSB of the output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """How a format is executed: in integer kernels, or only stored and computed in float, and why."""
+
+    executes: Literal["integer", "float"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOnly:
+    """A weight format that a float op may read directly."""
+
+    format: str
+    kernel: str
+    blocks: tuple[int, ...]  # allowed group sizes along the reduction; 0 = one scale per column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Everything that the compiler may ask about where a model will run.
+
+    Invariants: `activation` and `weight` are keys of their support tables and execute in integers;
+    `rows` has one row per op.
+    """
+
+    name: str
+    backend: str
+    activation: str
+    weight: str
+    activations: Mapping[str, Support]
+    weights: Mapping[str, Support]
+    rows: tuple[KernelRow, ...]
+    weight_only: tuple[WeightOnly, ...] = ()
+    dynamic_kernel: str | None = None
+    carries_moves: frozenset[Any] = frozenset()
+    movement_kernel: str = "on codes"
+    opset: Mapping[str, int] = field(default_factory=dict)  # lowest ONNX opset by format
+    features: tuple[str, ...] = ()  # CPU features that the speed depends on
+    weight_limit: int | None = None  # largest |code| where the features are missing
+    accumulator_bits: int = 32
+
+    def row(self, node: Node) -> KernelRow | None:
+        """The row for a node's op; data movement is one row for all ops of that trait that are carried."""
+        for row in self.rows:
+            if row.op == node.target:
+                return row
+        if node.target in self.carries_moves and Trait.MOVES_DATA in traits(node):
+            return KernelRow(
+                op=node.target, kernel=self.movement_kernel, formula="move", operands=("self",), output="same"
+            )
+        return None
+
+    def supports(self, format: str, role: Literal["activations", "weights"]) -> Support:
+        table: Mapping[str, Support] = getattr(self, role)
+        if format not in table:
+            raise TargetError(
+                f"target '{self.name}' cannot hold {role} in '{format}'",
+                why=f"it knows {', '.join(table)}",
+                fix="choose one of these formats, or another target",
+            )
+        return table[format]
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def register_target(target: Target) -> Target:
+    TARGETS[target.name] = target
+    return target
+
+
+def find_target(name: str | Target) -> Target:
+    if isinstance(name, Target):
+        return name
+    if name not in TARGETS:
+        raise TargetError(
+            f"there is no target '{name}'", why=f"known are {', '.join(sorted(TARGETS))}", fix="choose one of these"
+        )
+    return TARGETS[name]

@@ -1,0 +1,95 @@
+"""x86-64 CPUs through ONNX Runtime: what its CPU provider computes on integers (measured on 1.31.1).
+
+Activations are uint8 because its integer kernels are uint8 x int8; an int8 activation with two readers
+silently stays float. Each row is one entry of the measured table in docs/ort.md.
+"""
+
+import torch
+
+from qcompiler.rewrite import Trait
+from qcompiler.target.base import KernelRow, Support, Target, WeightOnly, register_target
+
+aten = torch.ops.aten
+qc = torch.ops.qcompiler
+
+INTEGER = Support(executes="integer")
+NO_KERNEL = Support(executes="float", reason="ONNX Runtime has no integer kernel for this format")
+FAN_OUT = Support(
+    executes="float",
+    reason="ONNX Runtime on x86-64 computes uint8 activations only; an int8 one with two readers stays float",
+)
+BASIC_LEVEL = Support(
+    executes="float", reason="FP8 is stored, and computed in float at the basic optimization level"
+)
+
+
+def convolution(op: object) -> KernelRow:
+    return KernelRow(
+        op=op, kernel="QLinearConv", formula="conv", operands=("input",), weight="weight", bias="bias",
+        output="required", absorbs=Trait.CLAMPS, starts=True,
+    )  # fmt: skip
+
+
+ROWS = (
+    convolution(aten.conv1d.default),
+    convolution(aten.conv2d.default),
+    convolution(aten.conv3d.default),
+    KernelRow(
+        op=aten.linear.default, kernel="QGemm", formula="linear", operands=("input",), weight="weight",
+        bias="bias", output="optional", absorbs=Trait.CLAMPS, starts=True,
+    ),
+    KernelRow(op=aten.add.Tensor, kernel="QLinearAdd", formula="add", operands=("self", "other"),
+              absorbs=Trait.CLAMPS, tolerance=1),
+    KernelRow(op=aten.mul.Tensor, kernel="QLinearMul", formula="mul", operands=("self", "other"),
+              absorbs=Trait.CLAMPS),
+    KernelRow(op=qc.global_avg_pool.default, kernel="QLinearGlobalAveragePool", formula="global_avg_pool",
+              operands=("x",), tolerance=1),
+    KernelRow(op=aten.avg_pool2d.default, kernel="QLinearAveragePool", formula="avg_pool", operands=("self",),
+              tolerance=1),
+    KernelRow(op=aten.max_pool2d.default, kernel="MaxPool", formula="max_pool", operands=("self",),
+              output="same"),
+    KernelRow(op=aten.cat.default, kernel="QLinearConcat", formula="concat", operands=("tensors",)),
+    KernelRow(op=aten.sigmoid.default, kernel="QLinearSigmoid", formula="unary", operands=("self",)),
+    KernelRow(op=aten.leaky_relu.default, kernel="QLinearLeakyRelu", formula="unary", operands=("self",)),
+)  # fmt: skip
+
+MOVES = frozenset({
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default,
+    aten.transpose.int, aten.t.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.slice.Tensor, aten.select.int, aten.expand.default, aten.pixel_shuffle.default,
+})  # fmt: skip
+
+ONNX_RUNTIME_CPU = register_target(
+    Target(
+        name="cpu",
+        backend="ort",
+        activation="uint8",
+        weight="int8",
+        activations={
+            "uint8": INTEGER,
+            "int8": FAN_OUT,
+            "int16": NO_KERNEL,
+            "uint16": NO_KERNEL,
+            "float8_e4m3fn": BASIC_LEVEL,
+            "float8_e5m2": BASIC_LEVEL,
+        },
+        weights={
+            "int8": INTEGER,
+            "uint8": NO_KERNEL,
+            "int4": NO_KERNEL,
+            "uint4": NO_KERNEL,
+            "float8_e4m3fn": BASIC_LEVEL,
+            "float8_e5m2": BASIC_LEVEL,
+        },
+        rows=ROWS,
+        weight_only=(
+            WeightOnly(format="int4", kernel="MatMulNBits", blocks=(16, 32, 64, 128)),
+            WeightOnly(format="int8", kernel="MatMulNBits", blocks=(0, 32, 64, 128)),
+        ),
+        dynamic_kernel="MatMulIntegerToFloat",
+        carries_moves=MOVES,
+        opset={"uint8": 13, "int8": 13, "int16": 21, "int4": 21, "float8_e4m3fn": 19, "float8_e5m2": 19},
+        features=("avx512_vnni", "avx_vnni"),
+        weight_limit=64,
+    )
+)

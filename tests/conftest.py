@@ -1,0 +1,27 @@
+"""What holds for every test: few threads, and the same random numbers each time."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+# Under xdist each worker has one core; more threads than cores make every test slower.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+# Properties are tried on the same examples each time, so a red run is red again for whoever looks into it;
+# --hypothesis-profile=default tries others. A deadline would fail right tests on a busy machine.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Each test starts from the same random state, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
