@@ -3,12 +3,11 @@
     calibrate : (Graph, data, values to observe) -> {value: Statistics}
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 from torch.fx import Node
 
@@ -16,6 +15,7 @@ from qcompiler.errors import CalibrationError
 from qcompiler.ir import Graph, as_call, evaluate, flatten_inputs
 from qcompiler.ir.spec import label
 from qcompiler.numerics import Histogram
+from qcompiler.progress import Tell, silent
 
 
 @dataclass
@@ -27,14 +27,16 @@ class Statistics:
     histogram: Histogram = field(default_factory=Histogram)
     largest: Tensor | None = None  # max |x| per channel
     total: Tensor | None = None  # sum of x per channel, float64
+    squares: Tensor | None = None  # sum of x^2 per channel
     count: int = 0  # elements per channel
 
     def observe(self, x: Tensor) -> None:
         self.histogram.observe(x)
         rows = x.detach().movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x.detach().reshape(1, -1)
-        largest, total = rows.abs().amax(1), rows.sum(1, dtype=torch.float64)
+        largest, total, squares = rows.abs().amax(1), rows.sum(1, dtype=torch.float64), (rows * rows).sum(1)
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         self.total = total if self.total is None else self.total + total
+        self.squares = squares if self.squares is None else self.squares + squares
         self.count += rows.shape[1]
 
     @property
@@ -60,7 +62,7 @@ def batches(data: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         yield as_call(batch)
 
 
-def calibrate(graph: Graph, data: Iterable[Any], values: Iterable[Node], *, progress: bool = False) -> Ranges:
+def calibrate(graph: Graph, data: Iterable[Any], values: Iterable[Node], *, tell: Tell = silent) -> Ranges:
     """Run the graph on every batch and collect statistics of `values`.
 
     Raises CalibrationError for empty data, and for NaN or inf naming tensor and batch.
@@ -69,7 +71,7 @@ def calibrate(graph: Graph, data: Iterable[Any], values: Iterable[Node], *, prog
     if not found:
         return found
     seen = 0
-    for seen, flat in enumerate(flat_batches(graph, data, progress=progress), start=1):
+    for seen, flat in enumerate(flat_batches(graph, data, tell), start=1):
         check_finite(graph, flat, seen)
 
         def observe(node: Node, value: Any, batch: int = seen) -> None:
@@ -84,14 +86,12 @@ def calibrate(graph: Graph, data: Iterable[Any], values: Iterable[Node], *, prog
     return found
 
 
-def flat_batches(graph: Graph, data: Iterable[Any], *, progress: bool) -> Iterator[list[Any]]:
-    """Every batch in the graph's flat order, under a progress bar."""
-    total = len(data) if hasattr(data, "__len__") else None
-    with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("calibrating", total=total)
-        for args, kwargs in batches(data):
-            yield flatten_inputs(graph, args, kwargs)
-            bar.advance(task)
+def flat_batches(graph: Graph, data: Iterable[Any], tell: Tell = silent) -> Iterator[list[Any]]:
+    """Every batch in the graph's flat order."""
+    total = len(data) if isinstance(data, Sized) else None
+    for done, (args, kwargs) in enumerate(batches(data)):
+        tell("calibrating", done, total)
+        yield flatten_inputs(graph, args, kwargs)
 
 
 def observe_finite(statistics: Statistics, value: Tensor, batch: int) -> None:

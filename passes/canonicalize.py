@@ -1,15 +1,16 @@
 """One normal form for every model: identities gone, constants folded, duplicates merged, rules applied.
 
-CANONICAL = identities >> constants >> (rules >> constants) >> duplicates
+CANONICAL = identities >> constants >> functions >> constants >> contractions >> identities >> duplicates
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.ir import Draft, Graph, arguments, module_path, spec, value
+from qcompiler.ir import Draft, Graph, Note, arguments, module_path, spec, value
 from qcompiler.passes.rules import ARITHMETIC, LINEAR
 from qcompiler.rewrite import Pass, Trait, apply_rules, has
 
@@ -64,7 +65,7 @@ def fold_constants(graph: Graph) -> Graph:
             continue
         given = torch.fx.map_arg((node.args, node.kwargs), draft.tensor)
         with torch.no_grad():
-            result = node.target(*given[0], **given[1])  # type: ignore[operator, index, misc]
+            result = node.target(*given[0], **given[1])  # type: ignore[operator]
         if not isinstance(result, Tensor) or grows(result, node, draft):
             continue
         path = module_path(node)
@@ -109,6 +110,18 @@ def merge_duplicates(graph: Graph) -> Graph:
     return draft.finish()
 
 
+def merge_into_contractions(graph: Graph) -> Graph:
+    """LINEAR >> fold constants, repeated: rules ask for constants and leave expressions of them."""
+    applied: list[Note] = []
+    while True:
+        merged = apply_rules(replace(graph, notes=()), LINEAR)
+        fired = [note for note in merged.notes if note.outcome == "applied"]
+        if not fired:  # refusals count when nothing can change them any more
+            return replace(merged, notes=(*graph.notes, *applied, *merged.notes))
+        applied += fired
+        graph = fold_constants(replace(merged, notes=graph.notes))
+
+
 def name(step: Any, title: str, *, requires: str = "traced", ensures: str = "traced") -> Pass:
     return Pass(name=title, apply=step, requires=requires, ensures=ensures)
 
@@ -118,8 +131,7 @@ CANONICAL = (
     name(fold_constants, "fold constants"),
     name(lambda graph: apply_rules(graph, ARITHMETIC), "recognise functions"),
     name(fold_constants, "fold constants"),
-    name(lambda graph: apply_rules(graph, LINEAR), "merge into contractions"),
-    name(fold_constants, "fold constants"),
+    name(merge_into_contractions, "merge into contractions"),
     name(remove_identities, "remove identities"),
     name(merge_duplicates, "merge duplicates", ensures="canonical"),
 )

@@ -1,0 +1,39 @@
+"""qcompiler: a graph-level quantization compiler.
+
+    import qcompiler as qc
+    compiled = qc.compile(model, example_inputs, calibration=batches)
+    compiled(x), print(compiled.report()), compiled.save("model.qc")
+
+Importing this module is cheap; torch and the engines load at first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qcompiler.api import Compiled as Compiled
+    from qcompiler.api import compile as compile
+    from qcompiler.api import export_onnx as export_onnx
+    from qcompiler.api import load as load
+    from qcompiler.ir import trace as trace
+    from qcompiler.recipe import Override as Override
+    from qcompiler.recipe import Recipe as Recipe
+
+# Public name -> where it lives.
+PUBLIC = {
+    "compile": "qcompiler.api",
+    "export_onnx": "qcompiler.api",
+    "load": "qcompiler.api",
+    "Compiled": "qcompiler.api",
+    "trace": "qcompiler.ir",
+    "Recipe": "qcompiler.recipe",
+    "Override": "qcompiler.recipe",
+}
+
+__all__ = [*PUBLIC]  # noqa: PLE0604 - the table is the one list of names
+
+
+def __getattr__(name: str) -> Any:
+    if name in PUBLIC:
+        return getattr(importlib.import_module(PUBLIC[name]), name)
+    raise AttributeError(f"module 'qcompiler' has no attribute '{name}'")

@@ -1,5 +1,6 @@
 """ONNX Runtime: QDQ models that its optimizer turns into integer kernels."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +12,16 @@ from torch import Tensor
 from qcompiler.backends.base import Execution
 from qcompiler.backends.ort.contract import read_execution
 from qcompiler.backends.ort.prepare import prepare
+from qcompiler.backends.ort.profile import profile_nodes
 from qcompiler.backends.ort.session import open_session, run_session
+from qcompiler.backends.ort.verify import NodeDistance, verify_nodes
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Graph, arguments
 from qcompiler.plan import Plan
+from qcompiler.target import Target
 
 DEFAULT_OPSET = 21
+OPSETS = (18, 23)  # what torch's exporter writes and ONNX Runtime loads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,14 @@ class OrtExecutable:
     def execution(self, plan: Plan) -> Execution:
         return read_execution(self.optimized, plan)
 
+    def profile(self, inputs: Sequence[Tensor]) -> dict[str, float]:
+        """Microseconds per run of every node, by planned name."""
+        return profile_nodes(self.path, inputs, level=self.level, threads=self.threads)
+
+    def verify(self, inputs: Sequence[Tensor]) -> list[NodeDistance]:
+        """Every integer kernel against the reference, on the inputs that it was really given."""
+        return verify_nodes(self.optimized, inputs)
+
 
 class Ort:
     """The backend named "ort"."""
@@ -56,13 +69,16 @@ def write_onnx(graph: Graph, path: Path, *, opset: int | None = None) -> None:
     """Write a graph as an ONNX file whose metadata names the level it needs."""
     from qcompiler.backends.ort.export import save, to_onnx
 
-    model = to_onnx(prepare(graph), opset=opset or required_opset(graph))
+    model = to_onnx(prepare(graph), opset=opset or DEFAULT_OPSET)
     save(model, path, {"qcompiler.level": level_for(graph)})
 
 
-def open_executable(graph: Graph, path: Path, *, threads: int | None) -> OrtExecutable:
+def open_executable(
+    graph: Graph, path: Path, *, threads: int | None, optimized: Path | None = None
+) -> OrtExecutable:
+    """Load an ONNX file; raises LoweringError where ONNX Runtime refuses it."""
     level = level_for(graph)
-    optimized = path.with_name("optimized.onnx")
+    optimized = optimized or path.with_name("optimized.onnx")
     try:
         session = open_session(path, threads=threads, level=level, optimized=optimized)
     except Exception as error:
@@ -85,5 +101,34 @@ def level_for(graph: Graph) -> str:
     return "basic" if any(name.startswith("float8") for name in formats(graph)) else "all"
 
 
-def required_opset(graph: Graph) -> int:
-    return DEFAULT_OPSET
+def required_opset(graph: Graph, target: Target) -> int:
+    """The lowest opset that holds all formats of a graph."""
+    return max([OPSETS[0], *(target.opset.get(name, OPSETS[0]) for name in formats(graph))])
+
+
+def check_opset(graph: Graph, opset: int | None, target: Target) -> None:
+    """Refuse an opset that torch's exporter or the formats rule out."""
+    lowest = required_opset(graph, target)
+    if opset is not None and not lowest <= opset <= OPSETS[1]:
+        raise LoweringError(
+            f"opset {opset} cannot hold this model",
+            why=f"its formats ({', '.join(sorted(formats(graph))) or 'float'}) need opset {lowest} to {OPSETS[1]}",
+            fix=f"leave opset out (it is {DEFAULT_OPSET}) or choose one in that range",
+        )
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Move a finished model, and its data file if it has one, to where it was asked for."""
+    for suffix in (".data", ""):
+        source = Path(f"{draft}{suffix}")
+        if source.exists():
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as hidden:
+                shutil.copyfile(source, hidden.name)
+            Path(hidden.name).chmod(0o644)
+            Path(hidden.name).replace(f"{path}{suffix}")
+
+
+def open_saved(graph: Graph, path: Path, *, threads: int | None) -> OrtExecutable:
+    """Open a model from an artifact, which stays as it is."""
+    folder = Path(tempfile.mkdtemp(prefix="qcompiler-"))
+    return open_executable(graph, path, threads=threads, optimized=folder / "optimized.onnx")

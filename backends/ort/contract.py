@@ -3,6 +3,7 @@
     planned layer  <->  node of the same name in the optimized model  ->  kernel, precision, reason if float
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,16 +40,22 @@ def read_execution(optimized: Path, plan: Plan) -> Execution:
 
 
 def index(nodes: list[NodeProto]) -> dict[str, NodeProto]:
-    """Name -> node; fused nodes keep the name of the op they replace, sometimes with a suffix."""
+    """Planned name -> node; where several nodes carry one name, the integer kernel among them."""
     found: dict[str, NodeProto] = {}
     for node in nodes:
-        if node.op_type in QDQ:
-            continue
-        base = node.name.split("/")[0]
-        for name in (node.name, base):
-            if name and (name not in found or is_kernel(node)):
-                found[name] = node
+        name = planned_name(node.name)
+        if node.op_type not in QDQ and name and (name not in found or is_kernel(node)):
+            found[name] = node
     return found
+
+
+# What ONNX Runtime's fusions and layout changes write around the name of the op they replace.
+DECORATION = re.compile(r"^(?:fused )?(.+?)(?:_token_\d+|_nhwc|/.*)?$")
+
+
+def planned_name(name: str) -> str:
+    found = DECORATION.match(name)
+    return found[1] if found else name
 
 
 def is_kernel(node: NodeProto) -> bool:
@@ -56,20 +63,12 @@ def is_kernel(node: NodeProto) -> bool:
 
 
 def executed(layer: LayerPlan, by_name: dict[str, NodeProto], types: dict[str, int]) -> Executed:
-    node = by_name.get(layer.node) or near_name(layer.node, by_name)
+    node = by_name.get(layer.node)
     if node is None:
         return Executed(node=layer.node, kernel="", precision=layer.precision, reason="merged into another kernel")
     precision = precision_of(node, types)
     reason = diagnose(layer, node, types) if layer.precision != "float" and precision == "float" else ""
     return Executed(node=layer.node, kernel=node.op_type, precision=precision, reason=reason)
-
-
-def near_name(name: str, by_name: dict[str, NodeProto]) -> NodeProto | None:
-    """Some fusions write their own name around the old one (`fused add_3`, `add_3_nhwc`)."""
-    for found, node in by_name.items():
-        if found.startswith((f"{name}_", f"{name}-")) and is_kernel(node) or found.endswith(f" {name}"):
-            return node
-    return None
 
 
 def precision_of(node: NodeProto, types: dict[str, int]) -> str:

@@ -101,6 +101,17 @@ def clamp_zero_six(x: Tensor) -> Any:
     return aten.clamp.default(x, 0.0, 6.0)
 
 
+# ---------------------------------------------------------------- padding
+
+
+def pad_by_mode(x: Tensor, pad: list[int], value: float | None) -> Any:
+    return aten.pad.default(x, pad, "constant", value)
+
+
+def constant_pad(x: Tensor, pad: list[int], value: float | None) -> Any:
+    return aten.constant_pad_nd.default(x, pad, 0.0 if value is None else value)
+
+
 # ---------------------------------------------------------------- pooling over all of space
 
 
@@ -171,6 +182,8 @@ ARITHMETIC = (
     Rule(name="relu6-is-clamp", before=relu6, after=clamp_zero_six, domain=several(points)),
     Rule(name="clamp-is-relu", before=clamp_at_zero, after=relu, domain=several(points)),
     Rule(name="clamp-min-is-relu", before=clamp_min_zero, after=relu, domain=several(points)),
+    Rule(name="pad-by-a-constant", before=pad_by_mode, after=constant_pad,
+         domain=several(lambda g: (*images(g), choose(g, [1, 2], [1, 1, 2, 0]), choose(g, None, 0.0, -1.5)))),
     Rule(name="global-pool", before=mean_over_space, after=global_pool_over,
          domain=several(images_and_axes), law=reals(8), where=is_over_space),
     Rule(name="global-pool-dropped", before=mean_over_space_dropped, after=global_pool_over_dropped,

@@ -37,6 +37,7 @@ class Draft:
     def call(
         self,
         target: Callable[..., Any],
+        /,  # operators have an argument called self, too
         *args: Any,
         before: Node,
         name: str | None = None,
@@ -58,7 +59,7 @@ class Draft:
         args = fx.map_arg(node.args, value)
         kwargs = fx.map_arg(node.kwargs, value)
         with self.fake_mode:
-            set_value(node, node.target(*args, **kwargs))  # type: ignore[operator, misc]
+            set_value(node, node.target(*args, **kwargs))  # type: ignore[operator]
 
     def constant(self, name: str, tensor: Tensor, *, before: Node) -> Node:
         """A get_attr node for a new constant; `name` is made unique."""
@@ -66,7 +67,7 @@ class Draft:
         while unique in self.tensors and self.tensors[unique] is not tensor:
             count += 1
             unique = f"{name}_{count}"
-        self.tensors[unique] = tensor.detach()
+        self.tensors[unique] = tensor.detach() if tensor.requires_grad else tensor
         with self.fx.inserting_before(before):
             node = self.fx.get_attr(unique)
         set_value(node, self.fake_mode.from_tensor(tensor.detach(), static_shapes=True))

@@ -115,7 +115,7 @@ def evaluate(
     given = iter(inputs)
     for node in graph.fx.nodes:
         if node.op == "output":
-            return [values[arg] if isinstance(arg, Node) else arg for arg in node.args[0]]  # type: ignore[union-attr]
+            return [values[arg] if isinstance(arg, Node) else arg for arg in node.args[0]]
         if node.op == "placeholder":
             values[node] = next(given)
         elif node.op == "get_attr":
@@ -123,7 +123,7 @@ def evaluate(
         else:
             args = fx.map_arg(node.args, values.__getitem__)
             kwargs = fx.map_arg(node.kwargs, values.__getitem__)
-            values[node] = evaluate_node(node, args, dict(kwargs), values)  # type: ignore[arg-type]
+            values[node] = evaluate_node(node, args, dict(kwargs), values)
         if observe is not None:
             observe(node, values[node])
         if not readers[node]:
@@ -149,14 +149,17 @@ def flatten_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, 
         return list(signature.in_spec.flatten_up_to((args, kwargs)))  # dicts may have their keys in any order
     except ValueError:
         pass  # another arrangement; perhaps the same arguments by name
-    named = dict(zip(signature.argument_names, args, strict=False)) | kwargs
+    # An argument that the example gave by name has no known position.
+    positional = signature.in_spec.child(0).num_children
+    named = dict(zip(signature.argument_names[:positional], args, strict=False)) | kwargs
     if len(args) + len(kwargs) == len(named) and set(named) == set(signature.argument_names):
         given = pytree.tree_leaves(tuple(named[name] for name in signature.argument_names))
         if len(given) == len(signature.inputs):
             return list(given)
     wanted = ", ".join(signature.argument_names or signature.inputs)
     raise InputError(
-        f"the model takes {len(signature.inputs)} inputs ({wanted}) but the call has {len(given)} in another arrangement",
+        f"the model takes {len(signature.inputs)} inputs ({wanted});"
+        f" the call has {len(given)}, arranged otherwise",
         why="it was compiled for the arrangement of the example inputs",
         fix="call it with the same positional and keyword arguments as the example",
     )

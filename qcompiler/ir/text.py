@@ -251,6 +251,8 @@ class Reader:
             if isinstance(size, ast.Constant):
                 shape.append(size.value)
                 dynamic.append(DimDynamic.STATIC)
+            elif not isinstance(size, ast.Name | ast.BinOp):
+                raise self.refuse(kind)
             else:
                 new = EXAMPLE_SIZE + len(self.symbols)
                 shape.append(self.symbols.setdefault(ast.unparse(size), new))

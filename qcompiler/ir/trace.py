@@ -108,7 +108,7 @@ def export_module(model: nn.Module, example_inputs: Any) -> tuple[ExportedProgra
     wide_args, wide_kwargs, dynamic = widen(args, kwargs)
     if dynamic is not None:
         try:
-            program = export(model, wide_args, wide_kwargs, arrange(dynamic, model, args, kwargs))
+            program = export(model, wide_args, wide_kwargs, arrange(dynamic, model))
             if has_symbolic_batch(program) and admits(program, args, kwargs):
                 return program, True
         except Exception as error:
@@ -159,12 +159,10 @@ def widen(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
     return wide_args, wide_kwargs, dynamic
 
 
-def arrange(dynamic: Any, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """torch.export wants one entry per argument: a tuple if all are positional, else a dict by name."""
-    if not kwargs:
-        return dynamic[0]
-    names = list(inspect.signature(model.forward).parameters)
-    return dict(zip(names, dynamic[0], strict=False)) | dynamic[1]
+def arrange(dynamic: Any, model: nn.Module) -> dict[str, Any]:
+    """The marks by the names of the parameters, which is how torch.export binds a call."""
+    args, kwargs = dynamic
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
 def has_symbolic_batch(program: ExportedProgram) -> bool:

@@ -69,13 +69,14 @@ class Pattern:
         return {name: KINDS.get(hints[name], "literal") for name in names}
 
     def match(self, node: Node) -> "Match | None":
-        """The first way in which `node` is the root of this pattern, or None."""
+        """The first way in which `node` is the root of this pattern, best one that nobody else reads."""
         if node.op != "call_function" or node.target != self.root.target:
             return None
-        for bindings, covered in self._unify(self.root, node, {}, {}):
-            if closed(covered, node):
-                return Match(root=node, bindings=bindings, covered=tuple(covered.values()))
-        return None
+        found = [
+            Match(root=node, bindings=bindings, covered=tuple(covered.values()), tapped=tapped(covered, node))
+            for bindings, covered in self._unify(self.root, node, {}, {})
+        ]
+        return min(found, key=lambda match: match.tapped is not None, default=None)
 
     def _unify(
         self, pattern: Any, found: Any, bindings: Bindings, covered: dict[Node, Node]
@@ -122,11 +123,15 @@ KINDS: dict[Any, str] = {Tensor: "tensor", Tensor | None: "optional"}
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A place where a pattern fits: its root, what each parameter stands for, and the nodes it covers."""
+    """A place where a pattern fits: its root, what each parameter stands for, and the nodes it covers.
+
+    `tapped` is a covered node that something outside reads, so that it must stay.
+    """
 
     root: Node
     bindings: Bindings
     covered: tuple[Node, ...]
+    tapped: Node | None = None
 
 
 def orders(pattern: Node, found: Node) -> Iterator[tuple[list[Any], list[Any]]]:
@@ -140,10 +145,10 @@ def orders(pattern: Node, found: Node) -> Iterator[tuple[list[Any], list[Any]]]:
         yield [mine[name] for name in names], swapped
 
 
-def closed(covered: dict[Node, Node], root: Node) -> bool:
-    """No value inside the match is read from outside it."""
+def tapped(covered: dict[Node, Node], root: Node) -> Node | None:
+    """The first value inside the match that is read from outside it."""
     inside = set(covered.values())
-    return all(set(node.users) <= inside for node in inside if node is not root)
+    return next((node for node in covered.values() if node is not root and set(node.users) - inside), None)
 
 
 def same(first: Any, second: Any) -> bool:

@@ -33,6 +33,8 @@ class Law:
         """The sentence that says how two results break the law, or None."""
         if before.shape != after.shape:
             return f"shapes differ: {list(before.shape)} against {list(after.shape)}"
+        if before.dtype != after.dtype:
+            return f"types differ: {before.dtype} against {after.dtype}"
         unit = torch.finfo(before.dtype).eps if before.dtype.is_floating_point else 1
         largest = before.abs().max().item() if before.numel() else 0.0
         distance = (before.double() - after.double()).abs().max().item() if before.numel() else 0.0
@@ -137,7 +139,7 @@ def fire(rule: Rule, node: Node, draft: Draft, refused: set[tuple[str, Node]]) -
     if not is_live(node) or (match := rule.pattern.match(node)) is None:
         return False
     inserter = Inserter(draft, match)
-    reason = rule.where(match, draft)
+    reason = another_reader(match) or rule.where(match, draft)
     if reason is None:
         result = rule.after(**{name: inserter.given(bound) for name, bound in match.bindings.items()}).node
         reason = changed_type(node, result)
@@ -154,6 +156,10 @@ def fire(rule: Rule, node: Node, draft: Draft, refused: set[tuple[str, Node]]) -
         remove_if_unread(dead, draft)
     remove_if_unread(node, draft)
     return True
+
+
+def another_reader(match: Match) -> str | None:
+    return f"'{label(match.tapped)}' has another reader" if match.tapped is not None else None
 
 
 def changed_type(before: Node, after: Node) -> str | None:

@@ -19,7 +19,10 @@ qc = torch.ops.qcompiler
 
 
 class Trait(Flag):
-    """A property of an op as a function of its first tensor argument."""
+    """A property of an op as a function of its operands together.
+
+    Of a product it is said of each factor alone; of a contraction, of its input where the bias is absent.
+    """
 
     NONE = 0
     ELEMENTWISE = auto()

@@ -1,0 +1,52 @@
+"""Bias correction: take the mean error of rounded weights out of the bias (arXiv 1906.04721, section 4.2).
+
+    b  -->  b - (W' - W) E[x]        W' = D(Q(W)), E[x] per input channel from calibration
+"""
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.ir import Draft, Graph, arguments, label
+from qcompiler.numerics import dequantize, quantize
+from qcompiler.passes.calibrate import Ranges
+from qcompiler.passes.materialize import weight_params
+from qcompiler.plan import Plan
+
+
+def correct_bias(graph: Graph, plan: Plan, ranges: Ranges) -> Graph:
+    """Correct every planned layer whose input was observed."""
+    draft = Draft(graph)
+    nodes = {node.name: node for node in draft.nodes}
+    for planned in plan.weights:
+        node = nodes[planned.layer]
+        given = arguments(node)
+        source = node.args[0]
+        statistics = ranges.get(source.name) if isinstance(source, Node) else None
+        if statistics is None:
+            draft.note("correct-bias", label(node), "refused", "its input was not observed")
+            continue
+        weight = draft.tensors[str(given[planned.argument].target)]
+        params = weight_params(weight, planned)
+        shift = mean_error(dequantize(quantize(weight, params), params) - weight, statistics.mean, given)
+        set_bias(draft, node, shift)
+        draft.note("correct-bias", label(node), "applied")
+    return draft.finish()
+
+
+def mean_error(error: Tensor, mean: Tensor, given: dict[str, object]) -> Tensor:
+    """(W' - W) E[x] per output channel; a kernel's positions all see the same mean."""
+    per_input = error.flatten(2).sum(2) if error.dim() > 2 else error
+    groups = int(str(given.get("groups", 1)))
+    means = mean.reshape(groups, 1, -1).expand(-1, per_input.shape[0] // groups, -1).reshape(per_input.shape)
+    return (per_input * means).sum(1)
+
+
+def set_bias(draft: Draft, node: Node, shift: Tensor) -> None:
+    old = draft.tensor(arguments(node).get("bias"))
+    corrected = -shift if old is None else old - shift
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    position = names.index("bias")
+    args = list(node.args)
+    args[position] = draft.constant(f"{node.name}.bias.corrected", corrected.to(torch.float32), before=node)
+    node.args = tuple(args)

@@ -1,0 +1,97 @@
+"""All decisions in order: smooth, equalize, calibrate, plan, correct biases; each kept only if it helps.
+
+    decide : (canonical graph, data, recipe, target) -> Decision
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qcompiler.ir import Graph, Note, evaluate, flatten_inputs
+from qcompiler.passes.bias import correct_bias
+from qcompiler.passes.calibrate import Ranges, batches, calibrate
+from qcompiler.passes.equalize import equalize
+from qcompiler.passes.fuse import fuse
+from qcompiler.passes.placement import place
+from qcompiler.passes.plan import make_plan, values_to_observe
+from qcompiler.passes.simulate import expected_sqnr
+from qcompiler.passes.smooth import norm_outputs, smooth
+from qcompiler.plan import Plan
+from qcompiler.progress import Tell, silent
+from qcompiler.recipe import Recipe
+from qcompiler.target import Target
+
+JUDGED = 4  # batches on which two candidates are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The float graph to quantize, the plan for it, and what was seen of its values."""
+
+    graph: Graph
+    plan: Plan
+    ranges: Ranges
+    recipe: Recipe
+    target: Target
+
+    def keeping_float(self, floats: Mapping[str, str]) -> "Decision":
+        """The same decision with some layers in float (anchor name -> why), from the same ranges."""
+        groups = fuse(self.graph, self.target)
+        plan = make_plan(self.graph, groups, self.ranges, self.recipe, self.target, floats)
+        return replace(self, plan=plan)
+
+
+def decide(
+    graph: Graph, data: Sequence[Any], recipe: Recipe, target: Target, *, tell: Tell = silent
+) -> Decision:
+    """Make all decisions for a canonical graph; the order of calls is the order of the ideas."""
+    judge = Judge.on(graph, data)
+    best = planned(graph, data, recipe, target, tell)
+    if recipe.smooth is not None and (norms := norm_outputs(graph)) and not floats_only(best.plan):
+        smoothed = smooth(graph, calibrate(graph, data, norms, tell=tell), exponent=recipe.smooth or None)
+        best = judge.better(best, planned(smoothed, data, recipe, target, tell), "smooth")
+    if recipe.equalize:
+        best = judge.better(best, planned(equalize(best.graph), data, recipe, target, tell), "equalize")
+    if recipe.bias_correction and best.plan.weights:
+        corrected = replace(best, graph=correct_bias(best.graph, best.plan, best.ranges))
+        best = judge.better(best, corrected, "correct-bias")
+    return best
+
+
+def planned(graph: Graph, data: Sequence[Any], recipe: Recipe, target: Target, tell: Tell) -> Decision:
+    groups = fuse(graph, target)
+    choices = place(graph, groups, recipe, target, {})
+    ranges = calibrate(graph, data, values_to_observe(choices), tell=tell)
+    plan = make_plan(graph, groups, ranges, recipe, target)
+    return Decision(graph=graph, plan=plan, ranges=ranges, recipe=recipe, target=target)
+
+
+def floats_only(plan: Plan) -> bool:
+    return not plan.values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Compares candidates by the SQNR of their simulated outputs against the float graph."""
+
+    samples: Sequence[Sequence[Any]]
+    wanted: Sequence[Sequence[Any]]
+
+    @classmethod
+    def on(cls, graph: Graph, data: Iterable[Any]) -> "Judge":
+        calls = [call for call, _ in zip(batches(data), range(JUDGED), strict=False)]
+        samples = [flatten_inputs(graph, args, kwargs) for args, kwargs in calls]
+        return cls(samples=samples, wanted=[evaluate(graph, sample) for sample in samples])
+
+    def score(self, decision: Decision) -> float:
+        return expected_sqnr(decision.graph, decision.plan, self.samples, self.wanted)
+
+    def better(self, old: Decision, new: Decision, method: str) -> Decision:
+        """Keep the new candidate only if it measures better, and note both figures."""
+        before, after = self.score(old), self.score(new)
+        kept, outcome = (new, "applied") if after > before else (old, "refused")
+        note = Note(
+            stage="canonical", rule=method, node="whole graph", outcome=outcome,
+            reason=f"SQNR {before:.2f} dB without, {after:.2f} dB with it",
+        )  # fmt: skip
+        return replace(kept, graph=kept.graph.noting([note]))

@@ -1,0 +1,133 @@
+"""SmoothQuant: move the outliers of a norm's channels into the weights that read it (arXiv 2211.10438, eq. 4).
+
+    linear(norm(x; g, b), W)  -->  linear(norm(x; g / t, b / t), W t)      exact in reals
+
+    t_j = max|X_j|^a / max|W_j|^(1 - a), with the exponent a chosen per norm by the estimated error.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.ir import Draft, Graph, arguments, label
+from qcompiler.passes.calibrate import Ranges, Statistics
+from qcompiler.rewrite import Trait, has
+
+aten = torch.ops.aten
+# Norms with a gain per channel: op -> names of what scales with the output.
+NORMS: Mapping[object, tuple[str, ...]] = {
+    aten.layer_norm.default: ("weight", "bias"),
+    aten.rms_norm.default: ("weight",),
+}
+EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+LEVELS = 255.0
+WEIGHT_LEVELS = 127.0
+LIMIT = 64.0  # a channel is scaled by 2^-6 .. 2^6 at most
+
+
+def norm_outputs(graph: Graph) -> list[Node]:
+    """The values whose statistics `smooth` needs."""
+    return [node for node in graph.fx.nodes if node.target in NORMS]
+
+
+def smooth(graph: Graph, ranges: Ranges, *, exponent: float | None = None) -> Graph:
+    """Smooth every norm that only linears read; `exponent` fixes a, else it is searched."""
+    draft = Draft(graph)
+    for node in draft.nodes:
+        if node.target not in NORMS:
+            continue
+        readers, obstacle = linear_readers(node)
+        reason = obstacle or missing_constant(draft, node, readers)
+        if reason:
+            draft.note("smooth", label(node), "refused", reason)
+            continue
+        weights = [weight_of(draft, reader) for reader in readers]
+        factor = best_factor(ranges[node.name], weights, exponent)
+        if factor is None:
+            draft.note("smooth", label(node), "refused", "no exponent lowers the estimated error")
+            continue
+        fold(draft, node, readers, factor)
+        draft.note("smooth", label(node), "applied")
+    return draft.finish()
+
+
+def linear_readers(node: Node) -> tuple[list[Node], str]:
+    """The linears that read a norm, through reshapes that keep the channels last; or what stands in the way."""
+    found: list[Node] = []
+    for user in node.users:
+        if user.target is aten.linear.default and user.args[0] is node:
+            found.append(user)
+        elif has(user, Trait.MOVES_DATA) and user.target is aten.view.default:
+            inner, obstacle = linear_readers(user)
+            if obstacle:
+                return [], obstacle
+            found.extend(inner)
+        else:
+            return [], f"its output is also read by {label(user)}"
+    return found, "" if found else "nothing reads it"
+
+
+def missing_constant(draft: Draft, node: Node, readers: Sequence[Node]) -> str:
+    given = arguments(node)
+    if draft.tensor(given.get("weight")) is None:
+        return "it has no gain to fold into"
+    if any(draft.tensor(reader.args[1]) is None for reader in readers):
+        return "a weight that reads it is computed at run time"
+    channels = draft.tensors[str(given["weight"].target)].numel()
+    if any(weight_of(draft, reader).shape[1] != channels for reader in readers):
+        return "the channels are not the features of its readers"
+    return ""
+
+
+def weight_of(draft: Draft, linear: Node) -> Tensor:
+    tensor = draft.tensor(linear.args[1])
+    assert tensor is not None
+    return tensor
+
+
+def best_factor(statistics: Statistics, weights: Sequence[Tensor], exponent: float | None) -> Tensor | None:
+    """The t of least estimated error among the exponents, or None if leaving it alone is better."""
+    assert statistics.largest is not None and statistics.squares is not None
+    largest = statistics.largest.clamp(min=1e-5)
+    power = statistics.squares / statistics.count
+    columns = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).clamp(min=1e-5)
+    if exponent is not None:
+        return factor_for(largest, columns, exponent)
+    unit = torch.ones_like(largest)
+    tried = [unit, *(factor_for(largest, columns, a) for a in EXPONENTS)]
+    errors = [sum(estimated_error(largest, power, weight, t) for weight in weights) for t in tried]
+    best = tried[errors.index(min(errors))]
+    return None if best is unit else best
+
+
+def factor_for(largest: Tensor, columns: Tensor, exponent: float) -> Tensor:
+    factor = largest**exponent / columns ** (1 - exponent)
+    middle = (factor.max() * factor.min()).sqrt()
+    return (factor / middle).clamp(1 / LIMIT, LIMIT)
+
+
+def estimated_error(largest: Tensor, power: Tensor, weight: Tensor, t: Tensor) -> float:
+    """Noise of the rounded input through W t, plus noise of the rounded weight under x / t; rounding is s^2 / 12."""
+    scaled = weight * t
+    step = 2 * (largest / t).max() / LEVELS
+    weight_step = scaled.abs().amax(1) / WEIGHT_LEVELS
+    noise = step**2 * (scaled**2).sum() + (weight_step**2).sum() * (power / t**2).sum()
+    return float(noise / 12)
+
+
+def fold(draft: Draft, norm: Node, readers: Sequence[Node], factor: Tensor) -> None:
+    given = arguments(norm)
+    for name in NORMS[norm.target]:
+        tensor = draft.tensor(given.get(name))
+        if tensor is not None:
+            replace_constant(draft, norm, given[name], tensor / factor)
+    for reader in readers:
+        replace_constant(draft, reader, reader.args[1], weight_of(draft, reader) * factor)
+
+
+def replace_constant(draft: Draft, node: Node, old: object, tensor: Tensor) -> None:
+    """Give one reader its own copy of a constant; other readers keep the old one."""
+    assert isinstance(old, Node)
+    node.replace_input_with(old, draft.constant(f"{old.target}.smooth", tensor, before=node))

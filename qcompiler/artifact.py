@@ -1,0 +1,187 @@
+"""Saved models: a folder of ONNX, safetensors, text and JSON with a manifest; loading executes nothing.
+
+    manifest.json       recipe, seed, hashes, versions, CPU, signature, SHA-256 of every other file
+    model.onnx          what ONNX Runtime runs (model.onnx.data beside it if large)
+    graph.txt           the quantized graph as canonical text, with tensors.safetensors: the reference
+    plan.json           every decision
+    report.json         the report's data; the only file that holds timings
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils import _pytree as pytree
+
+from qcompiler.errors import ArtifactError
+from qcompiler.ir import Graph, Signature, format_text, parse_text
+from qcompiler.plan import Plan, plan_from_json, plan_to_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+UNSIGNED = {"report.json", "report.html"}  # hold timings, so they differ from run to run
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that takes its place at the end, or leaves no trace."""
+    check_replaceable(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise ArtifactError(f"cannot write to '{path}'", why=str(error), fix="choose a folder you may write") from error
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            os.replace(path, old / "old")
+            os.replace(draft, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(draft, path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Only an artifact may be overwritten, never a file or folder of another kind."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists()):
+        raise ArtifactError(
+            f"'{path}' exists and is not a saved model", why="it would be overwritten", fix="choose another path"
+        )
+
+
+def write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def write_graph(folder: Path, graph: Graph, plan: Plan) -> None:
+    (folder / "graph.txt").write_text(format_text(graph))
+    save_file({name: tensor.contiguous().clone() for name, tensor in graph.tensors.items()}, folder / "tensors.safetensors")
+    write_json(folder / "plan.json", plan_to_json(plan))
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any], graph: Graph) -> None:
+    """The manifest comes last: it signs every file that is equal for equal inputs."""
+    files = sorted(file.name for file in folder.iterdir() if file.name not in UNSIGNED)
+    data = {
+        **manifest,
+        "format": FORMAT,
+        "stage": graph.stage,
+        "signature": signature_to_json(graph.signature),
+        "files": {name: digest(folder / name) for name in files},
+    }
+    write_json(folder / MANIFEST, data)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a saved model, after checking that every file is what it signs."""
+    if not folder.is_dir() or not (folder / MANIFEST).is_file():
+        raise ArtifactError(
+            f"'{folder}' is not a saved model", why=f"it has no {MANIFEST}", fix="give the folder that save() wrote"
+        )
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except ValueError as error:
+        raise ArtifactError(f"'{folder / MANIFEST}' is not valid JSON", why=str(error), fix="save the model again") from error
+    wanted = ("format", "files", "signature", "stage", "backend", "target", "recipe")
+    if not isinstance(manifest, dict) or (missing := [key for key in wanted if key not in manifest]):
+        raise ArtifactError(f"the manifest of '{folder}' lacks {missing if isinstance(manifest, dict) else 'everything'}",
+                            fix="save the model again")  # fmt: skip
+    if manifest["format"] != FORMAT:
+        raise ArtifactError(
+            f"'{folder}' has artifact format {manifest['format']}", why=f"this version reads {FORMAT}",
+            fix="save it again with this version",
+        )  # fmt: skip
+    for name, expected in manifest["files"].items():
+        check_file(folder, str(name), expected)
+    return manifest
+
+
+def check_file(folder: Path, name: str, expected: Any) -> None:
+    path = folder / name
+    if Path(name).name != name or not path.is_file():
+        raise ArtifactError(f"'{folder}' lacks the file '{name}'", fix="copy the whole folder, or save it again")
+    if digest(path) != expected:
+        raise ArtifactError(
+            f"'{path}' is not the file that was saved", why="its SHA-256 differs from the manifest",
+            fix="copy the folder again, or save the model again",
+        )  # fmt: skip
+
+
+def read_graph(folder: Path, manifest: Mapping[str, Any]) -> tuple[Graph, Plan]:
+    try:
+        tensors = load_file(folder / "tensors.safetensors")
+        plan = plan_from_json(json.loads((folder / "plan.json").read_text()))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactError(f"'{folder}' cannot be read", why=str(error)[:300], fix="save the model again") from error
+    except Exception as error:
+        raise ArtifactError(f"the plan in '{folder}' is malformed", why=str(error)[:300], fix="save the model again") from error
+    signature = signature_from_json(manifest["signature"])
+    return parse_text((folder / "graph.txt").read_text(), tensors, signature, str(manifest["stage"])), plan
+
+
+def signature_to_json(signature: Signature) -> dict[str, Any]:
+    return {
+        "inputs": list(signature.inputs),
+        "argument_names": list(signature.argument_names),
+        "in_spec": dump_spec(signature.in_spec),
+        "out_spec": dump_spec(signature.out_spec),
+    }
+
+
+def dump_spec(spec: Any) -> str:
+    """A pytree spec as JSON; a result type that only its library knows becomes a tuple."""
+    try:
+        return pytree.treespec_dumps(spec)
+    except Exception:
+        return pytree.treespec_dumps(pytree.tree_structure(tuple(range(spec.num_leaves))))
+
+
+def signature_from_json(data: Any) -> Signature:
+    try:
+        return Signature(
+            inputs=tuple(data["inputs"]),
+            argument_names=tuple(data["argument_names"]),
+            in_spec=pytree.treespec_loads(data["in_spec"]),
+            out_spec=pytree.treespec_loads(data["out_spec"]),
+        )
+    except Exception as error:
+        raise ArtifactError("the manifest's signature is malformed", why=str(error)[:300], fix="save the model again") from error
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report's data; an artifact without it still runs, so its absence is no error."""
+    path = folder / "report.json"
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except ValueError as error:
+        raise ArtifactError(f"'{path}' is not valid JSON", why=str(error), fix="delete it, or save again") from error
+
+
+def check_writable_file(path: Path) -> None:
+    """Refuse early what could not be written at the end."""
+    folder = path.parent
+    if path.is_dir():
+        raise ArtifactError(f"'{path}' is a folder", why="an ONNX model is a file", fix=f"write to '{path}/model.onnx'")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ArtifactError(
+            f"cannot write to '{path}'", why=f"the folder '{folder}' does not exist or is read-only",
+            fix="create it, or choose another",
+        )  # fmt: skip

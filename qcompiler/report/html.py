@@ -1,0 +1,95 @@
+"""The report as one page that loads nothing: styles, script and plots stand inside of it."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qcompiler.errors import ArtifactError
+from qcompiler.report import plots, words
+from qcompiler.report.summary import LOW_SQNR_DB, given_up, part, refusals, rows, summarize
+
+# So many of the worst tensors are drawn; all of them are in the table.
+DRAWN = 12
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The whole page. The same data gives the same text."""
+    from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("qcompiler.report", "."),
+        autoescape=True,  # names of layers come from the user
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else words.clean("" if value is None else value),
+    )
+    environment.filters |= {
+        "db": words.decibel,
+        "large": words.large,
+        "number": words.number,
+        "percent": words.percent,
+        "times": words.times,
+    }
+    layers, tensors = rows(data, "layers"), rows(data, "tensors")
+    return environment.get_template("template.html.j2").render(
+        summary=summarize(data),
+        model=part(data, "manifest").get("model"),
+        layers=[layer_row(layer) for layer in layers],
+        has={key for layer in layers for key, value in layer.items() if value is not None},
+        by_op=part(data, "coverage", "by_op"),
+        worst_nodes=rows(part(data, "accuracy", "nodes"), "worst"),
+        # The plots escape what they show themselves.
+        sqnr_plot=Markup(plots.layer_sqnr(layers)),
+        time_plot=Markup(plots.layer_time(layers)),
+        low_sqnr=LOW_SQNR_DB,
+        tensors=tensors,
+        drawn=[
+            (tensor, Markup(plots.histogram(tensor, f"tensor{i}")), scores(tensor))
+            for i, tensor in enumerate(tensors[:DRAWN])
+        ],
+        refused=refusals(data),
+        given_up=given_up(data),
+        manifest=words.flatten(part(data, "manifest")),
+    )
+
+
+def layer_row(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer and what follows from it: its speed against float, and whether it runs as planned."""
+    quantized, plain, planned, executed = (
+        layer.get(key) for key in ("time_us", "float_time_us", "planned", "executed")
+    )
+    timed = words.is_finite(quantized) and words.is_finite(plain) and quantized > 0
+    return {
+        **layer,
+        "ratio": plain / quantized if timed else None,
+        "surprise": executed is not None and executed != planned,
+    }
+
+
+def scores(tensor: Mapping[str, Any]) -> list[tuple[str, float, bool]]:
+    """Observer, expected squared error and whether it was chosen; the best one first."""
+    found = [(name, value) for name, value in part(tensor, "scores").items() if words.is_finite(value)]
+    return [(name, value, name == tensor.get("observer")) for name, value in sorted(found, key=lambda row: row[1])]
+
+
+def write(text: str, path: Path) -> Path:
+    """Write a file as a whole or not at all: a reader never sees half of a page."""
+    # Beside its target, since a file can only be renamed within one file system.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("x", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"the report cannot be written to {path}",
+            why=f"{error.strerror or error}".lower(),
+            fix="name a file in a folder that exists and can be written to",
+        ) from error
+    return path

@@ -1,0 +1,1 @@
+"""Costs: measured honestly where possible, from the roofline where not."""
