@@ -28,20 +28,20 @@ class LeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 5, padding=2),
-            nn.BatchNorm2d(16),
+            nn.Conv2d(1, 48, 3, padding=1),
+            nn.BatchNorm2d(48),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
+            nn.Conv2d(48, 96, 3, padding=1),
+            nn.BatchNorm2d(96),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
         )
         self.classifier = nn.Sequential(
-            nn.Linear(32 * 2 * 2, 64),
+            nn.Linear(96 * 2 * 2, 128),
             nn.ReLU(inplace=True),
             nn.Dropout(0.25),
-            nn.Linear(64, 10),
+            nn.Linear(128, 10),
         )
 
     def forward(self, images: Tensor) -> Tensor:

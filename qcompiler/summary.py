@@ -15,6 +15,7 @@ from qcompiler.numerics import sqnr
 from qcompiler.passes.calibrate import Statistics
 from qcompiler.passes.check import Contract, Distance, Row
 from qcompiler.passes.decide import Decision
+from qcompiler.passes.fuse import fuse
 from qcompiler.plan import Plan, ValueSpec
 from qcompiler.target.machine import this_cpu
 from qcompiler.tune.roofline import Machine, roofline, work_of
@@ -87,14 +88,23 @@ def layers(
     nodes = decision.graph.by_name
     given_up = {label for loss in (verdict.given_up if verdict else ()) for label in loss.layers}
     profiles = verdict.profiles if verdict else {}
+    groups = {anchor.name: group for anchor, group in fuse(decision.graph, decision.target).items()}
+
+    def spent(name: str, kind: str) -> float | None:
+        """Time of a layer with the ops it absorbs, which the float model may run as nodes of their own."""
+        group, profile = groups.get(name), profiles.get(kind, {})
+        parts = [name, *(node.name for node in (group.chain if group else ()))]
+        times = [profile[part] for part in parts if part in profile]
+        return sum(times) if times else None
+
     return [
         {
             "node": row.layer.node, "label": row.layer.label, "op": row.layer.op,
             "planned": row.layer.precision, "executed": row.executed, "kernel": row.kernel,
             "why": row.reason or row.layer.why, "source": row.layer.source,
             "sqnr_db": quality.get(row.layer.node),
-            "time_us": profiles.get("quantized", {}).get(row.layer.node),
-            "float_time_us": profiles.get("float", {}).get(row.layer.node),
+            "time_us": spent(row.layer.node, "quantized"),
+            "float_time_us": spent(row.layer.node, "float"),
             **work_facts(nodes[row.layer.node], row, machine, batch),
             "given_up": row.layer.label in given_up,
         }

@@ -50,7 +50,7 @@ def index(nodes: list[NodeProto]) -> dict[str, NodeProto]:
 
 
 # What ONNX Runtime's fusions and layout changes write around the name of the op they replace.
-DECORATION = re.compile(r"^(?:fused )?(.+?)(?:_token_\d+|_nhwc|/.*)?$")
+DECORATION = re.compile(r"^(?:fused )?(.+?)(?:_token_\d+|_nhwc|_nchwc|/.*)?$")
 
 
 def planned_name(name: str) -> str:

@@ -48,5 +48,5 @@ class Report:
         return terminal.renderable(self.data)
 
     def save(self, path: str | Path) -> Path:
-        """Write the page: one HTML file that loads nothing. Raises ArtifactError where it cannot be written."""
+        """Write the page, one HTML file that loads nothing. Raises ArtifactError if it cannot be written."""
         return html.write(html.page(self.data), Path(path))

@@ -4,11 +4,14 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qcompiler.errors import ArtifactError
 from qcompiler.report import plots, words
 from qcompiler.report.summary import LOW_SQNR_DB, given_up, part, refusals, rows, summarize
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 # So many of the worst tensors are drawn; all of them are in the table.
 DRAWN = 12
@@ -24,9 +27,12 @@ def page(data: Mapping[str, Any]) -> str:
         autoescape=True,  # names of layers come from the user
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else words.clean("" if value is None else value),
+        finalize=lambda value: (
+            value if isinstance(value, Markup) else words.clean("" if value is None else value)
+        ),
     )
     environment.filters |= {
+        "breakable": breakable,
         "db": words.decibel,
         "large": words.large,
         "number": words.number,
@@ -39,7 +45,7 @@ def page(data: Mapping[str, Any]) -> str:
         model=part(data, "manifest").get("model"),
         layers=[layer_row(layer) for layer in layers],
         has={key for layer in layers for key, value in layer.items() if value is not None},
-        by_op=part(data, "coverage", "by_op"),
+        speed=part(data, "speed"),
         worst_nodes=rows(part(data, "accuracy", "nodes"), "worst"),
         # The plots escape what they show themselves.
         sqnr_plot=Markup(plots.layer_sqnr(layers)),
@@ -54,6 +60,13 @@ def page(data: Mapping[str, Any]) -> str:
         given_up=given_up(data),
         manifest=words.flatten(part(data, "manifest")),
     )
+
+
+def breakable(name: object) -> "Markup":
+    """A dotted name that may go on in the next line after a dot."""
+    from markupsafe import Markup, escape
+
+    return Markup(".<wbr>").join(escape(piece) for piece in words.clean(name).split("."))
 
 
 def layer_row(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,24 +85,26 @@ def layer_row(layer: Mapping[str, Any]) -> dict[str, Any]:
 def scores(tensor: Mapping[str, Any]) -> list[tuple[str, float, bool]]:
     """Observer, expected squared error and whether it was chosen; the best one first."""
     found = [(name, value) for name, value in part(tensor, "scores").items() if words.is_finite(value)]
-    return [(name, value, name == tensor.get("observer")) for name, value in sorted(found, key=lambda row: row[1])]
+    return [
+        (name, value, name == tensor.get("observer")) for name, value in sorted(found, key=lambda row: row[1])
+    ]
 
 
 def write(text: str, path: Path) -> Path:
     """Write a file as a whole or not at all: a reader never sees half of a page."""
-    # Beside its target, since a file can only be renamed within one file system.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        # Beside its target, since a file can only be renamed within one file system.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with temporary.open("x", encoding="utf-8", newline="\n") as file:
                 file.write(text)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: what is no name of a file at all
         raise ArtifactError(
             f"the report cannot be written to {path}",
-            why=f"{error.strerror or error}".lower(),
+            why=str(getattr(error, "strerror", None) or error).lower(),
             fix="name a file in a folder that exists and can be written to",
         ) from error
     return path

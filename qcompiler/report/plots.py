@@ -51,7 +51,7 @@ def layer_sqnr(layers: Sequence[Mapping[str, Any]]) -> str:
     with styled():
         figure, axes = wide()
         # An output without any error is drawn at the top, one that is all error at the bottom.
-        top, bottom = max(*finite, LOW_SQNR_DB) + 5, min(*finite, 0.0)
+        top, bottom = max(*finite, LOW_SQNR_DB) + 5, min(*finite, LOW_SQNR_DB - 5)
         ends = {math.inf: top, -math.inf: bottom}
         known = [
             (i, ends.get(value, value))
@@ -62,8 +62,15 @@ def layer_sqnr(layers: Sequence[Mapping[str, Any]]) -> str:
         for name, colour, integer in (("integer", INTEGER, True), ("float", FLOAT, False)):
             points = [(i, value) for i, value in known if is_integer(layers[i]) == integer]
             if points:
-                axes.plot(*zip(*points, strict=True), ".", color=colour, markersize=6, label=f"runs in {name}")
-        axes.axhline(LOW_SQNR_DB, color=BAD, linewidth=0.8, linestyle=(0, (4, 3)), label=f"{LOW_SQNR_DB:g} dB")
+                axes.plot(
+                    *zip(*points, strict=True), ".", color=colour, markersize=6, label=f"runs in {name}"
+                )
+        ideal = [(i, top) for i, value in enumerate(values) if value == math.inf]
+        if ideal:
+            axes.plot(*zip(*ideal, strict=True), "^", color=MARK, markersize=4, label="no error")
+        axes.axhline(
+            LOW_SQNR_DB, color=BAD, linewidth=0.8, linestyle=(0, (4, 3)), label=f"{LOW_SQNR_DB:g} dB"
+        )
         axes.set_ylim(bottom - 1, top + 1)
         axes.set_ylabel("SQNR, dB")
         hints = columns(axes, [f"{clean(row.get('label'))}: {decibel(row.get('sqnr_db'))}" for row in layers])
@@ -110,7 +117,7 @@ def histogram(tensor: Mapping[str, Any], name: str) -> str:
     edges = [start + width * i for i in range(len(counts) + 1)]
     lo, hi = tensor.get("lo"), tensor.get("hi")
     with styled():
-        figure = Figure(figsize=(3.6, 1.55), layout="constrained")
+        figure = Figure(figsize=(3.0, 1.45), layout="constrained")
         axes = figure.add_subplot()
         axes.set_yscale("log")  # a few values far out decide the range, and must be seen beside the many
         axes.set_ylim(0.7, 1.6 * max(counts))
@@ -126,7 +133,7 @@ def histogram(tensor: Mapping[str, Any], name: str) -> str:
         axes.set_yticks([], minor=True)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="x", nbins=5)
         title = (
             f"Values of {clean(tensor.get('label'))}, counts on a logarithmic scale; "
             f"the chosen range is {number(lo)} to {number(hi)}"
@@ -154,20 +161,22 @@ def styled() -> Any:
 def wide() -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    figure = Figure(figsize=(12, 3.9), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def layer_axis(axes: "Axes", layers: Sequence[Mapping[str, Any]]) -> None:
     step = math.ceil(len(layers) / NAMED)
     named = range(0, len(layers), step)
-    axes.set_xticks(named, [shorten(layers[i].get("label") or "", 26) for i in named], rotation=90, fontsize=7)
+    axes.set_xticks(
+        named, [shorten(layers[i].get("label") or "", 24) for i in named], rotation=90, fontsize=7
+    )
     axes.set_xlim(-0.8, len(layers) - 0.2)
     axes.grid(axis="y")
 
 
-def legend(axes: "Axes") -> None:
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0)
+def legend(axes: "Axes", *, reverse: bool = False) -> None:
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5, borderaxespad=0, reverse=reverse)
 
 
 def columns(axes: "Axes", texts: Sequence[str]) -> dict[str, str]:
@@ -203,7 +212,12 @@ def svg(figure: "Figure", name: str, title: str, hints: Hints) -> str:
             told = ElementTree.Element("title")
             told.text = hint
             element.insert(0, told)
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title, "class": f"plot {name}"}
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-label": title,
+        "class": f"plot {name}",
+    }
     told = ElementTree.Element("title")
     told.text = title
     root.insert(0, told)

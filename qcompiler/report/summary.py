@@ -138,8 +138,9 @@ def distance_words(distance: Mapping[str, Any]) -> str:
         return ""
     if furthest == 0:
         return "equals the reference"
-    allowed = f" ({number(bound)} allowed)" if is_number(bound) else ""
-    return f"is within {number(furthest)} LSB of the reference{allowed}"
+    if distance.get("within") is not False:
+        return f"within {number(furthest)} LSB of the reference"
+    return f"{number(furthest)} LSB from the reference, where {number(bound)} is allowed"
 
 
 def concerns(data: Mapping[str, Any]) -> tuple[str, ...]:
@@ -212,7 +213,7 @@ def accuracy_card(data: Mapping[str, Any]) -> Card:
     if is_number(accuracy.get("reference_sqnr_db")):
         lines.append(f"the reference has {decibel(accuracy['reference_sqnr_db'])}")
     if is_number(accuracy.get("agreement")):
-        lines.append(f"the same answer as float for {percent(accuracy['agreement'])}")
+        lines.append(f"the same answer as float in {percent(accuracy['agreement'])} of cases")
     if accuracy.get("weights_are_random"):
         lines.append("the weights are random, so accuracy means little")
     low = bool(low_sqnr(value))
@@ -231,10 +232,13 @@ def coverage_card(data: Mapping[str, Any]) -> Card:
     kernels = Counter({clean(kernel): count for kernel, count in part(coverage, "kernels").items()})
     lines = [
         "planned layers run in integers",
-        ", ".join(
-            f"{clean(op)} {number(count.get('integer'))}/{number(count.get('total'))}"
-            for op, count in part(coverage, "by_op").items()
-            if isinstance(count, Mapping)
+        some(
+            [
+                f"{op} {number(count.get('integer'))}/{number(count.get('total'))}"
+                for op, count in part(coverage, "by_op").items()
+                if isinstance(count, Mapping)
+            ],
+            6,
         ),
         some([f"{count} {kernel}" for kernel, count in kernels.most_common()], 5),
     ]
@@ -322,9 +326,9 @@ def given_up(data: Mapping[str, Any]) -> tuple[tuple[tuple[str, ...], str], ...]
         for row in rows(part(data, "speed"), "given_up")
     ]
     named = {label for labels, _ in told for label in labels}
-    silent = [
-        ((clean(row.get("label")),), clean(row.get("why") or "no reason"))
-        for row in rows(data, "layers")
-        if row.get("given_up") and clean(row.get("label")) not in named
-    ]
-    return (*told, *silent)
+    silent: dict[str, list[str]] = {}
+    for row in rows(data, "layers"):
+        label = clean(row.get("label") or row.get("node") or "–")
+        if row.get("given_up") and label not in named:
+            silent.setdefault(clean(row.get("why") or "no reason"), []).append(label)
+    return (*told, *((tuple(labels), why) for why, labels in silent.items()))

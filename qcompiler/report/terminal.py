@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.report.summary import given_up, refusals, summarize
-from qcompiler.report.words import plural, shorten, some
+from qcompiler.report.words import cut, plural, shorten, some
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 WIDTH = 100
 FIRST = 3  # of a list, so many are shown and the rest is counted
-REASON = 110  # letters of a sentence: it then takes two lines at most
+REASON = 85  # letters that a line has beside its title
 
 COLOURS = {"pass": "green", "warn": "yellow", "unknown": "default"}
 
@@ -27,31 +27,33 @@ def renderable(data: Mapping[str, Any]) -> "RenderableType":
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
+    if summary.concerns:
+        lines = first([cut(concern, 2 * REASON) for concern in summary.concerns])
+        table.add_row("Look at", Text("\n".join(lines), style=COLOURS["warn"]))
     for card in summary.cards:
         line = Text(card.figure, style=COLOURS[card.level])
-        table.add_row(card.title.removesuffix(" to the reference"), line.append("".join(map(after, card.lines)), "default"))
-    for title, lines in lists(data, summary.concerns):
+        if card.lines:
+            line.append(f": {'; '.join(card.lines)}", "default")
+        table.add_row(card.title.removesuffix(" to the reference"), line)
+    for title, lines in lists(data):
         table.add_row(title, Text("\n".join(lines)))
     return Group(Text(f"{summary.headline}\n", style=f"bold {COLOURS[summary.level]}"), table)
 
 
-def after(line: str) -> str:
-    return f"; {line}"
-
-
-def lists(data: Mapping[str, Any], concerns: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Title and lines of what was given up, what was refused and what needs a look; empty ones are left out."""
+def lists(data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Title and lines of what was given up and what was refused; empty ones are left out."""
     surrendered, groups = given_up(data), refusals(data)
     if surrendered:
         count = sum(len(labels) for labels, _ in surrendered)
-        lines = [f"{some(labels, FIRST)}: {shorten(why, REASON)}" for labels, why in surrendered]
+        lines = [cut(f"{some(labels, 1)}: {why}", REASON) for labels, why in surrendered]
         yield "Given up", [f"{plural(count, 'layer')} back to float", *first(lines)]
     if groups:
         count = sum(group.count for group in groups)
-        lines = [f"{shorten(group.rule)} ({group.count}): {shorten(next(iter(group.reasons)), REASON)}" for group in groups]
+        lines = [
+            cut(f"{shorten(group.rule)} ({group.count}): {next(iter(group.reasons))}", REASON)
+            for group in groups
+        ]
         yield "Refused", [plural(count, "rewrite"), *first(lines)]
-    if concerns:
-        yield "Look at", first([shorten(line, 2 * REASON) for line in concerns])
 
 
 def first(lines: list[str]) -> list[str]:
@@ -65,7 +67,12 @@ def text(data: Mapping[str, Any]) -> str:
 
     out = io.StringIO()
     console = Console(
-        file=out, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False
+        file=out,
+        width=WIDTH,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        legacy_windows=False,
     )
     console.print(renderable(data))
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())

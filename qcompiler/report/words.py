@@ -30,6 +30,12 @@ def shorten(text: object, width: int = 32) -> str:
     return f"{text[:front]}…{text[len(text) - (width - 1 - front) :]}"
 
 
+def cut(sentence: object, width: int) -> str:
+    """The beginning of a sentence that is too long."""
+    text = clean(sentence)
+    return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
+
+
 def number(value: object, digits: int = 4) -> str:
     if not is_number(value):
         return MISSING
@@ -98,7 +104,9 @@ def flatten(value: object, path: str = "") -> list[tuple[str, str]]:
     """Nested mappings as rows: {"a": {"b": [1, 2]}}  -->  [("a.b", "1, 2")]"""
     if isinstance(value, Mapping):
         rows = [
-            row for key, inner in value.items() for row in flatten(inner, f"{path}.{key}" if path else str(key))
+            row
+            for key, inner in value.items()
+            for row in flatten(inner, f"{path}.{key}" if path else str(key))
         ]
         return rows or [(path, MISSING)]
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -149,7 +149,9 @@ def troubled(count: int = 21) -> dict[str, Any]:
     data["accuracy"]["distance"] |= {"max_lsb": 3.0, "changed": 0.02, "within": False}
     data["speed"] |= {
         "kept": "partly",
-        "given_up": [{"labels": [row["label"] for row in data["layers"][5:7]], "why": "0.93x float, measured alone"}],
+        "given_up": [
+            {"labels": [row["label"] for row in data["layers"][5:7]], "why": "0.93x float, measured alone"}
+        ],
     }
     return data
 
