@@ -50,4 +50,6 @@ class Backend(Protocol):
 
     name: str
 
-    def lower(self, graph: Graph, *, threads: int | None = None, folder: Path | None = None) -> Executable: ...
+    def lower(
+        self, graph: Graph, *, threads: int | None = None, folder: Path | None = None
+    ) -> Executable: ...

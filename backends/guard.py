@@ -1,12 +1,14 @@
 """The speed guard: float and quantized model timed interleaved; what loses goes back to float.
 
-    1. regions: layers joined by codes; time each in both models from the engine's profile
-    2. a region that is slower than float is taken back, and the result timed against both
-    3. a model that is still slower than float is float
+1. regions: layers joined by codes; time each in both models from the engine's profile
+2. a region that is slower than float is taken back, and the result timed against both
+3. a model that is still slower than float is float
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 import networkx as nx
@@ -66,12 +68,12 @@ def guard(
     profiles = {"float": floating.profile(inputs), "quantized": quantized.profile(inputs)}
     contenders: dict[str, Profiled] = {"float": floating, "quantized": quantized}
     losing = losing_regions(decision, profiles["float"], profiles["quantized"])
-    partial = decision
+    fewer = decision
     if losing:
-        partial = decision.keeping_float({name: loss.why for loss in losing for name in loss.layers})
-        if partial.plan.values:
-            contenders["partly"] = lower(partial)
-    timing = interleave({name: lambda run=run: run(inputs) for name, run in contenders.items()}, tick=tick)
+        fewer = decision.keeping_float({name: loss.why for loss in losing for name in loss.layers})
+        if fewer.plan.values:
+            contenders["partly"] = lower(fewer)
+    timing = interleave({name: partial(run, inputs) for name, run in contenders.items()}, tick=tick)
     best = min(contenders, key=timing.median)
     if best != "float" and timing.ratio("float", best) < 1:
         best = "float"
@@ -84,7 +86,7 @@ def guard(
         "float": (everything(decision, timing),),
     }[best]
     return Verdict(
-        kept=best, decision=partial if best == "partly" else decision, executable=contenders[best],
+        kept=best, decision=fewer if best == "partly" else decision, executable=contenders[best],
         timing=timing, profiles=profiles, given_up=given_up,
     )  # fmt: skip
 
@@ -125,12 +127,16 @@ def regions(decision: Decision) -> list[list[LayerPlan]]:
     joined: nx.Graph[str] = nx.Graph()
     joined.add_nodes_from(layer.node for layer in layers)
     graph = decision.graph.by_name
-    results = {group.result.name: anchor.name for anchor, group in fuse(decision.graph, decision.target).items()}
+    results = {
+        group.result.name: anchor.name for anchor, group in fuse(decision.graph, decision.target).items()
+    }
     for value in decision.plan.values:
-        around = [user.name for user in graph[value.value].users if not value.readers or user.name in value.readers]
+        around = [
+            user.name for user in graph[value.value].users if not value.readers or user.name in value.readers
+        ]
         around += [results[value.value]] if value.value in results and not value.readers else []
         known = [name for name in around if joined.has_node(name)]
-        joined.add_edges_from(zip(known, known[1:], strict=False))
+        joined.add_edges_from(pairwise(known))
     by_name = {layer.node: layer for layer in layers}
     return [[by_name[name] for name in sorted(members)] for members in nx.connected_components(joined)]
 

@@ -1,6 +1,6 @@
 """Bias correction: take the mean error of rounded weights out of the bias (arXiv 1906.04721, section 4.2).
 
-    b  -->  b - (W' - W) E[x]        W' = D(Q(W)), E[x] per input channel from calibration
+b  -->  b - (W' - W) E[x]        W' = D(Q(W)), E[x] per input channel from calibration
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.fx import Node
 from qcompiler.ir import Draft, Graph, arguments, label
 from qcompiler.numerics import dequantize, quantize
 from qcompiler.passes.calibrate import Ranges
-from qcompiler.passes.materialize import weight_params
+from qcompiler.passes.weights import weight_params
 from qcompiler.plan import Plan
 
 

@@ -1,6 +1,6 @@
 """What the values of a graph look like on real data: streaming statistics, memory independent of the data.
 
-    calibrate : (Graph, data, values to observe) -> {value: Statistics}
+calibrate : (Graph, data, values to observe) -> {value: Statistics}
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -108,7 +108,9 @@ def observe_finite(statistics: Statistics, value: Tensor, batch: int) -> None:
 def check_finite(graph: Graph, flat: list[Any], batch: int) -> None:
     for node, value in zip(graph.inputs, flat, strict=True):
         if isinstance(value, Tensor) and not value.numel():
-            raise CalibrationError(f"input '{node.name}' of calibration batch {batch} is empty", fix="leave it out")
+            raise CalibrationError(
+                f"input '{node.name}' of calibration batch {batch} is empty", fix="leave it out"
+            )
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             kind = "NaN" if value.isnan().any() else "inf"
             raise CalibrationError(

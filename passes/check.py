@@ -1,7 +1,7 @@
 """What was promised against what is: the lowering contract, and the distance to the reference.
 
-    contract : (Plan, Execution) -> Contract        planned against executed precision, per layer
-    distance : (engine, reference) -> Distance      in units of the last place of the output
+contract : (Plan, Execution) -> Contract        planned against executed precision, per layer
+distance : (engine, reference) -> Distance      in units of the last place of the output
 """
 
 from collections.abc import Iterable, Sequence
@@ -113,7 +113,9 @@ def distance(
 ) -> Distance:
     """Compare float, reference and engine outputs of the same samples; each is [samples][outputs]."""
     exact, run = tensors(reference), tensors(engine)
-    unit = max(float(max(y.max() for y in exact) - min(y.min() for y in exact)) / 255, 1e-30) if exact else 1.0
+    unit = (
+        max(float(max(y.max() for y in exact) - min(y.min() for y in exact)) / 255, 1e-30) if exact else 1.0
+    )
     gaps = [(a.double() - b.double()).abs() / unit for a, b in zip(exact, run, strict=True)]
     noise = [(a.double() - b.double()).abs() / unit for a, b in zip(tensors(wanted), exact, strict=True)]
     total = sum(gap.numel() for gap in gaps)
@@ -131,12 +133,21 @@ def distance(
 
 def tensors(outputs: Sequence[Sequence[Any]]) -> list[Tensor]:
     """The floating-point tensors of all samples."""
-    return [y for sample in outputs for y in sample if isinstance(y, Tensor) and y.is_floating_point() and y.numel()]
+    return [
+        y
+        for sample in outputs
+        for y in sample
+        if isinstance(y, Tensor) and y.is_floating_point() and y.numel()
+    ]
 
 
 def agreement(reference: Sequence[Tensor], engine: Sequence[Tensor]) -> float:
     """Share of rows whose largest entry stands at the same place."""
-    rows = [(a.argmax(-1) == b.argmax(-1)).double().flatten() for a, b in zip(reference, engine, strict=True) if a.dim()]
+    rows = [
+        (a.argmax(-1) == b.argmax(-1)).double().flatten()
+        for a, b in zip(reference, engine, strict=True)
+        if a.dim()
+    ]
     counted = sum(row.numel() for row in rows)
     return float(sum(row.sum() for row in rows) / counted) if counted else 1.0
 

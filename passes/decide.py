@@ -1,6 +1,6 @@
 """All decisions in order: smooth, equalize, calibrate, plan, correct biases; each kept only if it helps.
 
-    decide : (canonical graph, data, recipe, target) -> Decision
+decide : (canonical graph, data, recipe, target) -> Decision
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,14 +1,13 @@
 """Cross-layer equalization: share the range of a channel between two layers (arXiv 1906.04721, section 4.1).
 
-    W2 f(W1 x + b1)  -->  (W2 t) f(W1/t x + b1/t)        f positively homogeneous        exact in reals
+W2 f(W1 x + b1)  -->  (W2 t) f(W1/t x + b1/t)        f positively homogeneous        exact in reals
 
-    t_i = sqrt(max|W1[i, :]| / max|W2[:, i]|) makes both ranges equal.
+t_i = sqrt(max|W1[i, :]| / max|W2[:, i]|) makes both ranges equal.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -55,8 +54,10 @@ def find_links(draft: Draft) -> Iterable[Link]:
 
 
 def is_layer(draft: Draft, node: Node) -> bool:
-    return has(node, Trait.MIXES_CHANNELS) and "matmul" not in str(node.target) and (
-        draft.tensor(arguments(node).get("weight")) is not None
+    return (
+        has(node, Trait.MIXES_CHANNELS)
+        and "matmul" not in str(node.target)
+        and (draft.tensor(arguments(node).get("weight")) is not None)
     )
 
 
@@ -68,7 +69,9 @@ def follow(node: Node) -> tuple[Node | None, str]:
         (node,) = node.users
         if has(node, Trait.MIXES_CHANNELS):
             return node, ""
-        per_channel = Trait.ELEMENTWISE in kinds(node) or Trait.SELECTS in kinds(node) or Trait.REDUCES in kinds(node)
+        per_channel = (
+            Trait.ELEMENTWISE in kinds(node) or Trait.SELECTS in kinds(node) or Trait.REDUCES in kinds(node)
+        )
         if not has(node, Trait.HOMOGENEOUS) or not per_channel or len(node.all_input_nodes) != 1:
             return None, f"{label(node)} is not positively homogeneous"
 

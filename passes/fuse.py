@@ -1,6 +1,6 @@
 """Which ops become one kernel: an analysis from a target's rows and the traits of ops.
 
-    anchor (conv, linear, add, ...)  +  pointwise ops that its kernel absorbs  =  Group
+anchor (conv, linear, add, ...)  +  pointwise ops that its kernel absorbs  =  Group
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Carry out a plan: put quantize and dequantize where it says, and store weights as integers.
 
-    f(x, w, b)  -->  f(dq(q(x)), dq(w'), dq(b'))        w' = q(w), b' = rne(b / (s_x s_w)) in int32
+f(x, w, b)  -->  f(dq(q(x)), dq(w'), dq(b'))        w' = q(w), b' = rne(b / (s_x s_w)) in int32
 """
 
 import operator
@@ -18,15 +18,13 @@ from qcompiler.numerics import (
     Format,
     IntFormat,
     PerChannel,
-    PerGroup,
     PerTensor,
     QuantParams,
-    dequantize,
     params_from_range,
     parse_format,
     quantize,
-    reduce_range,
 )
+from qcompiler.passes.weights import weight_params
 from qcompiler.plan import Plan, ValueSpec, WeightSpec
 from qcompiler.rewrite import Pass
 
@@ -154,39 +152,6 @@ def insert_weight(draft: Draft, layer: Node, planned: WeightSpec, pairs: dict[st
         insert_bias(draft, layer, pair.scale, params.scale)
 
 
-def weight_params(tensor: Tensor, planned: WeightSpec) -> QuantParams:
-    """Symmetric, restricted, one scale per output channel or per group of inputs."""
-    format = parse_format(planned.format)
-    granularity = PerGroup(axis=1, size=planned.group_size) if planned.group_size else PerChannel(axis=planned.axis)
-    lo, hi = reduce_range(tensor, granularity)
-    params = params_from_range(lo, hi, format, granularity, scheme="symmetric")
-    if planned.observer == "minmax":
-        return params
-    return least_error(tensor, lo, hi, params)
-
-
-def least_error(tensor: Tensor, lo: Tensor, hi: Tensor, best: QuantParams) -> QuantParams:
-    """Shrink each range to where the squared error of its weights is least (a grid of 20)."""
-    def error(params: QuantParams) -> Tensor:
-        lost = (dequantize(quantize(tensor, params), params) - tensor) ** 2
-        return reduce_range_sum(lost, params)
-
-    scale, least = best.scale, error(best)
-    for shrink in torch.linspace(0.98, 0.6, 20):
-        tried = params_from_range(lo * shrink, hi * shrink, best.format, best.granularity, scheme="symmetric")
-        found = error(tried)
-        scale = torch.where(found < least, tried.scale, scale)
-        least = torch.minimum(found, least)
-    return QuantParams(scale=scale, zero_point=best.zero_point, format=best.format, granularity=best.granularity)
-
-
-def reduce_range_sum(lost: Tensor, params: QuantParams) -> Tensor:
-    """Sum over each scale's elements, in the shape of the scales."""
-    if isinstance(params.granularity, PerGroup):
-        return lost.unflatten(1, (-1, params.granularity.size)).sum(2)
-    return lost.flatten(1).sum(1)
-
-
 def store(
     draft: Draft, layer: Node, name: str, codes: Tensor, params: QuantParams, axis: int | None, block: int
 ) -> Node:
@@ -197,7 +162,15 @@ def store(
     scale = draft.constant(f"{name}.scale", params.scale, before=layer)
     zero = draft.constant(f"{name}.zero_point", params.zero_point.to(dtype), before=layer)
     return draft.call(
-        qc.dequantize.default, stored, scale, zero, params.format.name, axis, block, before=layer, origin=layer
+        qc.dequantize.default,
+        stored,
+        scale,
+        zero,
+        params.format.name,
+        axis,
+        block,
+        before=layer,
+        origin=layer,
     )
 
 

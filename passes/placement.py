@@ -76,9 +76,7 @@ def start(group: Group, recipe: Recipe, floats: Mapping[str, str]) -> Choice:
     return choice("static", "compute-bound: integer kernel on calibrated input")
 
 
-def carry(
-    group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: Mapping[str, str]
-) -> Choice:
+def carry(group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: Mapping[str, str]) -> Choice:
     """An op that does not start is integer if all its operands are codes already."""
     layer = recipe.for_layer(*layer_names(group))
     missing = next((operand for operand in operands(group) if not has_codes(operand, choices)), None)
@@ -94,7 +92,9 @@ def carry(
     if all(operand.op == "get_attr" for operand in operands(group)):
         return choice(False, "it has no tensor operands that could be codes")
     if missing is not None:
-        return choice(False, f"its operand {label(missing)} is float; quantizing it only for this op does not pay")
+        return choice(
+            False, f"its operand {label(missing)} is float; quantizing it only for this op does not pay"
+        )
     return choice(True, "its operands are codes already")
 
 
@@ -104,8 +104,9 @@ def operands(group: Group) -> list[Node]:
     found: list[Node] = []
     for name in group.row.operands:
         argument = given.get(name)
-        nodes = argument if isinstance(argument, list | tuple) else [argument]
-        if not all(isinstance(node, Node) for node in nodes):
+        given_nodes = list(argument) if isinstance(argument, list | tuple) else [argument]
+        nodes = [node for node in given_nodes if isinstance(node, Node)]
+        if len(nodes) < len(given_nodes):
             return []
         found.extend(nodes)
     return found

@@ -1,7 +1,6 @@
 """Make the plan: placement, classes of values that share a scale, and the range of each by measured error."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -15,18 +14,22 @@ from qcompiler.numerics import (
     Histogram,
     IntFormat,
     PerTensor,
+    Scheme,
     accumulator_bound,
     best_range,
     params_from_range,
     parse_format,
+    quantize,
 )
 from qcompiler.passes.calibrate import Ranges
 from qcompiler.passes.fuse import Group
 from qcompiler.passes.placement import Choice, operands, place
+from qcompiler.passes.weights import weight_params
 from qcompiler.plan import LayerPlan, Plan, ValueSpec, WeightSpec
 from qcompiler.recipe import Recipe
 from qcompiler.rewrite import Trait, has
 from qcompiler.target import Target
+from qcompiler.target.machine import this_cpu
 
 aten = torch.ops.aten
 
@@ -53,8 +56,11 @@ def make_plan(
 ) -> Plan:
     """Decide every tensor and layer; raises PlanError naming the layer where no legal choice exists."""
     choices = place(graph, groups, recipe, target, floats or {})
-    weights = tuple(plan_weight(choice, graph, target) for choice in choices.values() if choice.mode != "float"
-                    and choice.group.row.weight)  # fmt: skip
+    weights = tuple(
+        plan_weight(choice, graph, target)
+        for choice in choices.values()
+        if choice.mode != "float" and choice.group.row.weight
+    )
     values = (*plan_values(choices, ranges, target, graph), *plan_dynamic(choices))
     plan = Plan(
         recipe=recipe.name,
@@ -64,7 +70,7 @@ def make_plan(
         layers=tuple(describe(choice, target) for choice in choices.values() if is_layer(choice))
         + tuple(unplaced(graph, groups)),
     )
-    check_accumulators(plan, graph, choices)
+    check_accumulators(plan, graph)
     return plan
 
 
@@ -144,8 +150,14 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
         check_weight_only(format.name, size, group, target)
     return WeightSpec(
         layer=group.anchor.name, argument=str(group.row.weight), format=format.name, axis=0, group_size=size,
-        observer=layer.weight_observer,
+        observer=layer.weight_observer, limit=weight_limit(choice, target),
     )  # fmt: skip
+
+
+def weight_limit(choice: Choice, target: Target) -> int:
+    """Without the target's CPU features, pairs of products saturate at 16 bits: weights need a bit less."""
+    safe = not target.features or any(name in this_cpu().features for name in target.features)
+    return 0 if safe or choice.mode != "static" else int(target.weight_limit or 0)
 
 
 def check_weight_only(format: str, size: int, group: Group, target: Target) -> None:
@@ -190,7 +202,7 @@ def plan_class(
     format = class_format(members, choices, target)
     histogram = merged([ranges[node.name].histogram for node in members])
     recipe = next(choice.recipe for choice in choices.values() if touches(choice, members[0]))
-    scheme = "one_sided" if histogram.low >= 0 and isinstance(format, IntFormat) else "asymmetric"
+    scheme: Scheme = "one_sided" if histogram.low >= 0 and isinstance(format, IntFormat) else "asymmetric"
     name, (lo, hi), scores = best_range(histogram, format, scheme, recipe.observers)
     bound = upper_bound(members)
     lo, hi = min(lo, 0.0), max(hi, 0.0)
@@ -233,9 +245,9 @@ def class_format(members: Sequence[Node], choices: Mapping[Node, Choice], target
     return next(iter(explicit or wanted))
 
 
-def affine(lo: float, hi: float, format: Format, scheme: str, bound: float | None) -> tuple[float, int]:
+def affine(lo: float, hi: float, format: Format, scheme: Scheme, bound: float | None) -> tuple[float, int]:
     """Scale and zero point; a clamp's upper bound must stay implied, so the top code may not exceed it."""
-    params = params_from_range(lo, hi, format, PerTensor(), scheme="asymmetric" if scheme != "one_sided" else "one_sided")  # fmt: skip
+    params = params_from_range(lo, hi, format, PerTensor(), scheme=scheme)
     scale, zero = float(params.scale), int(params.zero_point)
     if bound is not None and isinstance(format, IntFormat):
         top = format.qmax - zero
@@ -261,7 +273,9 @@ def readers_of_codes(value: Node, choices: Mapping[Node, Choice]) -> tuple[str, 
     if any(choice.group.result is value and choice.output_codes for choice in choices.values()):
         return ()
     return tuple(
-        anchor.name for anchor, choice in choices.items() if choice.mode == "static" and value in operands(choice.group)
+        anchor.name
+        for anchor, choice in choices.items()
+        if choice.mode == "static" and value in operands(choice.group)
     )
 
 
@@ -291,28 +305,22 @@ def plan_dynamic(choices: Mapping[Node, Choice]) -> Iterable[ValueSpec]:
 # ---------------------------------------------------------------- overflow
 
 
-def check_accumulators(plan: Plan, graph: Graph, choices: Mapping[Node, Choice]) -> None:
-    """Refuse a layer whose int32 accumulator could wrap for some input."""
-    specs = {value.value: value for value in plan.values}
-    for anchor, choice in choices.items():
-        if choice.mode != "static" or choice.group.row.weight is None:
+def check_accumulators(plan: Plan, graph: Graph) -> None:
+    """Refuse a layer whose 32-bit accumulator could wrap for some input, from its actual weights."""
+    values = {value.value: value for value in plan.values if not value.dynamic}
+    for planned in plan.weights:
+        node = graph.by_name[planned.layer]
+        value = values.get(node.args[0].name) if isinstance(node.args[0], Node) else None
+        weight = graph.tensors[str(arguments(node)[planned.argument].target)]
+        if value is None or weight[0].numel() * 255 * 127 < 2**31:
             continue
-        weight = graph.tensors[str(arguments(anchor)[choice.group.row.weight].target)]
-        value = specs[operands(choice.group)[0].name]
         format = parse_format(value.format)
-        if not isinstance(format, IntFormat) or weight[0].numel() * 255 * 127 < 2**31:
-            continue
-        codes = torch.full_like(weight, 127)
+        assert isinstance(format, IntFormat)
+        codes = quantize(weight, weight_params(weight, planned))
         if int(accumulator_bound(codes, value.zero_point, format.qmin, format.qmax).max()) >= 2**31:
             raise PlanError(
-                f"the sum over {weight[0].numel()} products can exceed 32 bits",
-                node=label(anchor),
+                f"a sum over {weight[0].numel()} products can exceed 32 bits",
+                node=label(node),
+                why="the integer kernel would wrap silently",
                 fix="keep this layer in float with an override",
             )
-
-
-def with_floats(plan: Plan, floats: Mapping[str, str]) -> Plan:
-    return replace(plan, layers=tuple(
-        replace(layer, precision="float", kernel="float", why=floats[layer.node]) if layer.node in floats else layer
-        for layer in plan.layers
-    ))  # fmt: skip

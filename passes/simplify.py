@@ -1,8 +1,8 @@
 """Q/DQ move and cancel by the algebra; nothing here knows an op by name.
 
-    Q(D(q))        -->  q           same scale and zero point, at most 16 bits      exact
-    Q(P(D(q)))     -->  P(q)        same parameters, per tensor, P moves data       exact
-    D(q), D(q)     -->  one D(q)                                                    exact
+Q(D(q))        -->  q           same scale and zero point, at most 16 bits      exact
+Q(P(D(q)))     -->  P(q)        same parameters, per tensor, P moves data       exact
+D(q), D(q)     -->  one D(q)                                                    exact
 """
 
 import torch
@@ -43,7 +43,8 @@ def move_through(graph: Graph) -> Graph:
         if not same_parameters(draft, node, pair):
             draft.note("move-through", label(node), "refused", "scale or zero point differ on the two sides")
             continue
-        on_codes = draft.call(moved.target, source, *moved.args[1:], before=node, origin=moved, **moved.kwargs)  # type: ignore[arg-type]
+        assert callable(moved.target)
+        on_codes = draft.call(moved.target, source, *moved.args[1:], before=node, origin=moved)
         draft.note("move-through", label(moved), "applied")
         draft.replace(node, on_codes)
     return draft.finish()

@@ -1,8 +1,8 @@
-"""SmoothQuant: move the outliers of a norm's channels into the weights that read it (arXiv 2211.10438, eq. 4).
+"""SmoothQuant: move the outliers of a norm's channels into the weights that read it.
 
-    linear(norm(x; g, b), W)  -->  linear(norm(x; g / t, b / t), W t)      exact in reals
+linear(norm(x; g, b), W)  -->  linear(norm(x; g / t, b / t), W t)      exact in reals
 
-    t_j = max|X_j|^a / max|W_j|^(1 - a), with the exponent a chosen per norm by the estimated error.
+t_j = max|X_j|^a / max|W_j|^(1 - a)   (arXiv 2211.10438, eq. 4), a chosen per norm by estimated error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def smooth(graph: Graph, ranges: Ranges, *, exponent: float | None = None) -> Gr
 
 
 def linear_readers(node: Node) -> tuple[list[Node], str]:
-    """The linears that read a norm, through reshapes that keep the channels last; or what stands in the way."""
+    """The linears that read a norm, through reshapes that keep the channels last; or the obstacle."""
     found: list[Node] = []
     for user in node.users:
         if user.target is aten.linear.default and user.args[0] is node:
@@ -109,7 +109,7 @@ def factor_for(largest: Tensor, columns: Tensor, exponent: float) -> Tensor:
 
 
 def estimated_error(largest: Tensor, power: Tensor, weight: Tensor, t: Tensor) -> float:
-    """Noise of the rounded input through W t, plus noise of the rounded weight under x / t; rounding is s^2 / 12."""
+    """Noise of the rounded input through W t plus noise of the rounded weight; rounding is s^2 / 12."""
     scaled = weight * t
     step = 2 * (largest / t).max() / LEVELS
     weight_step = scaled.abs().amax(1) / WEIGHT_LEVELS

@@ -1,6 +1,6 @@
-"""The product: `compile`, `export_onnx` and `load`.
+"""The product: `compile`, `explain`, `export_onnx` and `load`.
 
-    trace >> canonical >> decide (calibrate, plan) >> materialize >> lower >> check
+trace >> canonical >> decide (calibrate, plan) >> materialize >> lower >> check
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from qcompiler import artifact, summary
@@ -21,7 +22,7 @@ from qcompiler.backends.guard import Verdict, guard
 from qcompiler.backends.reference import Reference, ReferenceExecutable
 from qcompiler.errors import CalibrationError, LoweringError
 from qcompiler.ir import Graph, evaluate, fingerprint, flatten_inputs, trace
-from qcompiler.ir.trace import Model
+from qcompiler.ir.trace import Model, load_program, own_inputs
 from qcompiler.passes.calibrate import batches
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.passes.check import Contract, Distance, contract, distance
@@ -59,14 +60,15 @@ class Compiled:
         """What was decided, what runs, how exact and how fast it is."""
         return Report(data=self.data)
 
-    def measured(self, metric: Any, float_model: Any) -> "Compiled":
+    def measured(self, metric: Any, float_model: Any, *, weights_are_random: bool = False) -> "Compiled":
         """The same model with a task metric (see qcompiler.models) in its report."""
         result = metric(self)
         figures = {
             "name": metric.name, "samples": metric.samples,
             "float": metric(float_model)[metric.name], "quantized": result[metric.name],
         }  # fmt: skip
-        return replace(self, data={**self.data, "accuracy": {**self.data["accuracy"], "metric": figures}})
+        known = {"metric": figures, "weights_are_random": weights_are_random}
+        return replace(self, data={**self.data, "accuracy": {**self.data["accuracy"], **known}})
 
     def save(self, path: str | Path) -> None:
         """Write the artifact folder in one step: everything or nothing; equal seeds give equal bytes."""
@@ -96,7 +98,8 @@ def compile(
     """Quantize a model, prove it against the reference, and return it ready to call.
 
     model: nn.Module, fx.GraphModule, ExportedProgram, or the path of a .pt2 file.
-    example_inputs: a tensor, a tuple of arguments or a dict of keywords; shapes for tracing and timing.
+    example_inputs: a tensor, a tuple of arguments or a dict of keywords, on which the model is traced and
+        timed; an exported program has its own.
     calibration: iterable of batches in the same forms; the example inputs if absent.
     recipe: "int8", "int8-dynamic", "w8a16", "w4a16", "fp8", a .json file, a mapping or a Recipe.
     strict: a layer planned in integers that the engine runs in float is an error (ContractError).
@@ -111,10 +114,31 @@ def compile(
         graph, data = prepared(model, example_inputs, calibration, steps.tell)
         decision = decide(graph, data, chosen, aim, tell=steps.tell)
         job = Job(
-            name=model_name(model), original=graph, data=data, decision=decision, threads=threads, seed=seed,
-            strict=strict, tell=steps.tell,
+            name=model_name(model), original=graph, data=data, example=example_inputs, decision=decision,
+            threads=threads, seed=seed, strict=strict, tell=steps.tell,
         )  # fmt: skip
         return on_reference(job) if backend == "reference" else on_engine(job)
+
+
+def explain(
+    model: Model,
+    example_inputs: Any = None,
+    *,
+    calibration: Iterable[Any] | None = None,
+    recipe: str | Path | Mapping[str, Any] | Recipe = "int8",
+    target: str | Target = "cpu",
+    seed: int = 0,
+    progress: bool = False,
+) -> Decision:
+    """What `compile` would decide for the same arguments: the plan, and in `graph.notes` what was refused.
+
+    Nothing is lowered, run by an engine or timed.
+    """
+    chosen, aim = find_recipe(recipe), find_target(target)
+    with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        graph, data = prepared(model, example_inputs, calibration, steps.tell)
+        return decide(graph, data, chosen, aim, tell=steps.tell)
 
 
 def export_onnx(
@@ -177,6 +201,7 @@ class Job:
     name: str
     original: Graph
     data: Sequence[Any]
+    example: Any
     decision: Decision
     threads: int | None
     seed: int
@@ -185,8 +210,13 @@ class Job:
 
     @property
     def sample(self) -> list[Any]:
-        """The first batch, in flat order: shapes for timing."""
+        """The first calibration batch, in flat order: real values to compare on."""
         return next(flat(self.original, self.data, 1))
+
+    @property
+    def timed(self) -> list[Any]:
+        """What the model is timed on: the example inputs, in flat order."""
+        return self.sample if self.example is None else next(flat(self.original, [self.example], 1))
 
 
 def prepared(
@@ -194,8 +224,12 @@ def prepared(
 ) -> tuple[Graph, Sequence[Any]]:
     """The canonical graph, and calibration data that can be read several times."""
     tell("tracing", 0, None)
+    if isinstance(model, str | Path):
+        model = load_program(Path(model))
     graph = run(CANONICAL, trace(model, example_inputs))
     if calibration is None:
+        if example_inputs is None and isinstance(model, ExportedProgram):
+            example_inputs = own_inputs(model)
         if example_inputs is None:
             raise CalibrationError(
                 "there is neither calibration data nor an example input",
@@ -205,7 +239,7 @@ def prepared(
     if isinstance(calibration, Sequence) and not isinstance(calibration, str | bytes):
         return graph, calibration
     # A generator can be read once, and calibration may need a second pass.
-    return graph, [args if not kwargs else kwargs for args, kwargs in batches(calibration)]
+    return graph, [kwargs or args for args, kwargs in batches(calibration)]
 
 
 def lowered_form(decision: Decision) -> Graph:
@@ -220,7 +254,9 @@ def on_reference(job: Job) -> Compiled:
     found = compare(job.original, graph, executable, job.data, job.decision.target)
     ran = executable.execution(job.decision.plan)
     promised = contract(job.decision.plan, ran.layers, ran.stray)
-    data = facts(job, graph, executable, promised, ran.kernels, found, nodes=(), verdict=None, backend="reference")
+    data = facts(
+        job, graph, executable, promised, ran.kernels, found, nodes=(), verdict=None, backend="reference"
+    )
     return Compiled(graph=graph, plan=job.decision.plan, executable=executable, data=data)
 
 
@@ -254,18 +290,22 @@ def judged(job: Job, quantized: Any) -> Verdict:
 
     floating = Ort().lower(job.original, threads=job.threads)
     return guard(
-        job.decision, quantized, floating, job.sample,
+        job.decision, quantized, floating, job.timed,
         lower=lambda decision: Ort().lower(lowered_form(decision), threads=job.threads),
         tick=lambda: job.tell("timing", 1, None),
     )  # fmt: skip
 
 
-def compare(original: Graph, quantized: Graph, executable: Executable, data: Sequence[Any], aim: Target) -> Distance:
+def compare(
+    original: Graph, quantized: Graph, executable: Executable, data: Sequence[Any], aim: Target
+) -> Distance:
     """Float, reference and engine on the first samples."""
     samples = list(flat(original, data, CHECKED))
     reference = Reference(aim).lower(quantized)
     return distance(
-        [evaluate(original, x) for x in samples], [reference(x) for x in samples], [executable(x) for x in samples]
+        [evaluate(original, x) for x in samples],
+        [reference(x) for x in samples],
+        [executable(x) for x in samples],
     )
 
 
@@ -280,7 +320,7 @@ def facts(
     labels = {layer.node: layer.label for layer in decision.plan.layers}
     values = reference.values(sample, set(labels))
     quality = summary.layer_quality(job.original, graph, values, decision.plan, sample)
-    batch = next((x.shape[0] for x in sample if isinstance(x, Tensor) and x.dim()), 1)
+    batch = next((x.shape[0] for x in job.timed if isinstance(x, Tensor) and x.dim()), 1)
     machine = measure_machine() if verdict else None
     return {
         "coverage": summary.coverage(promised, kernels),
@@ -308,7 +348,11 @@ def manifest(job: Job, graph: Graph, found: Distance, backend: str) -> dict[str,
         "versions": versions(),
         "cpu": {"name": this_cpu().name, "features": list(this_cpu().features)},
         "session": {"threads": job.threads, "disabled_optimizers": list(DISABLED_OPTIMIZERS)},
-        "metrics": {"sqnr_db": summary.number(found.sqnr_db), "max_lsb": found.max_lsb, "agreement": found.agreement},
+        "metrics": {
+            "sqnr_db": summary.number(found.sqnr_db),
+            "max_lsb": found.max_lsb,
+            "agreement": found.agreement,
+        },
     }
 
 
@@ -326,7 +370,9 @@ def data_hash(graph: Graph, data: Sequence[Any]) -> str:
     for args, kwargs in batches(data):
         for x in flatten_inputs(graph, args, kwargs):
             if isinstance(x, Tensor):
-                total.update(f"{x.dtype}{tuple(x.shape)}".encode() + x.detach().contiguous().numpy().tobytes())
+                total.update(
+                    f"{x.dtype}{tuple(x.shape)}".encode() + x.detach().contiguous().numpy().tobytes()
+                )
     return total.hexdigest()
 
 
@@ -360,4 +406,4 @@ def warn_of_other_cpu(saved: Mapping[str, Any]) -> None:
         )
 
 
-__all__ = ["Compiled", "compile", "export_onnx", "load"]
+__all__ = ["Compiled", "compile", "explain", "export_onnx", "load"]

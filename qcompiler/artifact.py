@@ -1,10 +1,10 @@
 """Saved models: a folder of ONNX, safetensors, text and JSON with a manifest; loading executes nothing.
 
-    manifest.json       recipe, seed, hashes, versions, CPU, signature, SHA-256 of every other file
-    model.onnx          what ONNX Runtime runs (model.onnx.data beside it if large)
-    graph.txt           the quantized graph as canonical text, with tensors.safetensors: the reference
-    plan.json           every decision
-    report.json         the report's data; the only file that holds timings
+manifest.json       recipe, seed, hashes, versions, CPU, signature, SHA-256 of every other file
+model.onnx          what ONNX Runtime runs (model.onnx.data beside it if large)
+graph.txt           the quantized graph as canonical text, with tensors.safetensors: the reference
+plan.json           every decision
+report.json         the report's data; the only file that holds timings
 """
 
 import hashlib
@@ -38,7 +38,9 @@ def written_atomically(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
-        raise ArtifactError(f"cannot write to '{path}'", why=str(error), fix="choose a folder you may write") from error
+        raise ArtifactError(
+            f"cannot write to '{path}'", why=str(error), fix="choose a folder you may write"
+        ) from error
     try:
         yield draft
         draft.chmod(0o755)
@@ -58,7 +60,9 @@ def check_replaceable(path: Path) -> None:
     """Only an artifact may be overwritten, never a file or folder of another kind."""
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists()):
         raise ArtifactError(
-            f"'{path}' exists and is not a saved model", why="it would be overwritten", fix="choose another path"
+            f"'{path}' exists and is not a saved model",
+            why="it would be overwritten",
+            fix="choose another path",
         )
 
 
@@ -68,7 +72,10 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_graph(folder: Path, graph: Graph, plan: Plan) -> None:
     (folder / "graph.txt").write_text(format_text(graph))
-    save_file({name: tensor.contiguous().clone() for name, tensor in graph.tensors.items()}, folder / "tensors.safetensors")
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in graph.tensors.items()},
+        folder / "tensors.safetensors",
+    )
     write_json(folder / "plan.json", plan_to_json(plan))
 
 
@@ -94,12 +101,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a saved model, after checking that every file is what it signs."""
     if not folder.is_dir() or not (folder / MANIFEST).is_file():
         raise ArtifactError(
-            f"'{folder}' is not a saved model", why=f"it has no {MANIFEST}", fix="give the folder that save() wrote"
+            f"'{folder}' is not a saved model",
+            why=f"it has no {MANIFEST}",
+            fix="give the folder that save() wrote",
         )
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except ValueError as error:
-        raise ArtifactError(f"'{folder / MANIFEST}' is not valid JSON", why=str(error), fix="save the model again") from error
+        raise ArtifactError(
+            f"'{folder / MANIFEST}' is not valid JSON", why=str(error), fix="save the model again"
+        ) from error
     wanted = ("format", "files", "signature", "stage", "backend", "target", "recipe")
     if not isinstance(manifest, dict) or (missing := [key for key in wanted if key not in manifest]):
         raise ArtifactError(f"the manifest of '{folder}' lacks {missing if isinstance(manifest, dict) else 'everything'}",
@@ -117,7 +128,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_file(folder: Path, name: str, expected: Any) -> None:
     path = folder / name
     if Path(name).name != name or not path.is_file():
-        raise ArtifactError(f"'{folder}' lacks the file '{name}'", fix="copy the whole folder, or save it again")
+        raise ArtifactError(
+            f"'{folder}' lacks the file '{name}'", fix="copy the whole folder, or save it again"
+        )
     if digest(path) != expected:
         raise ArtifactError(
             f"'{path}' is not the file that was saved", why="its SHA-256 differs from the manifest",
@@ -130,9 +143,13 @@ def read_graph(folder: Path, manifest: Mapping[str, Any]) -> tuple[Graph, Plan]:
         tensors = load_file(folder / "tensors.safetensors")
         plan = plan_from_json(json.loads((folder / "plan.json").read_text()))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ArtifactError(f"'{folder}' cannot be read", why=str(error)[:300], fix="save the model again") from error
+        raise ArtifactError(
+            f"'{folder}' cannot be read", why=str(error)[:300], fix="save the model again"
+        ) from error
     except Exception as error:
-        raise ArtifactError(f"the plan in '{folder}' is malformed", why=str(error)[:300], fix="save the model again") from error
+        raise ArtifactError(
+            f"the plan in '{folder}' is malformed", why=str(error)[:300], fix="save the model again"
+        ) from error
     signature = signature_from_json(manifest["signature"])
     return parse_text((folder / "graph.txt").read_text(), tensors, signature, str(manifest["stage"])), plan
 
@@ -163,7 +180,9 @@ def signature_from_json(data: Any) -> Signature:
             out_spec=pytree.treespec_loads(data["out_spec"]),
         )
     except Exception as error:
-        raise ArtifactError("the manifest's signature is malformed", why=str(error)[:300], fix="save the model again") from error
+        raise ArtifactError(
+            "the manifest's signature is malformed", why=str(error)[:300], fix="save the model again"
+        ) from error
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -172,14 +191,18 @@ def read_report(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text())) if path.is_file() else {}
     except ValueError as error:
-        raise ArtifactError(f"'{path}' is not valid JSON", why=str(error), fix="delete it, or save again") from error
+        raise ArtifactError(
+            f"'{path}' is not valid JSON", why=str(error), fix="delete it, or save again"
+        ) from error
 
 
 def check_writable_file(path: Path) -> None:
     """Refuse early what could not be written at the end."""
     folder = path.parent
     if path.is_dir():
-        raise ArtifactError(f"'{path}' is a folder", why="an ONNX model is a file", fix=f"write to '{path}/model.onnx'")
+        raise ArtifactError(
+            f"'{path}' is a folder", why="an ONNX model is a file", fix=f"write to '{path}/model.onnx'"
+        )
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ArtifactError(
             f"cannot write to '{path}'", why=f"the folder '{folder}' does not exist or is read-only",

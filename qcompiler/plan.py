@@ -3,8 +3,7 @@
 A plan can be printed, compared, saved as JSON, edited and replayed; `materialize` carries it out.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import cattrs
@@ -85,7 +84,9 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [f"plan of recipe {self.recipe} for target {self.target}"]
-        rows += [f"  {layer.label:40} {layer.precision:8} {layer.kernel:26} {layer.why}" for layer in self.layers]
+        rows += [
+            f"  {layer.label:40} {layer.precision:8} {layer.kernel:26} {layer.why}" for layer in self.layers
+        ]
         for value in self.values:
             span = "at run time" if value.dynamic else f"[{value.lo:.4g}, {value.hi:.4g}] by {value.observer}"
             rows.append(f"  {value.label:40} {value.format:8} {span:36} {value.why}")
@@ -93,19 +94,12 @@ class Plan:
 
     def table(self) -> Table:
         """The layers as a terminal table."""
-        table = Table("layer", "op", "precision", "kernel", "why", title=f"Plan: {self.recipe} on {self.target}")
+        table = Table(
+            "layer", "op", "precision", "kernel", "why", title=f"Plan: {self.recipe} on {self.target}"
+        )
         for layer in self.layers:
             table.add_row(layer.label, layer.op, layer.precision, layer.kernel, layer.why)
         return table
-
-    def without(self, nodes: Iterable[str], why: str) -> "Plan":
-        """The same plan with some layers marked as float."""
-        dropped = set(nodes)
-        layers = tuple(
-            replace(layer, precision="float", kernel="float", why=why) if layer.node in dropped else layer
-            for layer in self.layers
-        )
-        return replace(self, layers=layers)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long work reports where it is: a plain callback, so that no layer below the interface draws anything."""
+"""How long work reports where it is: a plain callback, so that only the interface draws."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 """What the user wants: formats and methods, as one printable value with overrides by layer name.
 
-    Recipe(name="int8", overrides=(Override(pattern="layer4.*", changes={"activations": None}),))
+Recipe(name="int8", overrides=(Override(pattern="layer4.*", changes={"activations": None}),))
 """
 
 import fnmatch
@@ -143,7 +143,9 @@ def recipe_from_file(path: Path) -> Recipe:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot read the recipe '{path}'", why=str(error), fix="write valid JSON") from error
+        raise RecipeError(
+            f"cannot read the recipe '{path}'", why=str(error), fix="write valid JSON"
+        ) from error
     if not isinstance(data, dict):
         raise RecipeError(f"the recipe '{path}' is not a JSON object", fix='write {"base": "int8", ...}')
     return recipe_from_mapping({"name": path.stem, **data})
@@ -156,7 +158,9 @@ def recipe_from_mapping(data: Mapping[str, Any]) -> Recipe:
     unknown = [key for key in given if key not in known]
     if unknown:
         raise RecipeError(
-            f"a recipe has no key '{unknown[0]}'", why=f"its keys are {', '.join(sorted(known))}", fix="correct it"
+            f"a recipe has no key '{unknown[0]}'",
+            why=f"its keys are {', '.join(sorted(known))}",
+            fix="correct it",
         )
     if "overrides" in given:
         given["overrides"] = tuple(as_override(entry) for entry in given["overrides"])

@@ -1,8 +1,10 @@
 """ONNX Runtime: QDQ models that its optimizer turns into integer kernels."""
 
+import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +60,25 @@ class Ort:
     name = "ort"
 
     def lower(self, graph: Graph, *, threads: int | None = None, folder: Path | None = None) -> OrtExecutable:
-        """Export, load and optimize; files go to `folder` (default: a new temporary one)."""
-        folder = folder or Path(tempfile.mkdtemp(prefix="qcompiler-"))
-        path = folder / "model.onnx"
-        write_onnx(graph, path)
-        return open_executable(graph, path, threads=threads)
+        """Export, load and optimize; files go to `folder`, or to one that goes with the executable."""
+
+        def lowered(folder: Path) -> OrtExecutable:
+            write_onnx(graph, folder / "model.onnx")
+            return open_executable(graph, folder / "model.onnx", threads=threads)
+
+        return lowered(folder) if folder else in_own_folder(lowered)
+
+
+def in_own_folder(make: Callable[[Path], OrtExecutable]) -> OrtExecutable:
+    """Make an executable in a temporary folder that is removed together with it, or when making fails."""
+    folder = Path(tempfile.mkdtemp(prefix="qcompiler-"))
+    try:
+        executable = make(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(executable, shutil.rmtree, folder, ignore_errors=True)
+    return executable
 
 
 def write_onnx(graph: Graph, path: Path, *, opset: int | None = None) -> None:
@@ -112,7 +128,7 @@ def check_opset(graph: Graph, opset: int | None, target: Target) -> None:
     if opset is not None and not lowest <= opset <= OPSETS[1]:
         raise LoweringError(
             f"opset {opset} cannot hold this model",
-            why=f"its formats ({', '.join(sorted(formats(graph))) or 'float'}) need opset {lowest} to {OPSETS[1]}",
+            why=f"{', '.join(sorted(formats(graph))) or 'float'} needs opset {lowest} to {OPSETS[1]}",
             fix=f"leave opset out (it is {DEFAULT_OPSET}) or choose one in that range",
         )
 
@@ -122,13 +138,21 @@ def publish(draft: Path, path: Path) -> None:
     for suffix in (".data", ""):
         source = Path(f"{draft}{suffix}")
         if source.exists():
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as hidden:
-                shutil.copyfile(source, hidden.name)
-            Path(hidden.name).chmod(0o644)
-            Path(hidden.name).replace(f"{path}{suffix}")
+            # Beside its target, since a file can only be renamed within one file system.
+            hidden = path.with_name(f".{path.name}{suffix}-{secrets.token_hex(4)}")
+            try:
+                shutil.copyfile(source, hidden)
+                hidden.replace(f"{path}{suffix}")
+            except OSError as error:
+                raise LoweringError(
+                    f"cannot write to '{path}'", why=str(error), fix="choose a folder you may write"
+                ) from error
+            finally:
+                hidden.unlink(missing_ok=True)
 
 
 def open_saved(graph: Graph, path: Path, *, threads: int | None) -> OrtExecutable:
     """Open a model from an artifact, which stays as it is."""
-    folder = Path(tempfile.mkdtemp(prefix="qcompiler-"))
-    return open_executable(graph, path, threads=threads, optimized=folder / "optimized.onnx")
+    return in_own_folder(
+        lambda folder: open_executable(graph, path, threads=threads, optimized=folder / "optimized.onnx")
+    )

@@ -1,6 +1,6 @@
 """What ONNX Runtime really executes: read from the graph it optimized, compared with the plan.
 
-    planned layer  <->  node of the same name in the optimized model  ->  kernel, precision, reason if float
+planned layer  <->  node of the same name in the optimized model  ->  kernel, precision, reason if float
 """
 
 import re
@@ -65,7 +65,9 @@ def is_kernel(node: NodeProto) -> bool:
 def executed(layer: LayerPlan, by_name: dict[str, NodeProto], types: dict[str, int]) -> Executed:
     node = by_name.get(layer.node)
     if node is None:
-        return Executed(node=layer.node, kernel="", precision=layer.precision, reason="merged into another kernel")
+        return Executed(
+            node=layer.node, kernel="", precision=layer.precision, reason="merged into another kernel"
+        )
     precision = precision_of(node, types)
     reason = diagnose(layer, node, types) if layer.precision != "float" and precision == "float" else ""
     return Executed(node=layer.node, kernel=node.op_type, precision=precision, reason=reason)

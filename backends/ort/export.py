@@ -1,6 +1,6 @@
 """A graph as an ONNX model: torch's exporter, our translation table, and names that survive.
 
-    Graph --torch.export--> ExportedProgram --torch.onnx + TRANSLATIONS--> onnx_ir.Model
+Graph --torch.export--> ExportedProgram --torch.onnx + TRANSLATIONS--> onnx_ir.Model
 """
 
 import contextlib

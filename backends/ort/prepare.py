@@ -1,8 +1,8 @@
 """The forms that ONNX Runtime's kernels are good at; each is exact, and none changes what is computed.
 
-    linear(dq(q[.., K]), w, b)          -->  view(linear(dq(view(q, [-1, K])), w, b))      QGemm takes 2-D
-    linear(dq(dynamic q), dq(w), b)     -->  integer_matmul(q, w^T) + b                    MatMulIntegerToFloat
-    linear(x, dq(w), b)                 -->  matmul(x, dq(w^T)) + b                        MatMulNBits wants [K, N]
+linear(dq(q[.., K]), w, b)       -->  view(linear(dq(view(q, [-1, K])), w, b))    QGemm takes 2-D
+linear(dq(dynamic q), dq(w), b)  -->  integer_matmul(q, w^T) + b                  MatMulIntegerToFloat
+linear(x, dq(w), b)              -->  matmul(x, dq(w^T)) + b                      MatMulNBits: [K, N]
 """
 
 from typing import Any
@@ -92,9 +92,14 @@ def use_transposed_weight(draft: Draft, node: Node, weight: Node) -> None:
         return draft.constant(f"{given[name].target}.transposed", turned, before=node)
 
     turned = draft.call(
-        qc.dequantize.default, transposed("q"), transposed("scale"), transposed("zero_point"), given["format"],
-        0 if block else 1, block, before=node, origin=node,
-    )  # fmt: skip
+        qc.dequantize.default,
+        *(transposed(name) for name in ("q", "scale", "zero_point")),
+        given["format"],
+        0 if block else 1,
+        block,
+        before=node,
+        origin=node,
+    )
     source, _, bias = node.args
     node.target = aten.matmul.default
     node.args = (source, turned)

@@ -54,5 +54,7 @@ def default_threads() -> int:
 def run_session(session: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Feed flat inputs by position."""
     names = [given.name for given in session.get_inputs()]
-    feed = {name: np.ascontiguousarray(x.detach().cpu().numpy()) for name, x in zip(names, inputs, strict=True)}
+    feed = {
+        name: np.ascontiguousarray(x.detach().cpu().numpy()) for name, x in zip(names, inputs, strict=True)
+    }
     return [torch.from_numpy(np.asarray(y)) for y in session.run(None, feed)]

@@ -1,6 +1,6 @@
 """Our operators as ONNX operators, for torch's exporter.
 
-    custom_translation_table = TRANSLATIONS
+custom_translation_table = TRANSLATIONS
 """
 
 from collections.abc import Callable
@@ -12,11 +12,15 @@ from onnxscript import opset21 as op
 qc = torch.ops.qcompiler
 
 
-def quantize(x: Any, scale: Any, zero_point: Any, format: str, axis: int | None = None, block: int = 0) -> Any:
+def quantize(
+    x: Any, scale: Any, zero_point: Any, format: str, axis: int | None = None, block: int = 0
+) -> Any:
     return op.QuantizeLinear(x, scale, zero_point, **placement(axis, block))
 
 
-def dequantize(q: Any, scale: Any, zero_point: Any, format: str, axis: int | None = None, block: int = 0) -> Any:
+def dequantize(
+    q: Any, scale: Any, zero_point: Any, format: str, axis: int | None = None, block: int = 0
+) -> Any:
     return op.DequantizeLinear(q, scale, zero_point, **placement(axis, block))
 
 

@@ -65,6 +65,8 @@ def verify_nodes(optimized: Path, inputs: Sequence[Tensor]) -> list[NodeDistance
     """The distance of every integer kernel in the model that runs."""
     model = onnx.load(str(optimized))
     nodes = [node for node in model.graph.node if node.op_type in LAYOUTS]
+    if not nodes:
+        return []
     values = run_with_all_values(model, nodes, inputs)
     return [distance(node, values) for node in nodes]
 
@@ -73,8 +75,14 @@ def run_with_all_values(
     model: onnx.ModelProto, nodes: Sequence[NodeProto], inputs: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Constants, graph inputs, and everything that the given nodes read or write."""
-    values = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
-    names = [given.name for given in model.graph.input if given.name not in values]
+    read = {name for node in nodes for name in node.input}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    values = {
+        name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        for name, tensor in constants.items()
+        if name in read
+    }
+    names = [given.name for given in model.graph.input if given.name not in constants]
     values |= dict(zip(names, inputs, strict=True))
     wanted = {name for node in nodes for name in (*node.input, *node.output) if name and name not in values}
     returned = {output.name for output in model.graph.output}
@@ -83,7 +91,8 @@ def run_with_all_values(
     asked = sorted(wanted)
     feed = {name: np.ascontiguousarray(values[name].numpy()) for name in names}
     return values | {
-        name: torch.from_numpy(np.asarray(found)) for name, found in zip(asked, session.run(asked, feed), strict=True)
+        name: torch.from_numpy(np.asarray(found))
+        for name, found in zip(asked, session.run(asked, feed), strict=True)
     }
 
 
@@ -123,7 +132,11 @@ def bind(
 
     triples = layout.operands or tuple((i, i + 1, i + 2) for i in range(2, len(node.input), 3))
     scale, zero = (at(position) for position in layout.output) if layout.output else (None, None)
-    output = None if scale is None or zero is None else Output(scale=scale, zero_point=zero, format=format_of(zero))
+    output = (
+        None
+        if scale is None or zero is None
+        else Output(scale=scale, zero_point=zero, format=format_of(zero))
+    )
     operands = [codes(triple) for triple in triples]
     weight = codes(layout.weight, axis=0) if layout.weight else None
     if weight is not None and layout.formula == "linear" and not literal.get("transB", 0):
@@ -140,7 +153,9 @@ def bias_codes(bias: Tensor | None) -> Codes | Tensor | None:
     """An int32 bias is added to the accumulator, a float one to the result."""
     if bias is None or bias.is_floating_point():
         return bias
-    return Codes(values=bias, scale=torch.ones(()), zero_point=torch.zeros((), dtype=torch.int32), format="int32")
+    return Codes(
+        values=bias, scale=torch.ones(()), zero_point=torch.zeros((), dtype=torch.int32), format="int32"
+    )
 
 
 def arguments_of(kernel: str, literal: Mapping[str, Any], last: bool) -> dict[str, Any]:
@@ -171,12 +186,13 @@ def operation(node: NodeProto, literal: Mapping[str, Any], operands: Sequence[Co
     """The float op that a formula applies to centred or decoded codes."""
     dims = operands[0].values.dim() - 2
     convolutions = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-    return {
+    table: dict[str, Callable[..., Any]] = {
         "QLinearConv": convolutions.get(dims, aten.conv2d.default),
         "QLinearAveragePool": aten.avg_pool2d.default,
         "QLinearSigmoid": aten.sigmoid.default,
         "QLinearLeakyRelu": aten.leaky_relu.default,
-    }.get(node.op_type, aten.add.Tensor)
+    }
+    return table.get(node.op_type, aten.add.Tensor)
 
 
 def to_first(tensor: Tensor, last: bool) -> Tensor:

@@ -14,12 +14,13 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from qcompiler.backends.base import Executed, Execution
-from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output
+from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output, weight_only_linear
 from qcompiler.ir import Graph, arguments, evaluate
 from qcompiler.passes.partition import Region, partition
 from qcompiler.plan import Plan
-from qcompiler.target import Target, find_target
+from qcompiler.target import Target, WeightOnly, find_target
 
+aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
 
@@ -29,6 +30,7 @@ class ReferenceExecutable:
 
     graph: Graph
     regions: Mapping[Node, Region]
+    target: Target
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
         return [decoded(result) for result in evaluate(self.graph, inputs, evaluate_node=self.compute)]
@@ -54,8 +56,21 @@ class ReferenceExecutable:
             given = arguments(node)
             return Codes(values=args[0], scale=args[1], zero_point=args[2], format=given["format"],
                          axis=given["axis"], block=given["block"])  # fmt: skip
+        if (
+            node.target is aten.linear.default
+            and isinstance(args[1], Codes)
+            and not isinstance(args[0], Codes)
+        ):
+            kernel = self.weight_only(args[1])
+            if kernel is not None:
+                block = args[1].block or kernel.default_block
+                return weight_only_linear(*args, bits=kernel.activation_bits, block=block)
         plain = fx.node.map_aggregate((args, kwargs), decoded)
         return node.target(*plain[0], **plain[1])  # type: ignore[operator]
+
+    def weight_only(self, weight: Codes) -> WeightOnly | None:
+        """How the target computes a float input with a weight in few bits, if it does."""
+        return next((entry for entry in self.target.weight_only if entry.format == weight.format), None)
 
     @cached_property
     def inside(self) -> Mapping[Node, Region]:
@@ -69,11 +84,11 @@ class ReferenceExecutable:
     def execution(self, plan: Plan) -> Execution:
         """By definition every region runs as its formula says."""
         anchors = {region.anchor.name for region in self.regions.values()}
+        as_planned = [layer.node in anchors or layer.kernel == "MatMulNBits" for layer in plan.layers]
         layers = tuple(
-            Executed(node=layer.node, kernel="reference",
-                     precision=layer.precision if layer.node in anchors or layer.kernel == "MatMulNBits" else "float")
-            for layer in plan.layers
-        )  # fmt: skip
+            Executed(node=layer.node, kernel="reference", precision=layer.precision if exact else "float")
+            for layer, exact in zip(plan.layers, as_planned, strict=True)
+        )
         return Execution(layers=layers, kernels={"reference": len(layers)})
 
 
@@ -85,8 +100,10 @@ class Reference:
     def __init__(self, target: Target | str = "cpu") -> None:
         self.target = find_target(target)
 
-    def lower(self, graph: Graph, *, threads: int | None = None, folder: Path | None = None) -> ReferenceExecutable:
-        return ReferenceExecutable(graph=graph, regions=partition(graph, self.target))
+    def lower(
+        self, graph: Graph, *, threads: int | None = None, folder: Path | None = None
+    ) -> ReferenceExecutable:
+        return ReferenceExecutable(graph=graph, regions=partition(graph, self.target), target=self.target)
 
 
 def compute_region(region: Region, graph: Graph, args: Any, kwargs: dict[str, Any]) -> Tensor:

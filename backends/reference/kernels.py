@@ -1,8 +1,8 @@
 """Integer kernels, as formulas: what every engine must compute (see docs/numerics.md).
 
     acc  = sum_k (qx[k] - z_x) (qw[k,c] - z_w[c]) + qb[c]            int32
-    q_y  = sat(rne(float32(acc) * m[c]) + z_y)                        m[c] = float32(float32(s_x s_w[c]) / s_y)
-    y    = float32(acc) * float32(s_x s_w[c])                         where a linear returns float
+    q_y  = sat(rne(float32(acc) * m[c]) + z_y)                  m[c] = float32(float32(s_x s_w[c]) / s_y)
+    y    = float32(acc) * float32(s_x s_w[c])                   where a linear returns float
 
 Sums are formed in float64, which holds every int32 accumulator exactly.
 """
@@ -40,9 +40,9 @@ class Codes:
 
     def decoded(self) -> Tensor:
         """The float32 values."""
-        return torch.ops.qcompiler.dequantize(
-            self.values, self.scale, self.zero_point, self.format, self.axis, self.block
-        )
+        decode = torch.ops.qcompiler.dequantize.default
+        result: Tensor = decode(self.values, self.scale, self.zero_point, self.format, self.axis, self.block)
+        return result
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,6 +107,19 @@ def linear(call: Call) -> Tensor:
     return finish(call, F.linear(call.operands[0].centered, call.weight.centered), axis=-1)
 
 
+def weight_only_linear(x: Tensor, weight: Codes, bias: Tensor | None, *, bits: int, block: int) -> Tensor:
+    """MatMulNBits: x is rounded per row and block to signed codes, s = max|x| / (2^(bits-1) - 1).
+
+    y = sum over blocks of s_x s_w (q_x . q_w)        float result
+    """
+    width = x.shape[-1]
+    rows = F.pad(x, (0, -width % block)).reshape(*x.shape[:-1], -1, block)
+    scale = rows.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    rounded = torch.round(rows / scale.where(scale > 0, torch.ones_like(scale))) * scale
+    result = F.linear(rounded.flatten(-2)[..., :width].double(), weight.decoded().double()).float()
+    return result if bias is None else result + bias
+
+
 def add(call: Call) -> Tensor:
     """sat(rne(a' (s_a / s_y) + b' (s_b / s_y)) + z_y)"""
     output = wanted(call)
@@ -140,7 +153,8 @@ def average(call: Call) -> Tensor:
 def maximum(call: Call) -> Tensor:
     (x,) = call.operands
     literals = {name: value for name, value in call.arguments.items() if name != "self"}
-    return call.op(x.values.double(), *literals.values()).to(x.values.dtype)
+    largest: Tensor = call.op(x.values.double(), *literals.values())
+    return largest.to(x.values.dtype)
 
 
 def concatenate(call: Call) -> Tensor:

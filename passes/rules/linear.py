@@ -250,22 +250,22 @@ LINEAR = (
         domain=several(lambda g: (normal(g, 2, 6, *[4] * choose(g, 0, 1, 2, 3)), *statistics(g, 6))),
     ),
     Rule(
-        name="scale-into-conv", before=conv_scaled, after=conv_with_scale, law=FOLDING,
+        name="scale-into-conv", constants=("c",), before=conv_scaled, after=conv_with_scale, law=FOLDING,
         domain=several(lambda g: (*conv_sample(2)(g), normal(g, 6, 1, 1))),
         where=both(constant("w", "b"), per_channel("c", "w", -3)),
     ),
     Rule(
-        name="bias-into-conv", before=conv_shifted, after=conv_with_shift, law=FOLDING,
+        name="bias-into-conv", constants=("c",), before=conv_shifted, after=conv_with_shift, law=FOLDING,
         domain=several(lambda g: (*conv_sample(2)(g), normal(g, 6, 1, 1))),
         where=both(constant("w", "b"), per_channel("c", "w", -3)),
     ),
     Rule(
-        name="scale-into-linear", before=linear_scaled, after=linear_with_scale, law=FOLDING,
+        name="scale-into-linear", constants=("c",), before=linear_scaled, after=linear_with_scale, law=FOLDING,
         domain=several(lambda g: (*linear_sample(g), normal(g, 6))),
         where=both(constant("w", "b"), per_channel("c", "w", -1)),
     ),
     Rule(
-        name="bias-into-linear", before=linear_shifted, after=linear_with_shift, law=FOLDING,
+        name="bias-into-linear", constants=("c",), before=linear_shifted, after=linear_with_shift, law=FOLDING,
         domain=several(lambda g: (*linear_sample(g), normal(g, 6))),
         where=both(constant("w", "b"), per_channel("c", "w", -1)),
     ),
@@ -275,16 +275,16 @@ LINEAR = (
         where=pad_is_symmetric,
     ),
     Rule(
-        name="addmm-is-linear", before=addmm, after=addmm_linear, law=FOLDING,
+        name="addmm-is-linear", constants=("w",), before=addmm, after=addmm_linear, law=FOLDING,
         domain=several(lambda g: (normal(g, 6), normal(g, 5, 8), normal(g, 8, 6))),
         where=both(constant("w"), bias_is_vector),
     ),
     Rule(
-        name="mm-is-linear", before=mm, after=matmul_linear, law=FOLDING,
+        name="mm-is-linear", constants=("w",), before=mm, after=matmul_linear, law=FOLDING,
         domain=several(lambda g: (normal(g, 5, 8), normal(g, 8, 6))), where=constant("w"),
     ),
     Rule(
-        name="matmul-is-linear", before=matmul, after=matmul_linear, law=FOLDING,
+        name="matmul-is-linear", constants=("w",), before=matmul, after=matmul_linear, law=FOLDING,
         domain=several(lambda g: (normal(g, 2, 5, 8), normal(g, 8, 6))),
         where=both(constant("w"), rank("w", 2)),
     ),

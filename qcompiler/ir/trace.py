@@ -205,6 +205,14 @@ def load_program(path: Path) -> ExportedProgram:
         ) from error
 
 
+def own_inputs(program: ExportedProgram) -> Any:
+    """The example inputs that a program was exported with, in a form that `as_call` takes; None if it has none."""
+    args, kwargs = program.example_inputs or ((), {})
+    if args and kwargs:
+        return dict(zip(argument_names(program), pytree.tree_leaves((args, kwargs)), strict=False)) or None
+    return args or kwargs or None
+
+
 def lift(program: ExportedProgram) -> Graph:
     """Turn lifted parameters back into constants and strip what only the exporter needs."""
     signature = program.graph_signature

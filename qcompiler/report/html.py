@@ -27,9 +27,7 @@ def page(data: Mapping[str, Any]) -> str:
         autoescape=True,  # names of layers come from the user
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: (
-            value if isinstance(value, Markup) else words.clean("" if value is None else value)
-        ),
+        finalize=printed,
     )
     environment.filters |= {
         "breakable": breakable,
@@ -40,10 +38,11 @@ def page(data: Mapping[str, Any]) -> str:
         "times": words.times,
     }
     layers, tensors = rows(data, "layers"), rows(data, "tensors")
+    reasons = {row.get("label"): row.get("reason") for row in rows(part(data, "coverage"), "surprises")}
     return environment.get_template("template.html.j2").render(
         summary=summarize(data),
         model=part(data, "manifest").get("model"),
-        layers=[layer_row(layer) for layer in layers],
+        layers=[layer_row(layer, reasons.get(layer.get("label"))) for layer in layers],
         has={key for layer in layers for key, value in layer.items() if value is not None},
         speed=part(data, "speed"),
         worst_nodes=rows(part(data, "accuracy", "nodes"), "worst"),
@@ -62,6 +61,15 @@ def page(data: Mapping[str, Any]) -> str:
     )
 
 
+def printed(value: object) -> object:
+    """What an expression of the template becomes: nothing for None, and no control characters."""
+    from markupsafe import Markup
+
+    if isinstance(value, Markup):
+        return value
+    return "" if value is None else words.clean(value)
+
+
 def breakable(name: object) -> "Markup":
     """A dotted name that may go on in the next line after a dot."""
     from markupsafe import Markup, escape
@@ -69,25 +77,21 @@ def breakable(name: object) -> "Markup":
     return Markup(".<wbr>").join(escape(piece) for piece in words.clean(name).split("."))
 
 
-def layer_row(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """A layer and what follows from it: its speed against float, and whether it runs as planned."""
-    quantized, plain, planned, executed = (
-        layer.get(key) for key in ("time_us", "float_time_us", "planned", "executed")
-    )
-    timed = words.is_finite(quantized) and words.is_finite(plain) and quantized > 0
-    return {
-        **layer,
-        "ratio": plain / quantized if timed else None,
-        "surprise": executed is not None and executed != planned,
-    }
+def layer_row(layer: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
+    """A layer, its speed against float, and whether it is a surprise; `reason` is then why it runs so."""
+    compiled, plain, ratio = layer.get("time_us"), layer.get("float_time_us"), None
+    if words.is_finite(compiled) and words.is_finite(plain) and compiled > 0:
+        ratio = plain / compiled
+    surprise = layer.get("executed") is not None and layer["executed"] != layer.get("planned")
+    why = reason if surprise and reason else layer.get("why")
+    return {**layer, "ratio": ratio, "surprise": surprise, "why": why}
 
 
 def scores(tensor: Mapping[str, Any]) -> list[tuple[str, float, bool]]:
     """Observer, expected squared error and whether it was chosen; the best one first."""
     found = [(name, value) for name, value in part(tensor, "scores").items() if words.is_finite(value)]
-    return [
-        (name, value, name == tensor.get("observer")) for name, value in sorted(found, key=lambda row: row[1])
-    ]
+    found.sort(key=lambda row: row[1])
+    return [(name, value, name == tensor.get("observer")) for name, value in found]
 
 
 def write(text: str, path: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from qcompiler.report.summary import LOW_SQNR_DB
-from qcompiler.report.words import clean, decibel, duration, is_finite, is_number, number, shorten
+from qcompiler.report.words import called, decibel, duration, is_finite, is_number, number, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,9 +62,7 @@ def layer_sqnr(layers: Sequence[Mapping[str, Any]]) -> str:
         for name, colour, integer in (("integer", INTEGER, True), ("float", FLOAT, False)):
             points = [(i, value) for i, value in known if is_integer(layers[i]) == integer]
             if points:
-                axes.plot(
-                    *zip(*points, strict=True), ".", color=colour, markersize=6, label=f"runs in {name}"
-                )
+                axes.plot(*zip(*points, strict=True), ".", color=colour, ms=6, label=f"runs in {name}")
         ideal = [(i, top) for i, value in enumerate(values) if value == math.inf]
         if ideal:
             axes.plot(*zip(*ideal, strict=True), "^", color=MARK, markersize=4, label="no error")
@@ -73,7 +71,9 @@ def layer_sqnr(layers: Sequence[Mapping[str, Any]]) -> str:
         )
         axes.set_ylim(bottom - 1, top + 1)
         axes.set_ylabel("SQNR, dB")
-        hints = columns(axes, [f"{clean(row.get('label'))}: {decibel(row.get('sqnr_db'))}" for row in layers])
+        hints = columns(
+            axes, [f"{called(row.get('label'))}: {decibel(row.get('sqnr_db'))}" for row in layers]
+        )
         layer_axis(axes, layers)
         legend(axes)
         return svg(figure, "sqnr", "Signal to quantization noise of every layer, in execution order", hints)
@@ -92,16 +92,17 @@ def layer_time(layers: Sequence[Mapping[str, Any]]) -> str:
             known = [(i, row[key]) for i, row in enumerate(layers) if is_finite(row.get(key))]
             if known:
                 alpha = 0.45 if key == "float_time_us" else 1.0
-                axes.bar(*zip(*known, strict=True), width=width, color=colour, alpha=alpha, label=name)
+                places, heights = zip(*known, strict=True)
+                axes.bar(places, heights, width, color=colour, alpha=alpha, label=name)
         roof = [(i, row["roofline_us"]) for i, row in enumerate(layers) if is_finite(row.get("roofline_us"))]
         if roof:
-            places, times = zip(*roof, strict=True)
+            places, least = zip(*roof, strict=True)
             left, right = [i - 0.42 for i in places], [i + 0.42 for i in places]
-            axes.hlines(times, left, right, color=MARK, linewidth=1.4, label="roofline")
+            axes.hlines(least, left, right, color=MARK, linewidth=1.4, label="roofline")
         axes.set_ylabel("time, µs")
         hints = columns(axes, [time_hint(layer) for layer in layers])
         layer_axis(axes, layers)
-        legend(axes)
+        legend(axes, reverse=True)  # float, then what is drawn over it
         return svg(figure, "time", "Time of every layer against float and the roofline", hints)
 
 
@@ -135,7 +136,7 @@ def histogram(tensor: Mapping[str, Any], name: str) -> str:
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=5)
         title = (
-            f"Values of {clean(tensor.get('label'))}, counts on a logarithmic scale; "
+            f"Values of {called(tensor.get('label'))}, counts on a logarithmic scale; "
             f"the chosen range is {number(lo)} to {number(hi)}"
         )
         return svg(figure, name, title, {})
@@ -148,7 +149,7 @@ def is_integer(layer: Mapping[str, Any]) -> bool:
 def time_hint(layer: Mapping[str, Any]) -> str:
     names = (("time_us", "compiled"), ("float_time_us", "float"), ("roofline_us", "roofline"))
     told = [f"{name} {duration(layer.get(key), 'µs')}" for key, name in names if is_number(layer.get(key))]
-    return f"{clean(layer.get('label'))}: {', '.join(told) or 'not measured'}"
+    return f"{called(layer.get('label'))}: {', '.join(told) or 'not measured'}"
 
 
 def styled() -> Any:
@@ -168,9 +169,8 @@ def wide() -> "tuple[Figure, Axes]":
 def layer_axis(axes: "Axes", layers: Sequence[Mapping[str, Any]]) -> None:
     step = math.ceil(len(layers) / NAMED)
     named = range(0, len(layers), step)
-    axes.set_xticks(
-        named, [shorten(layers[i].get("label") or "", 24) for i in named], rotation=90, fontsize=7
-    )
+    labels = [shorten(called(layers[i].get("label")), 24) for i in named]
+    axes.set_xticks(named, labels, rotation=90, fontsize=7)
     axes.set_xlim(-0.8, len(layers) - 0.2)
     axes.grid(axis="y")
 
@@ -190,7 +190,7 @@ def columns(axes: "Axes", texts: Sequence[str]) -> dict[str, str]:
 
 
 def svg(figure: "Figure", name: str, title: str, hints: Hints) -> str:
-    """The figure as an element to put into a page: ids begin with `name`, so that several can stand on one."""
+    """The figure as an element of a page. Its ids begin with `name`, so that several can stand on one."""
     out = io.StringIO()
     with warnings.catch_warnings():
         # The browser draws the letters and has all of them; matplotlib's own font is only used to measure.
@@ -216,7 +216,7 @@ def svg(figure: "Figure", name: str, title: str, hints: Hints) -> str:
         "viewBox": root.attrib["viewBox"],
         "role": "img",
         "aria-label": title,
-        "class": f"plot {name}",
+        "class": "plot",
     }
     told = ElementTree.Element("title")
     told.text = title

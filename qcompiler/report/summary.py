@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qcompiler.report.words import (
+    called,
     clean,
     decibel,
     duration,
@@ -105,7 +106,7 @@ def summarize(data: Mapping[str, Any]) -> Summary:
 
 
 def headline(data: Mapping[str, Any]) -> str:
-    """int8 on ONNX Runtime: 21 of 21 planned layers run in integers, 3.33x float, 28.9 dB; engine equals ..."""
+    """int8 on ONNX Runtime: 21 of 21 planned layers run in integers, 3.33x float, 28.9 dB; engine ..."""
     manifest, coverage = part(data, "manifest"), part(data, "coverage")
     recipe = manifest.get("recipe")
     name = recipe.get("name") if isinstance(recipe, Mapping) else recipe
@@ -149,8 +150,8 @@ def concerns(data: Mapping[str, Any]) -> tuple[str, ...]:
     distance, nodes = part(accuracy, "distance"), part(accuracy, "nodes")
     surprises, stray = rows(coverage, "surprises"), coverage.get("stray") or ()
     found = [
-        f"{clean(row.get('label'))} ({clean(row.get('op'))}) was planned in {clean(row.get('planned'))} and "
-        f"runs in {clean(row.get('executed'))}: {clean(row.get('reason') or 'no reason is known')}"
+        f"{called(row.get('label'))} ({called(row.get('op'))}) was planned in {called(row.get('planned'))} "
+        f"and runs in {called(row.get('executed'))}: {called(row.get('reason') or 'no reason is known')}"
         for row in surprises
     ]
     if stray:
@@ -166,7 +167,7 @@ def concerns(data: Mapping[str, Any]) -> tuple[str, ...]:
         )
     if nodes.get("within") is False:
         far = [row for row in rows(nodes, "worst") if is_over(row)]
-        names = [f"{row.get('label')} ({number(row.get('max_lsb'))} LSB)" for row in far]
+        names = [f"{called(row.get('label'))} ({number(row.get('max_lsb'))} LSB)" for row in far]
         found.append(f"layers further from the reference than allowed: {some(names, 3, 60) or 'unnamed'}")
     found += [line for line in (low_sqnr(accuracy.get("sqnr_db")), slow(speed)) if line]
     return tuple(found)
@@ -199,10 +200,8 @@ def accuracy_card(data: Mapping[str, Any]) -> Card:
     lines = []
     if measured:
         name = clean(measured.get("name") or "metric")
-        lines.append(
-            f"{name} of {number(measured.get('samples'))} samples; float has "
-            f"{metric(name, measured.get('float'))}"
-        )
+        lines.append(f"{name} of {number(measured.get('samples'))} samples")
+        lines.append(f"float has {metric(name, measured.get('float'))}")
         figure = metric(name, measured.get("quantized"))
     else:
         figure = decibel(value) if is_number(value) else "not measured"
@@ -229,7 +228,7 @@ def coverage_card(data: Mapping[str, Any]) -> Card:
     coverage = part(data, "coverage")
     if not coverage:
         return Card(title="Coverage", figure="not checked")
-    kernels = Counter({clean(kernel): count for kernel, count in part(coverage, "kernels").items()})
+    kernels = Counter({name: count for name, count in part(coverage, "kernels").items() if is_number(count)})
     lines = [
         "planned layers run in integers",
         some(
@@ -260,9 +259,8 @@ def speed_card(data: Mapping[str, Any]) -> Card:
     speed = part(data, "speed")
     if not speed:
         return Card(title="Speed", figure="not measured")
-    lines = [
-        f"{duration(speed.get('quantized_ms'), 'ms')} against {duration(speed.get('float_ms'), 'ms')} in float"
-    ]
+    compiled, plain = (duration(speed.get(key), "ms") for key in ("quantized_ms", "float_ms"))
+    lines = [f"{compiled} against {plain} in float"]
     ratios = [ratio for ratio in speed.get("ratios") or () if is_finite(ratio)]
     if ratios:
         lines.append(f"rounds from {times(min(ratios))} to {times(max(ratios))}")
@@ -289,16 +287,16 @@ def distance_card(data: Mapping[str, Any]) -> Card:
         return Card(title="Distance to the reference", figure="not checked")
     lines = [
         "largest difference of an output value",
-        f"{number(distance.get('bound_lsb'))} LSB allowed; {percent(distance.get('changed'))} of the values differ",
+        f"{number(distance.get('bound_lsb'))} LSB allowed",
+        f"{percent(distance.get('changed'))} of the values differ",
     ]
     if distance.get("unit"):
         lines.append(f"unit: {clean(distance['unit'])}")
     if nodes:
-        state = {True: "all within their bounds", False: "some outside their bounds"}
-        checked = nodes.get("checked")
+        checked, within = nodes.get("checked"), nodes.get("within")
+        state = "" if within is None else ", all within bounds" if within else ", some outside their bounds"
         lines.append(
-            f"{plural(checked, 'node') if isinstance(checked, int) else 'nodes'} checked one by one, "
-            f"{state.get(nodes.get('within'), 'bounds unknown')}"
+            f"{plural(checked, 'node') if isinstance(checked, int) else 'nodes'} checked one by one{state}"
         )
     outside = False in (distance.get("within"), nodes.get("within"))
     return Card(
@@ -313,8 +311,8 @@ def refusals(data: Mapping[str, Any]) -> tuple[Refusals, ...]:
     """What the rules refused, by rule and reason, the most frequent rule first."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows(data, "refused"):
-        reasons = found.setdefault(clean(row.get("rule") or "unnamed"), {})
-        reasons.setdefault(clean(row.get("reason") or "no reason"), []).append(clean(row.get("node") or "–"))
+        reasons = found.setdefault(called(row.get("rule")), {})
+        reasons.setdefault(called(row.get("reason")), []).append(called(row.get("node")))
     groups = (Refusals(rule=rule, reasons=reasons) for rule, reasons in found.items())
     return tuple(sorted(groups, key=lambda group: -group.count))
 
@@ -322,13 +320,13 @@ def refusals(data: Mapping[str, Any]) -> tuple[Refusals, ...]:
 def given_up(data: Mapping[str, Any]) -> tuple[tuple[tuple[str, ...], str], ...]:
     """Layers that were given back to float because integers were not faster, and why."""
     told = [
-        (tuple(clean(label) for label in row.get("labels") or ()), clean(row.get("why") or "no reason"))
+        (tuple(called(label) for label in row.get("labels") or ()), called(row.get("why")))
         for row in rows(part(data, "speed"), "given_up")
     ]
     named = {label for labels, _ in told for label in labels}
     silent: dict[str, list[str]] = {}
     for row in rows(data, "layers"):
-        label = clean(row.get("label") or row.get("node") or "–")
+        label = called(row.get("label") or row.get("node"))
         if row.get("given_up") and label not in named:
-            silent.setdefault(clean(row.get("why") or "no reason"), []).append(label)
+            silent.setdefault(called(row.get("why")), []).append(label)
     return (*told, *((tuple(labels), why) for why, labels in silent.items()))

@@ -21,6 +21,11 @@ def clean(text: object) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
 
 
+def called(name: object) -> str:
+    """A name or a sentence that may be missing."""
+    return MISSING if name is None or name == "" else clean(name)
+
+
 def shorten(text: object, width: int = 32) -> str:
     """A name cut in its middle: the front says which block, the end which layer."""
     text = clean(text)
@@ -95,7 +100,7 @@ def plural(count: int, one: str, many: str | None = None) -> str:
 
 def some(names: Iterable[object], most: int, width: int = 40) -> str:
     """The first few names, and how many more there are."""
-    texts = [shorten(name, width) for name in names]
+    texts = [shorten(called(name), width) for name in names]
     rest = len(texts) - most
     return ", ".join(texts[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
@@ -103,11 +108,8 @@ def some(names: Iterable[object], most: int, width: int = 40) -> str:
 def flatten(value: object, path: str = "") -> list[tuple[str, str]]:
     """Nested mappings as rows: {"a": {"b": [1, 2]}}  -->  [("a.b", "1, 2")]"""
     if isinstance(value, Mapping):
-        rows = [
-            row
-            for key, inner in value.items()
-            for row in flatten(inner, f"{path}.{key}" if path else str(key))
-        ]
+        before = f"{path}." if path else ""
+        rows = [row for key, inner in value.items() for row in flatten(inner, f"{before}{key}")]
         return rows or [(path, MISSING)]
     if isinstance(value, Sequence) and not isinstance(value, str):
         if any(isinstance(inner, Mapping) for inner in value):
@@ -117,8 +119,6 @@ def flatten(value: object, path: str = "") -> list[tuple[str, str]]:
 
 
 def scalar(value: Any) -> str:
-    if value is None or value == "":
-        return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return clean(value)
+    return called(value)

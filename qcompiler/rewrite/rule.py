@@ -64,7 +64,9 @@ class Rule:
     """`before --> after`.
 
     Invariants: both functions take the same parameters; on every tuple from `domain` their results obey
-    `law`; `where` returns None to allow a rewrite, or the sentence why it must not be made.
+    `law`; `where` returns None to allow a rewrite, or the sentence why it must not be made. `constants`
+    are parameters that stand for constants of the model: where they do not, the place is not an instance
+    of `before`, and nothing is refused.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Rule:
     domain: Domain
     law: Law = EXACT
     where: Where = always
+    constants: tuple[str, ...] = ()
 
     @cached_property
     def pattern(self) -> Pattern:
@@ -137,6 +140,8 @@ def apply_rules(graph: Graph, rules: Sequence[Rule]) -> Graph:
 def fire(rule: Rule, node: Node, draft: Draft, refused: set[tuple[str, Node]]) -> bool:
     """Try one rule at one node; whether the graph changed."""
     if not is_live(node) or (match := rule.pattern.match(node)) is None:
+        return False
+    if any(draft.tensor(match.bindings[name]) is None for name in rule.constants):
         return False
     inserter = Inserter(draft, match)
     reason = another_reader(match) or rule.where(match, draft)

@@ -1,6 +1,14 @@
 """Targets: what runs where, as data. A new target is a new file beside `cpu.py` and a line here."""
 
-from qcompiler.target.base import TARGETS, KernelRow, Support, Target, WeightOnly, find_target, register_target
+from qcompiler.target.base import (
+    TARGETS,
+    KernelRow,
+    Support,
+    Target,
+    WeightOnly,
+    find_target,
+    register_target,
+)
 from qcompiler.target.cpu import ONNX_RUNTIME_CPU
 
 __all__ = [

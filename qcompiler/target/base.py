@@ -46,11 +46,17 @@ class Support:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOnly:
-    """A weight format that a float op may read directly."""
+    """A weight format that a float op may read directly.
+
+    The kernel rounds its float input to `activation_bits` in blocks along the reduction: of the weight's
+    group size, or of `default_block` where a weight has one scale per column.
+    """
 
     format: str
     kernel: str
     blocks: tuple[int, ...]  # allowed group sizes along the reduction; 0 = one scale per column
+    activation_bits: int = 8
+    default_block: int = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +118,8 @@ def find_target(name: str | Target) -> Target:
         return name
     if name not in TARGETS:
         raise TargetError(
-            f"there is no target '{name}'", why=f"known are {', '.join(sorted(TARGETS))}", fix="choose one of these"
+            f"there is no target '{name}'",
+            why=f"known are {', '.join(sorted(TARGETS))}",
+            fix="choose one of these",
         )
     return TARGETS[name]

@@ -1,6 +1,6 @@
 """Honest comparison of running times: interleaved rounds in one process, CPU time, medians of ratios.
 
-    round 1: A B    round 2: B A    round 3: A B    ...        ratio = median over rounds of time(A) / time(B)
+round 1: A B    round 2: B A    round 3: A B    ...        ratio = median over rounds of time(A) / time(B)
 """
 
 import statistics

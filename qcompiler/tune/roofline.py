@@ -1,6 +1,6 @@
 """The least time an op can take: arithmetic over peak rate, or bytes over bandwidth (Williams et al. 2009).
 
-    time >= max(2 MACs / ops per second, bytes / bytes per second)
+time >= max(2 MACs / ops per second, bytes / bytes per second)
 """
 
 import time
@@ -43,7 +43,11 @@ def work_of(node: Node, batch: int) -> Work | None:
     out = count(found.shape, batch)
     given = arguments(node)
     weight = spec(given["weight"]) if isinstance(given.get("weight"), Node) else None
-    inputs = sum(count(read.shape, batch) for arg in node.all_input_nodes if arg.op != "get_attr" and (read := spec(arg)))
+    inputs = sum(
+        count(read.shape, batch)
+        for arg in node.all_input_nodes
+        if arg.op != "get_attr" and (read := spec(arg))
+    )
     if weight is not None and ("conv" in str(node.target) or node.target is aten.linear.default):
         per_output = count(weight.shape[1:], 1)
         return Work(macs=out * per_output, elements=out + inputs, weights=count(weight.shape, 1))
@@ -67,7 +71,10 @@ def roofline(work: Work, machine: Machine, *, integer: bool) -> float:
 def measure_machine(*, size: int = 512, repeats: int = 5) -> Machine:
     """Peak rates of one core as ONNX Runtime's matrix products and a copy reach them."""
     rng = np.random.default_rng(0)
-    x, w = rng.integers(0, 255, (size, size), dtype=np.uint8), rng.integers(-127, 127, (size, size), dtype=np.int8)
+    x, w = (
+        rng.integers(0, 255, (size, size), dtype=np.uint8),
+        rng.integers(-127, 127, (size, size), dtype=np.int8),
+    )
     operations = 2 * size**3
     integer = product_session("MatMulInteger", x, w)
     floating = product_session("MatMul", x.astype(np.float32), w.astype(np.float32))
