@@ -107,6 +107,15 @@ class Distance:
     def within(self) -> bool:
         return self.max_lsb <= self.bound_lsb
 
+    def enforce(self) -> None:
+        """Raise ContractError if the engine is further away than allowed."""
+        if not self.within:
+            raise ContractError(
+                f"the output is {self.max_lsb:.3g} LSB from the reference",
+                why=f"{self.bound_lsb:.3g} are allowed",
+                fix="report it with the model, or use another recipe",
+            )
+
 
 def distance(
     wanted: Sequence[Sequence[Any]], reference: Sequence[Sequence[Any]], engine: Sequence[Sequence[Any]]

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,13 @@ def export_onnx(
     recipe: str | Path | Mapping[str, Any] | Recipe = "int8",
     target: str | Target = "cpu",
     opset: int | None = None,
+    strict: bool = False,
 ) -> Contract:
     """Write a quantized model as QDQ ONNX, after loading it back and comparing it with the reference.
 
-    Returns the contract: planned against executed precision of every layer in ONNX Runtime.
+    Returns the contract: planned against executed precision of every layer in ONNX Runtime. Raises
+    ContractError, and writes nothing, if the outputs are further from the reference than allowed, or
+    under `strict` if a layer planned in integers runs in float.
     """
     from qcompiler.backends.ort import check_opset, open_executable, publish, write_onnx
 
@@ -168,10 +171,13 @@ def export_onnx(
         draft = Path(folder) / path.name
         write_onnx(quantized, draft, opset=opset)
         executable = open_executable(quantized, draft, threads=None)
-        compare(graph, quantized, executable, data, aim)
+        compare(graph, quantized, executable, data, aim).enforce()
         ran = executable.execution(decision.plan)
+        promised = contract(decision.plan, ran.layers, ran.stray)
+        if strict:
+            promised.enforce()
         publish(draft, path)
-    return contract(decision.plan, ran.layers, ran.stray)
+    return promised
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Compiled:
@@ -335,7 +341,7 @@ def facts(
 
 def manifest(job: Job, graph: Graph, found: Distance, backend: str) -> dict[str, Any]:
     """Everything needed to make the same model again; no clock and no path, so that bytes repeat."""
-    from qcompiler.backends.ort.session import DISABLED_OPTIMIZERS
+    from qcompiler.backends.ort.requirements import settings_for
 
     return {
         "model": job.name,
@@ -347,7 +353,7 @@ def manifest(job: Job, graph: Graph, found: Distance, backend: str) -> dict[str,
         "graph_hash": fingerprint(graph),
         "versions": versions(),
         "cpu": {"name": this_cpu().name, "features": list(this_cpu().features)},
-        "session": {"threads": job.threads, "disabled_optimizers": list(DISABLED_OPTIMIZERS)},
+        "session": asdict(settings_for(graph, threads=job.threads)),
         "metrics": {
             "sqnr_db": summary.number(found.sqnr_db),
             "max_lsb": found.max_lsb,

@@ -9,6 +9,7 @@ report.json         the report's data; the only file that holds timings
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -67,7 +68,23 @@ def check_replaceable(path: Path) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, sort_keys=True, default=str) + "\n")
+    path.write_text(json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """JSON that every reader takes: it has no infinity and no NaN, which become null."""
+    return json.dumps(finite(data), indent=1, sort_keys=True, default=str, allow_nan=False) + "\n"
+
+
+def finite(data: Any) -> Any:
+    match data:
+        case float():
+            return data if math.isfinite(data) else None
+        case Mapping():
+            return {key: finite(value) for key, value in data.items()}
+        case list() | tuple():
+            return [finite(value) for value in data]
+    return data
 
 
 def write_graph(folder: Path, graph: Graph, plan: Plan) -> None:
@@ -201,7 +218,7 @@ def check_writable_file(path: Path) -> None:
     folder = path.parent
     if path.is_dir():
         raise ArtifactError(
-            f"'{path}' is a folder", why="an ONNX model is a file", fix=f"write to '{path}/model.onnx'"
+            f"'{path}' is a folder", why="a file is to be written", fix="name a file, in it or elsewhere"
         )
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ArtifactError(

@@ -17,7 +17,7 @@ class QCompilerError(Exception):
         where = f" at {self.node}" if self.node else ""
         because = f", because {self.why}" if self.why else ""
         remedy = f"; {self.fix}" if self.fix else ""
-        return f"{self.what}{where}{because}{remedy}"
+        return " ".join(f"{self.what}{where}{because}{remedy}".splitlines())
 
 
 class TraceError(QCompilerError):

@@ -15,15 +15,14 @@ from qcompiler.backends.base import Execution
 from qcompiler.backends.ort.contract import read_execution
 from qcompiler.backends.ort.prepare import prepare
 from qcompiler.backends.ort.profile import profile_nodes
-from qcompiler.backends.ort.session import open_session, run_session
+from qcompiler.backends.ort.requirements import DEFAULT_OPSET, check_opset, settings_for
+from qcompiler.backends.ort.session import Settings, open_session, run_session
 from qcompiler.backends.ort.verify import NodeDistance, verify_nodes
 from qcompiler.errors import LoweringError
-from qcompiler.ir import Graph, arguments
+from qcompiler.ir import Graph
 from qcompiler.plan import Plan
-from qcompiler.target import Target
 
-DEFAULT_OPSET = 21
-OPSETS = (18, 23)  # what torch's exporter writes and ONNX Runtime loads
+__all__ = ["Ort", "OrtExecutable", "check_opset", "open_executable", "open_saved", "publish", "write_onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +33,7 @@ class OrtExecutable:
     session: Any
     path: Path
     optimized: Path
-    threads: int | None
-    level: str
+    settings: Settings
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
         results = iter(run_session(self.session, inputs))
@@ -47,7 +45,7 @@ class OrtExecutable:
 
     def profile(self, inputs: Sequence[Tensor]) -> dict[str, float]:
         """Microseconds per run of every node, by planned name."""
-        return profile_nodes(self.path, inputs, level=self.level, threads=self.threads)
+        return profile_nodes(self.path, inputs, self.settings)
 
     def verify(self, inputs: Sequence[Tensor]) -> list[NodeDistance]:
         """Every integer kernel against the reference, on the inputs that it was really given."""
@@ -86,51 +84,24 @@ def write_onnx(graph: Graph, path: Path, *, opset: int | None = None) -> None:
     from qcompiler.backends.ort.export import save, to_onnx
 
     model = to_onnx(prepare(graph), opset=opset or DEFAULT_OPSET)
-    save(model, path, {"qcompiler.level": level_for(graph)})
+    settings = settings_for(graph)
+    save(model, path, {"qcompiler.level": settings.level, "qcompiler.disabled": ",".join(settings.disabled)})
 
 
 def open_executable(
     graph: Graph, path: Path, *, threads: int | None, optimized: Path | None = None
 ) -> OrtExecutable:
     """Load an ONNX file; raises LoweringError where ONNX Runtime refuses it."""
-    level = level_for(graph)
+    settings = settings_for(graph, threads=threads)
     optimized = optimized or path.with_name("optimized.onnx")
     try:
-        session = open_session(path, threads=threads, level=level, optimized=optimized)
+        session = open_session(path, settings, optimized=optimized)
     except Exception as error:
         raise LoweringError(
             "ONNX Runtime refuses the exported model", why=str(error).splitlines()[0][:300],
             fix="report it with the model; `backend='reference'` runs it meanwhile",
         ) from error  # fmt: skip
-    return OrtExecutable(
-        graph=graph, session=session, path=path, optimized=optimized, threads=threads, level=level
-    )
-
-
-def formats(graph: Graph) -> set[str]:
-    """The formats that a graph's dequantize nodes read."""
-    return {str(arguments(node)["format"]) for node in graph.fx.nodes if "dequantize" in str(node.target)}
-
-
-def level_for(graph: Graph) -> str:
-    """FP8 loads at the basic level only: above it, fusions pick kernels that reject the type."""
-    return "basic" if any(name.startswith("float8") for name in formats(graph)) else "all"
-
-
-def required_opset(graph: Graph, target: Target) -> int:
-    """The lowest opset that holds all formats of a graph."""
-    return max([OPSETS[0], *(target.opset.get(name, OPSETS[0]) for name in formats(graph))])
-
-
-def check_opset(graph: Graph, opset: int | None, target: Target) -> None:
-    """Refuse an opset that torch's exporter or the formats rule out."""
-    lowest = required_opset(graph, target)
-    if opset is not None and not lowest <= opset <= OPSETS[1]:
-        raise LoweringError(
-            f"opset {opset} cannot hold this model",
-            why=f"{', '.join(sorted(formats(graph))) or 'float'} needs opset {lowest} to {OPSETS[1]}",
-            fix=f"leave opset out (it is {DEFAULT_OPSET}) or choose one in that range",
-        )
+    return OrtExecutable(graph=graph, session=session, path=path, optimized=optimized, settings=settings)
 
 
 def publish(draft: Path, path: Path) -> None:

@@ -10,17 +10,17 @@ from pathlib import Path
 from torch import Tensor
 
 from qcompiler.backends.ort.contract import planned_name
-from qcompiler.backends.ort.session import open_session, run_session
+from qcompiler.backends.ort.session import Settings, open_session, run_session
 
 WARM_UP = 2
 
 
 def profile_nodes(
-    model: Path, inputs: Sequence[Tensor], *, level: str, threads: int | None, runs: int = 7
+    model: Path, inputs: Sequence[Tensor], settings: Settings, *, runs: int = 7
 ) -> dict[str, float]:
     """Planned node name -> median microseconds per run; Q/DQ and layout nodes under their own names."""
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-        session = open_session(model, threads=threads, level=level, profile=Path(folder) / "profile")
+        session = open_session(model, settings, profile=Path(folder) / "profile")
         for _ in range(WARM_UP + runs):
             run_session(session, inputs)
         events = json.loads(Path(session.end_profiling()).read_text())

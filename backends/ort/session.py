@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,24 @@ from torch import Tensor
 
 LEVELS = {"disabled": 0, "basic": 1, "extended": 2, "all": 99}
 # Slow in 1.31.1: it replaces an Add and a LayerNormalization and takes ten times as long.
-DISABLED_OPTIMIZERS = ("SkipLayerNormFusion",)
+SLOW_FUSIONS = ("SkipLayerNormFusion",)
+# Turns MatMul + Add into a Gemm, whose weight in few bits is not recognised when a ReLU follows.
+HIDING_FUSIONS = ("MatMulAddFusion",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a model needs of a session besides its file."""
+
+    threads: int | None = None
+    level: str = "all"
+    disabled: tuple[str, ...] = SLOW_FUSIONS
 
 
 def open_session(
     model: Path | bytes,
+    settings: Settings,
     *,
-    threads: int | None = None,
-    level: str = "all",
     optimized: Path | None = None,
     profile: Path | None = None,
 ) -> Any:
@@ -26,10 +37,10 @@ def open_session(
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or default_threads()
+    options.intra_op_num_threads = settings.threads or default_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel(LEVELS[level])
+    options.graph_optimization_level = ort.GraphOptimizationLevel(LEVELS[settings.level])
     # Denormals cost a hundred times a normal number, and mean nothing to a network.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -42,7 +53,7 @@ def open_session(
         str(model) if isinstance(model, Path) else model,
         options,
         providers=["CPUExecutionProvider"],
-        disabled_optimizers=list(DISABLED_OPTIMIZERS),
+        disabled_optimizers=list(settings.disabled),
     )
 
 

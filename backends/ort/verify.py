@@ -16,7 +16,7 @@ from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor
 
 from qcompiler.backends.ort.contract import planned_name
-from qcompiler.backends.ort.session import open_session
+from qcompiler.backends.ort.session import Settings, open_session
 from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output
 
 aten = torch.ops.aten
@@ -43,6 +43,7 @@ class Layout:
     weight: tuple[int, int, int] | None = None
     bias: int | None = None
     allowed: int = 0
+    dynamic: bool = False  # the first input is float, and its range is taken at run time
 
 
 X = (0, 1, 2)
@@ -50,6 +51,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "QLinearConv": Layout(formula="conv", operands=(X,), weight=(3, 4, 5), output=(6, 7), bias=8),
     "QGemm": Layout(formula="linear", operands=(X,), weight=(3, 4, 5), bias=6, output=(7, 8)),
     "MatMulIntegerToFloat": Layout(formula="linear", operands=((0, 2, 4),), weight=(1, 3, 5), bias=6),
+    "DynamicQuantizeMatMul": Layout(formula="linear", operands=(), weight=(1, 2, 3), bias=4, dynamic=True),
     "QLinearMatMul": Layout(formula="linear", operands=(X,), weight=(3, 4, 5), output=(6, 7)),
     "QLinearAdd": Layout(formula="add", operands=(X, (3, 4, 5)), output=(6, 7), allowed=1),
     "QLinearMul": Layout(formula="mul", operands=(X, (3, 4, 5)), output=(6, 7)),
@@ -87,7 +89,7 @@ def run_with_all_values(
     wanted = {name for node in nodes for name in (*node.input, *node.output) if name and name not in values}
     returned = {output.name for output in model.graph.output}
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in sorted(wanted - returned))
-    session = open_session(model.SerializeToString(), level="disabled")
+    session = open_session(model.SerializeToString(), Settings(level="disabled"))
     asked = sorted(wanted)
     feed = {name: np.ascontiguousarray(values[name].numpy()) for name in names}
     return values | {
@@ -131,13 +133,13 @@ def bind(
         return Codes(values=moved, scale=scale, zero_point=zero, format=format_of(stored), axis=axis)
 
     triples = layout.operands or tuple((i, i + 1, i + 2) for i in range(2, len(node.input), 3))
+    operands = [quantized_now(at(0))] if layout.dynamic else [codes(triple) for triple in triples]
     scale, zero = (at(position) for position in layout.output) if layout.output else (None, None)
     output = (
         None
         if scale is None or zero is None
         else Output(scale=scale, zero_point=zero, format=format_of(zero))
     )
-    operands = [codes(triple) for triple in triples]
     weight = codes(layout.weight, axis=0) if layout.weight else None
     if weight is not None and layout.formula == "linear" and not literal.get("transB", 0):
         weight = Codes(values=weight.values.t(), scale=weight.scale, zero_point=weight.zero_point,
@@ -147,6 +149,12 @@ def bind(
         operands=operands, weight=weight, bias=bias_codes(bias), output=output,
         arguments=arguments_of(node.op_type, literal, last), op=operation(node, literal, operands),
     )  # fmt: skip
+
+
+def quantized_now(x: Tensor | None) -> Codes:
+    assert x is not None
+    values, scale, zero_point = torch.ops.qcompiler.dynamic_quantize(x)
+    return Codes(values=values, scale=scale, zero_point=zero_point, format="uint8")
 
 
 def bias_codes(bias: Tensor | None) -> Codes | Tensor | None:

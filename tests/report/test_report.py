@@ -280,6 +280,31 @@ def test_a_distance_within_its_bound_passes() -> None:
     assert summarize(data).headline.endswith("engine within 1 LSB of the reference")
 
 
+def test_only_what_was_checked_is_claimed(tmp_path: Path) -> None:
+    data = sample()
+    assert "Checked: what was planned is what runs; the output is within its bound" in save(tmp_path, data)
+    data["accuracy"] = None
+    text = save(tmp_path, data)
+    assert "what was planned is what runs" in text
+    assert "within its bound" not in text
+
+
+def test_speed_is_that_of_what_was_kept() -> None:
+    data = sample()
+    data["speed"] |= {"kept": "partly", "kept_ms": 1.75, "ratio": 4.0, "quantized_ratio": 3.33}
+    assert "Speed 4.00x: 1.75 ms against 7 ms in float" in words_of(Report(data))
+    data["speed"] |= {
+        "kept": "float",
+        "kept_ms": 7.0,
+        "ratio": 1.0,
+        "quantized_ratio": 0.9,
+        "quantized_ms": 7.8,
+    }
+    text = words_of(Report(data))
+    assert "Look at quantized runs at 0.90x the speed of float, so the float model was kept" in text
+    assert "Speed 1.00x: quantized 7.8 ms against 7 ms in float" in text
+
+
 def test_random_weights_are_told() -> None:
     data = sample()
     data["accuracy"] |= {"metric": None, "weights_are_random": True}
