@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.ir import Draft, Graph, arguments, label
+from qcompiler.ir import Draft, Graph, arguments, label, spec
 from qcompiler.numerics import dequantize, quantize
-from qcompiler.passes.calibrate import Ranges
+from qcompiler.passes.calibrate import Ranges, Statistics
 from qcompiler.passes.weights import weight_params
 from qcompiler.plan import Plan
 
@@ -23,8 +23,8 @@ def correct_bias(graph: Graph, plan: Plan, ranges: Ranges) -> Graph:
         given = arguments(node)
         source = node.args[0]
         statistics = ranges.get(source.name) if isinstance(source, Node) else None
-        if statistics is None:
-            draft.note("correct-bias", label(node), "refused", "its input was not observed")
+        if statistics is None or not channels_observed(statistics, node):
+            draft.note("correct-bias", label(node), "refused", "its input was not observed per channel")
             continue
         weight = draft.tensors[str(given[planned.argument].target)]
         params = weight_params(weight, planned)
@@ -32,6 +32,15 @@ def correct_bias(graph: Graph, plan: Plan, ranges: Ranges) -> Graph:
         set_bias(draft, node, shift)
         draft.note("correct-bias", label(node), "applied")
     return draft.finish()
+
+
+def channels_observed(statistics: Statistics, layer: Node) -> bool:
+    """Whether the means were taken along the axis that this layer contracts."""
+    assert isinstance(layer.args[0], Node)
+    found = spec(layer.args[0])
+    assert found is not None
+    rank, axis = len(found.shape), 1 if "conv" in str(layer.target) else -1
+    return statistics.axis % rank == axis % rank
 
 
 def mean_error(error: Tensor, mean: Tensor, given: dict[str, object]) -> Tensor:

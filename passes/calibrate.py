@@ -80,10 +80,14 @@ def calibrate(graph: Graph, data: Iterable[Any], values: Iterable[Node], *, tell
 
         evaluate(graph, flat, observe=observe)
     if not seen:
-        raise CalibrationError(
-            "the calibration data is empty", why="ranges come from data", fix="give at least one batch"
-        )
+        raise no_data()
     return found
+
+
+def no_data() -> CalibrationError:
+    return CalibrationError(
+        "the calibration data is empty", why="ranges come from data", fix="give at least one batch"
+    )
 
 
 def flat_batches(graph: Graph, data: Iterable[Any], tell: Tell = silent) -> Iterator[list[Any]]:

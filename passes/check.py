@@ -98,7 +98,8 @@ class Distance:
     changed: float
     bound_lsb: float
     unit: float
-    agreement: float
+    agreement: float  # of largest entries, engine with reference
+    float_agreement: float  # and engine with float
     sqnr_db: float
     reference_sqnr_db: float
     samples: int
@@ -134,6 +135,7 @@ def distance(
         bound_lsb=max(1.0, max((float(gap.max()) for gap in noise), default=0.0)),
         unit=unit,
         agreement=agreement(exact, run),
+        float_agreement=agreement(tensors(wanted), run),
         sqnr_db=pooled_sqnr(wanted, engine),
         reference_sqnr_db=pooled_sqnr(wanted, reference),
         samples=len(wanted),

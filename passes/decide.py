@@ -9,7 +9,7 @@ from typing import Any
 
 from qcompiler.ir import Graph, Note, evaluate, flatten_inputs
 from qcompiler.passes.bias import correct_bias
-from qcompiler.passes.calibrate import Ranges, batches, calibrate
+from qcompiler.passes.calibrate import Ranges, batches, calibrate, no_data
 from qcompiler.passes.equalize import equalize
 from qcompiler.passes.fuse import fuse
 from qcompiler.passes.placement import place
@@ -45,6 +45,8 @@ def decide(
     graph: Graph, data: Sequence[Any], recipe: Recipe, target: Target, *, tell: Tell = silent
 ) -> Decision:
     """Make all decisions for a canonical graph; the order of calls is the order of the ideas."""
+    if not len(data):
+        raise no_data()
     judge = Judge.on(graph, data)
     best = planned(graph, data, recipe, target, tell)
     if recipe.smooth is not None and (norms := norm_outputs(graph)) and not floats_only(best.plan):

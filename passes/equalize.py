@@ -47,10 +47,24 @@ def find_links(draft: Draft) -> Iterable[Link]:
         if not is_layer(draft, node):
             continue
         end, obstacle = follow(node)
-        if end is not None and is_layer(draft, end):
+        obstacle = obstacle or cannot_link(draft, node, end)
+        if end is not None and not obstacle:
             yield Link(first=node, second=end)
         elif obstacle:
             draft.note("equalize", label(node), "refused", obstacle)
+
+
+def cannot_link(draft: Draft, first: Node, second: Node | None) -> str:
+    """Why two contractions that follow one another may not share ranges; '' if they may."""
+    if second is None:
+        return ""
+    if not is_layer(draft, second):
+        return f"the weight of {label(second)} is computed at run time"
+    if first.target is not second.target:
+        return f"its channels are not those that {label(second)} contracts"
+    if isinstance(bias := arguments(first).get("bias"), Node) and draft.tensor(bias) is None:
+        return "its bias is computed at run time"
+    return ""
 
 
 def is_layer(draft: Draft, node: Node) -> bool:
@@ -61,25 +75,33 @@ def is_layer(draft: Draft, node: Node) -> bool:
     )
 
 
-def follow(node: Node) -> tuple[Node | None, str]:
+def follow(layer: Node) -> tuple[Node | None, str]:
     """The next contraction behind homogeneous pointwise ops or pools, or what stands in the way."""
+    node = layer
     while True:
         if len(node.users) != 1:
             return None, f"{len(node.users)} ops read its result" if node.users else ""
-        (node,) = node.users
+        read, (node,) = node, node.users
         if has(node, Trait.MIXES_CHANNELS):
-            return node, ""
-        per_channel = (
-            Trait.ELEMENTWISE in kinds(node) or Trait.SELECTS in kinds(node) or Trait.REDUCES in kinds(node)
-        )
-        if not has(node, Trait.HOMOGENEOUS) or not per_channel or len(node.all_input_nodes) != 1:
-            return None, f"{label(node)} is not positively homogeneous"
+            return (node, "") if node.args[0] is read else (None, f"{label(node)} reads it as a constant")
+        if node.op == "output":
+            return None, "the model returns its result"
+        if not scales_with_each_channel(node, layer):
+            return None, f"{label(node)} is not positively homogeneous in each channel"
 
 
-def kinds(node: Node) -> Trait:
-    from qcompiler.rewrite import traits
+def scales_with_each_channel(node: Node, layer: Node) -> bool:
+    """f(t x) = t f(x) for a positive t per channel of `layer`.
 
-    return traits(node)
+    Of a sum or product of x with a number or itself the trait does not say that: x + 1, x * x.
+    """
+    pools = "conv" in str(layer.target) and "pool" in str(node.target)
+    return (
+        has(node, Trait.HOMOGENEOUS)
+        and (has(node, Trait.ELEMENTWISE) or pools)
+        and not has(node, Trait.COMMUTES)
+        and len(node.all_input_nodes) == 1
+    )
 
 
 def own(draft: Draft, node: Node, name: str) -> Node | None:

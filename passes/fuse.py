@@ -6,11 +6,14 @@ anchor (conv, linear, add, ...)  +  pointwise ops that its kernel absorbs  =  Gr
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from qcompiler.ir import Graph, arguments
 from qcompiler.rewrite import traits
 from qcompiler.target import KernelRow, Target
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +60,17 @@ def absorbed(anchor: Node, row: KernelRow) -> tuple[Node, ...]:
 
 
 def starts_at_zero(clamp: Node) -> bool:
-    """max(x, 0) and min(max(x, 0), c): the range of codes, whose lowest is 0 = D(z), implies them.
+    """max(x, 0) and min(max(x, 0), c), c > 0: the range of codes, whose lowest is 0 = D(z), implies them.
 
     A clamp with another lower bound would need that bound on the grid of codes, which no range promises.
     """
     given = arguments(clamp)
-    return given.get("min", 0) == 0 and not isinstance(given.get("max"), Node)
+    match clamp.target:
+        case aten.relu.default:
+            return True
+        case aten.clamp.default:
+            highest = given["max"]
+            return given["min"] == 0 and (
+                highest is None or (isinstance(highest, int | float) and highest > 0)
+            )
+    return False

@@ -24,7 +24,7 @@ from qcompiler.numerics import (
     parse_format,
     quantize,
 )
-from qcompiler.passes.weights import weight_params
+from qcompiler.passes.weights import bias_codes, weight_params, with_room_for_bias
 from qcompiler.plan import Plan, ValueSpec, WeightSpec
 from qcompiler.rewrite import Pass
 
@@ -140,16 +140,18 @@ def insert_weight(draft: Draft, layer: Node, planned: WeightSpec, pairs: dict[st
     weight = arguments(layer)[planned.argument]
     tensor = draft.tensors[str(weight.target)]
     params = weight_params(tensor, planned)
+    source = layer.args[0]
+    input_scale = next((pair.scale for pair in pairs.values() if pair.dequantized is source), None)
+    bias = draft.tensor(arguments(layer).get("bias"))
+    if bias is not None and input_scale is not None and isinstance(params.format, IntFormat):
+        params = with_room_for_bias(params, bias, input_scale)
+        insert_bias(draft, layer, bias, input_scale, params.scale)
     codes = quantize(tensor, params)
     stored = store(
         draft, layer, f"{module_path(layer) or layer.name}.{planned.argument}", codes, params,
         planned.axis if not planned.group_size else 1, planned.group_size,
     )  # fmt: skip
     layer.replace_input_with(weight, stored)
-    source = layer.args[0]
-    pair = next((pair for pair in pairs.values() if pair.dequantized is source), None)
-    if pair is not None and pair.scale is not None and isinstance(params.format, IntFormat):
-        insert_bias(draft, layer, pair.scale, params.scale)
 
 
 def store(
@@ -174,19 +176,15 @@ def store(
     )
 
 
-def insert_bias(draft: Draft, layer: Node, input_scale: float, weight_scale: Tensor) -> None:
+def insert_bias(draft: Draft, layer: Node, bias: Tensor, input_scale: float, weight_scale: Tensor) -> None:
     """b' = rne(b / (s_x s_w)) in int32; an integer kernel takes no other bias."""
-    bias = arguments(layer).get("bias")
-    tensor = draft.tensor(bias)
-    if tensor is None or not isinstance(bias, Node):
-        return
+    codes = bias_codes(bias, input_scale, weight_scale)
     scale = torch.tensor(input_scale, dtype=torch.float32) * weight_scale
-    codes = torch.round(tensor.double() / scale.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
     params = QuantParams(
         scale=scale, zero_point=torch.zeros_like(codes), format=BIAS, granularity=PerChannel(axis=0)
     )
     stored = store(draft, layer, f"{module_path(layer) or layer.name}.bias", codes, params, 0, 0)
-    layer.replace_input_with(bias, stored)
+    layer.replace_input_with(arguments(layer)["bias"], stored)
 
 
 BIAS = IntFormat(bits=32, signed=True)

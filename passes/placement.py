@@ -67,13 +67,23 @@ def start(group: Group, recipe: Recipe, floats: Mapping[str, str]) -> Choice:
         return choice("float", "its weight is computed at run time")
     if not is_float(given[group.row.operands[0]]) or not is_float(weight):
         return choice("float", "its operands are not floating point")
+    if group.row.formula == "conv" and rank(given[group.row.operands[0]]) != rank(weight):
+        return choice("float", "its input has no batch dimension")
     is_linear = group.row.formula == "linear"
     if layer.activations is None or layer.dynamic:
         if not is_linear:
             return choice("float", f"recipe '{layer.name}' quantizes linears only")
         mode = "dynamic" if layer.dynamic and layer.activations else "weight-only"
         return choice(mode, "range taken at run time" if mode == "dynamic" else "weight stored in few bits")
+    bias = given.get(str(group.row.bias))
+    if isinstance(bias, Node) and bias.op != "get_attr":
+        return choice("float", "its bias is computed at run time")
     return choice("static", "compute-bound: integer kernel on calibrated input")
+
+
+def rank(value: Node) -> int:
+    found = spec(value)
+    return len(found.shape) if found is not None else 0
 
 
 def carry(group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: Mapping[str, str]) -> Choice:
@@ -91,6 +101,8 @@ def carry(group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: 
         return choice(False, "the recipe keeps activations in float here")
     if all(operand.op == "get_attr" for operand in operands(group)):
         return choice(False, "it has no tensor operands that could be codes")
+    if arguments(group.anchor).get("alpha", 1) != 1:
+        return choice(False, "it scales its second operand (alpha), which integer kernels do not")
     if missing is not None:
         return choice(
             False, f"its operand {label(missing)} is float; quantizing it only for this op does not pay"

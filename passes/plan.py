@@ -22,9 +22,9 @@ from qcompiler.numerics import (
     quantize,
 )
 from qcompiler.passes.calibrate import Ranges
-from qcompiler.passes.fuse import Group
+from qcompiler.passes.fuse import Group, starts_at_zero
 from qcompiler.passes.placement import Choice, operands, place
-from qcompiler.passes.weights import weight_params
+from qcompiler.passes.weights import MOST_BIAS, bias_codes, weight_params, with_room_for_bias
 from qcompiler.plan import LayerPlan, Plan, ValueSpec, WeightSpec
 from qcompiler.recipe import Recipe
 from qcompiler.rewrite import Trait, has
@@ -62,13 +62,14 @@ def make_plan(
         if choice.mode != "float" and choice.group.row.weight
     )
     values = (*plan_values(choices, ranges, target, graph), *plan_dynamic(choices))
+    placed = (describe(choice, target) for choice in choices.values() if is_layer(choice))
+    order = {node.name: position for position, node in enumerate(graph.fx.nodes)}
     plan = Plan(
         recipe=recipe.name,
         target=target.name,
-        values=values,
+        values=tuple(sorted(values, key=lambda value: order[value.value])),
         weights=weights,
-        layers=tuple(describe(choice, target) for choice in choices.values() if is_layer(choice))
-        + tuple(unplaced(graph, groups)),
+        layers=tuple(sorted((*placed, *unplaced(graph, groups)), key=lambda layer: order[layer.node])),
     )
     check_accumulators(plan, graph)
     return plan
@@ -139,7 +140,14 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
     format = weight_format(layer, target)
     weight = arguments(group.anchor)[str(group.row.weight)]
     reduction = graph.tensors[str(weight.target)].shape[1:].numel()
-    size = layer.group_size if choice.mode == "weight-only" else 0
+    size = layer.group_size
+    if size and choice.mode != "weight-only":
+        raise PlanError(
+            f"group size {size} does not fit integer activations",
+            node=label(group.anchor),
+            why="an integer kernel has one scale per output channel",
+            fix="set group_size to 0, or activations to null",
+        )
     if size and reduction % size:
         raise PlanError(
             f"group size {size} does not divide the {reduction} inputs of the layer",
@@ -157,7 +165,7 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
 def weight_limit(choice: Choice, target: Target) -> int:
     """Without the target's CPU features, pairs of products saturate at 16 bits: weights need a bit less."""
     safe = not target.features or any(name in this_cpu().features for name in target.features)
-    return 0 if safe or choice.mode != "static" else int(target.weight_limit or 0)
+    return 0 if safe or not choice.integer else int(target.weight_limit or 0)
 
 
 def check_weight_only(format: str, size: int, group: Group, target: Target) -> None:
@@ -248,22 +256,22 @@ def class_format(members: Sequence[Node], choices: Mapping[Node, Choice], target
 def affine(lo: float, hi: float, format: Format, scheme: Scheme, bound: float | None) -> tuple[float, int]:
     """Scale and zero point; a clamp's upper bound must stay implied, so the top code may not exceed it."""
     params = params_from_range(lo, hi, format, PerTensor(), scheme=scheme)
-    scale, zero = float(params.scale), int(params.zero_point)
-    if bound is not None and isinstance(format, IntFormat):
-        top = format.qmax - zero
-        step = np.float32(scale)
-        while np.float32(step * np.float32(top)) > np.float32(bound):
-            step = np.nextafter(step, np.float32(0))
-        scale = float(step) if scale > float(step) else scale
-    return scale, zero
+    scale, zero = np.float32(params.scale), int(params.zero_point)
+    if bound is None or not isinstance(format, IntFormat):
+        return float(scale), zero
+    top = np.float32(format.qmax - zero)
+    scale = min(scale, np.float32(bound) / top)
+    while scale * top > np.float32(bound):  # the division has rounded up
+        scale = np.nextafter(scale, np.float32(0))
+    return float(scale), zero
 
 
 def upper_bound(members: Sequence[Node]) -> float | None:
-    """The smallest upper bound of a clamp that ends in one of these values."""
+    """The smallest upper bound of an absorbed clamp that ends in one of these values."""
     bounds = [
         float(arguments(node)["max"])
         for node in members
-        if node.target is aten.clamp.default and arguments(node).get("max") is not None
+        if node.target is aten.clamp.default and starts_at_zero(node) and arguments(node)["max"] is not None
     ]
     return min(bounds, default=None)
 
@@ -312,12 +320,17 @@ def check_accumulators(plan: Plan, graph: Graph) -> None:
         node = graph.by_name[planned.layer]
         value = values.get(node.args[0].name) if isinstance(node.args[0], Node) else None
         weight = graph.tensors[str(arguments(node)[planned.argument].target)]
-        if value is None or weight[0].numel() * 255 * 127 < 2**31:
+        format = parse_format(value.format) if value is not None else None
+        if value is None or not isinstance(format, IntFormat) or format.bits > 8:
+            continue  # its products are summed in float
+        if weight[0].numel() * 255 * 127 < MOST_BIAS:
             continue
-        format = parse_format(value.format)
-        assert isinstance(format, IntFormat)
-        codes = quantize(weight, weight_params(weight, planned))
-        if int(accumulator_bound(codes, value.zero_point, format.qmin, format.qmax).max()) >= 2**31:
+        params, bias = weight_params(weight, planned), None
+        if isinstance(given := arguments(node).get("bias"), Node):
+            params = with_room_for_bias(params, graph.tensors[str(given.target)], value.scale)
+            bias = bias_codes(graph.tensors[str(given.target)], value.scale, params.scale)
+        codes = quantize(weight, params)
+        if int(accumulator_bound(codes, value.zero_point, format.qmin, format.qmax, bias).max()) >= 2**31:
             raise PlanError(
                 f"a sum over {weight[0].numel()} products can exceed 32 bits",
                 node=label(node),

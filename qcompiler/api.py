@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from qcompiler import artifact, summary
+from qcompiler import artifact, evidence
 from qcompiler.backends.base import Executable
 from qcompiler.backends.guard import Verdict, guard
 from qcompiler.backends.reference import Reference, ReferenceExecutable
@@ -324,17 +324,16 @@ def facts(
 
     decision, sample = job.decision, job.sample
     labels = {layer.node: layer.label for layer in decision.plan.layers}
-    values = reference.values(sample, set(labels))
-    quality = summary.layer_quality(job.original, graph, values, decision.plan, sample)
+    quality = evidence.layer_quality(decision, job.original, reference, sample)
     batch = next((x.shape[0] for x in job.timed if isinstance(x, Tensor) and x.dim()), 1)
     machine = measure_machine() if verdict else None
     return {
-        "coverage": summary.coverage(promised, kernels),
-        "accuracy": summary.accuracy(found, nodes, labels),
-        "layers": summary.layers(decision, promised, quality, verdict, machine, batch),
-        "speed": summary.speed(verdict, threads=job.threads, batch=batch) if verdict else None,
-        "refused": summary.refused(decision.graph),
-        "tensors": summary.tensors(decision.plan, decision.ranges),
+        "coverage": evidence.coverage(promised, kernels),
+        "accuracy": evidence.accuracy(found, nodes, labels),
+        "layers": evidence.layers(decision, promised, quality, verdict, machine, batch),
+        "speed": evidence.speed(verdict, threads=job.threads, batch=batch) if verdict else None,
+        "refused": evidence.refused(decision.graph),
+        "tensors": evidence.tensors(decision.plan, decision.ranges),
         "manifest": manifest(job, graph, found, backend),
     }
 
@@ -355,7 +354,7 @@ def manifest(job: Job, graph: Graph, found: Distance, backend: str) -> dict[str,
         "cpu": {"name": this_cpu().name, "features": list(this_cpu().features)},
         "session": asdict(settings_for(graph, threads=job.threads)),
         "metrics": {
-            "sqnr_db": summary.number(found.sqnr_db),
+            "sqnr_db": evidence.number(found.sqnr_db),
             "max_lsb": found.max_lsb,
             "agreement": found.agreement,
         },

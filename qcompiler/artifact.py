@@ -45,11 +45,18 @@ def written_atomically(path: Path) -> Iterator[Path]:
     try:
         yield draft
         draft.chmod(0o755)
+        for file in draft.iterdir():
+            file.chmod(0o644)  # some writers make files that only their owner reads
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
             os.replace(path, old / "old")
-            os.replace(draft, path)
-            shutil.rmtree(old)
+            try:
+                os.replace(draft, path)
+            except BaseException:
+                os.replace(old / "old", path)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             os.replace(draft, path)
     except BaseException:
@@ -59,12 +66,21 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
 def check_replaceable(path: Path) -> None:
     """Only an artifact may be overwritten, never a file or folder of another kind."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists()):
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not is_ours(path / MANIFEST)):
         raise ArtifactError(
             f"'{path}' exists and is not a saved model",
             why="it would be overwritten",
             fix="choose another path",
         )
+
+
+def is_ours(manifest: Path) -> bool:
+    """Whether a manifest.json is one of a saved model; other programs call files so, too."""
+    try:
+        data = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"format", "stage", "signature", "files"} <= set(data)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -129,9 +145,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"'{folder / MANIFEST}' is not valid JSON", why=str(error), fix="save the model again"
         ) from error
     wanted = ("format", "files", "signature", "stage", "backend", "target", "recipe")
-    if not isinstance(manifest, dict) or (missing := [key for key in wanted if key not in manifest]):
-        raise ArtifactError(f"the manifest of '{folder}' lacks {missing if isinstance(manifest, dict) else 'everything'}",
-                            fix="save the model again")  # fmt: skip
+    missing = [key for key in wanted if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise ArtifactError(f"the manifest of '{folder}' lacks {missing}", fix="save the model again")
     if manifest["format"] != FORMAT:
         raise ArtifactError(
             f"'{folder}' has artifact format {manifest['format']}", why=f"this version reads {FORMAT}",
@@ -139,7 +155,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )  # fmt: skip
     for name, expected in manifest["files"].items():
         check_file(folder, str(name), expected)
-    return manifest
+    return dict(manifest)
 
 
 def check_file(folder: Path, name: str, expected: Any) -> None:

@@ -110,17 +110,23 @@ def plain_session(path: Path) -> Any:
 def table(shown: Shown) -> Table:
     """The figures, one line each."""
     distance, speed = shown.report.data["accuracy"]["distance"], shown.report.data["speed"]
+    before, after = words.percent(shown.float_accuracy), words.percent(shown.int8_accuracy)
+    share = words.percent(shown.integer_layers / shown.layers)
+    furthest, allowed = words.number(distance["max_lsb"]), words.number(distance["bound_lsb"])
+    quick, slow = (words.duration(speed[key], "ms") for key in ("quantized_ms", "float_ms"))
+    lines = {
+        "Accuracy": f"float {before}, int8 {after} of {shown.samples} held-out digits: "
+        f"{100 * shown.drop:.2f} points lost",
+        "Coverage": f"{share} of the convolutions and linears in integers "
+        f"({shown.integer_layers} of {shown.layers})",
+        "Distance": f"{furthest} LSB from the exact reference, {allowed} allowed",
+        "Speed": f"{words.times(speed['quantized_ratio'])} float at batch {speed['batch']} "
+        f"({quick} against {slow})",
+    }
     drawn = Table.grid(padding=(0, 2))
     drawn.add_column(style="bold", no_wrap=True)
-    drawn.add_row("Accuracy", f"float {words.percent(shown.float_accuracy)}, int8 {words.percent(shown.int8_accuracy)} "
-                  f"of {shown.samples} held-out digits: {100 * shown.drop:.2f} points lost")  # fmt: skip
-    share = shown.integer_layers / shown.layers
-    drawn.add_row("Coverage", f"{words.percent(share)} of the convolutions and linears in integers "
-                  f"({shown.integer_layers} of {shown.layers})")  # fmt: skip
-    drawn.add_row("Distance", f"{words.number(distance['max_lsb'])} LSB from the exact reference, "
-                  f"{words.number(distance['bound_lsb'])} allowed")  # fmt: skip
-    drawn.add_row("Speed", f"{words.times(speed['quantized_ratio'])} float at batch {speed['batch']} "
-                  f"({words.duration(speed['quantized_ms'], 'ms')} against {words.duration(speed['float_ms'], 'ms')})")  # fmt: skip
+    for title, line in lines.items():
+        drawn.add_row(title, line)
     return drawn
 
 

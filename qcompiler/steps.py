@@ -11,7 +11,9 @@ class Steps:
 
     def __init__(self, *, visible: bool) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not visible)
+        console = Console(stderr=True)
+        drawn = visible and console.is_terminal  # a log file is no place for a moving bar
+        self.bar = Progress(*columns, console=console, transient=True, disable=not drawn)
         self.current: tuple[str, TaskID] | None = None
 
     def __enter__(self) -> "Steps":

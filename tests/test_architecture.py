@@ -23,7 +23,7 @@ FOLDERS = {
 
 # The position in the table is the layer. A name stands for the module and all that is inside it.
 LAYERS = (
-    ("qcompiler.errors",),
+    ("qcompiler.errors", "qcompiler.progress"),
     ("qcompiler.numerics",),
     ("qcompiler.ir",),
     ("qcompiler.rewrite",),
@@ -31,7 +31,15 @@ LAYERS = (
     ("qcompiler.tune",),
     ("qcompiler.passes",),
     ("qcompiler.backends",),
-    ("qcompiler.api", "qcompiler.report", "qcompiler.cli", "qcompiler.demo", "qcompiler.models"),
+    (
+        "qcompiler.api",
+        "qcompiler.evidence",
+        "qcompiler.steps",
+        "qcompiler.report",
+        "qcompiler.cli",
+        "qcompiler.demo",
+        "qcompiler.models",
+    ),
 )
 TOP = len(LAYERS) - 1
 

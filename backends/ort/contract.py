@@ -35,7 +35,7 @@ def read_execution(optimized: Path, plan: Plan) -> Execution:
     return Execution(
         layers=layers,
         kernels=dict(Counter(node.op_type for node in nodes)),
-        stray=tuple(stray(nodes, model)),
+        stray=tuple(stray(nodes, plan)),
     )
 
 
@@ -117,8 +117,13 @@ def value_types(model: onnx.ModelProto) -> dict[str, int]:
     return types
 
 
-def stray(nodes: list[NodeProto], model: onnx.ModelProto) -> Iterator[str]:
-    """Q and DQ between two integer kernels: work that a kernel should have absorbed."""
+def stray(nodes: list[NodeProto], plan: Plan) -> Iterator[str]:
+    """Q and DQ between two integer kernels: work that a kernel should have absorbed.
+
+    Where the plan has a float op between them the pair is due, even if its range implies the op (a ReLU) and
+    ONNX Runtime removed it.
+    """
+    due = {f"{layer.node}_q" for layer in plan.layers if layer.precision == "float"}
     produced = {name: node for node in nodes for name in node.output}
     readers: dict[str, list[NodeProto]] = {}
     for node in nodes:
@@ -128,5 +133,7 @@ def stray(nodes: list[NodeProto], model: onnx.ModelProto) -> Iterator[str]:
         if node.op_type != "DequantizeLinear" or node.input[0] not in produced:
             continue
         after = readers.get(node.output[0], [])
-        if after and all(reader.op_type == "QuantizeLinear" for reader in after):
+        if after and all(
+            reader.op_type == "QuantizeLinear" and planned_name(reader.name) not in due for reader in after
+        ):
             yield node.name

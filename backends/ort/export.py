@@ -9,7 +9,7 @@ import logging
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,9 @@ def as_module(graph: Graph) -> tuple[fx.GraphModule, dict[str, str]]:
     for node in copy.nodes:
         if node.op == "get_attr":
             node.target = flat_of[str(node.target)]
+        elif node.target is torch.ops.aten.clamp.default and value(node).is_floating_point():
+            # clamp(x, 0, 1.5): the exporter cannot promote bounds of mixed types.
+            node.args = tuple(float(bound) if isinstance(bound, int) else bound for bound in node.args)
     copy.output(tuple(returned))  # type: ignore[arg-type]
     return fx.GraphModule(root, copy), renamed
 
@@ -98,9 +101,10 @@ def dynamic_dims(node: Node) -> dict[int, Any]:
 
 
 def restore_names(model: onnx_ir.Model, graph: Graph) -> None:
-    """Give each ONNX node the name of the graph node it came from.
+    """Give each ONNX node, and the value it computes, the name of the graph node it came from.
 
     The exporter numbers ops anew, but keeps their order: the k-th linear there is the k-th linear here.
+    Values matter as much as nodes, since some of ONNX Runtime's fusions name a node after its result.
     """
     ours: dict[str, list[str]] = defaultdict(list)
     for node in graph.fx.nodes:
@@ -108,20 +112,35 @@ def restore_names(model: onnx_ir.Model, graph: Graph) -> None:
             ours[str(node.target)].append(node.name)
     position: dict[str, dict[str, int]] = defaultdict(dict)
     used: Counter[str] = Counter()  # how often a name was given
+    results: dict[str, onnx_ir.Value] = {}
     for node in model.graph:
         found = SOURCE.search(node.metadata_props.get("pkg.torch.onnx.fx_node", ""))
         if found is None:
             continue
-        name, target = found.groups()
-        order = position[target].setdefault(name, len(position[target]))
+        source, target = found.groups()
+        order = position[target].setdefault(source, len(position[target]))
         if order >= len(ours[target]):
             continue
         original = ours[target][order]
-        name = original if node.op_type in MAIN_OPS and not used[original] else f"{original}_{node.op_type}"
+        is_main = node.op_type in MAIN_OPS and not used[original]
+        name = original if is_main else f"{original}_{node.op_type}"
         node.name = f"{name}_{used[name]}" if used[name] else name
         used[name] += 1
-        if node.op_type == "QuantizeLinear":
-            node.outputs[0].name = original
+        if is_main:
+            results[original] = node.outputs[0]
+    rename_values(model, results)
+
+
+def rename_values(model: onnx_ir.Model, wanted: Mapping[str, onnx_ir.Value]) -> None:
+    """Give values their names, moving aside what the exporter has called so."""
+    fixed = {*model.graph.initializers, *(given.name for given in model.graph.inputs)}
+    chosen = {name: value for name, value in wanted.items() if name not in fixed}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in chosen and chosen[value.name] is not value:
+                value.name = f"{value.name}_{node.op_type}_value"
+    for name, value in chosen.items():
+        value.name = name
 
 
 # Of the ONNX nodes that one of ours becomes, the one that computes carries its name.

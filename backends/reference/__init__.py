@@ -36,12 +36,19 @@ class ReferenceExecutable:
         return [decoded(result) for result in evaluate(self.graph, inputs, evaluate_node=self.compute)]
 
     def values(self, inputs: Sequence[Tensor], names: set[str]) -> dict[str, Tensor]:
-        """The values of some nodes on one input, decoded to float where they are codes."""
+        """The float values that some nodes stand for on one input; inside a region, of its result."""
         found: dict[str, Tensor] = {}
 
         def keep(node: Node, value: Any) -> None:
-            if node.name in names and isinstance(value, Tensor | Codes):
-                found[node.name] = decoded(value)
+            if node.name not in names or not isinstance(value, Tensor | Codes):
+                return
+            region = self.inside.get(node)
+            if region is not None and region.returns_codes:
+                output = output_of(region, self.graph)
+                value = Codes(
+                    values=value, scale=output.scale, zero_point=output.zero_point, format=output.format
+                )
+            found[node.name] = decoded(value)
 
         evaluate(self.graph, inputs, observe=keep, evaluate_node=self.compute)
         return found

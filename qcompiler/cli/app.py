@@ -27,6 +27,7 @@ VERBS = {
     "demo": demo.run,
 }
 DEBUG = "QCOMPILER_DEBUG"
+WRONG_USAGE = 2
 STOPPED = 130  # 128 + SIGINT, as shells count it
 
 
@@ -82,7 +83,7 @@ def show_version(wanted: bool) -> None:
 
 app = typer.Typer(
     cls=Guarded,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -92,6 +93,7 @@ app = typer.Typer(
 
 @app.callback()
 def top(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True)
     ] = False,
@@ -100,6 +102,9 @@ def top(
     ] = False,
 ) -> None:
     """Compile PyTorch models to integer arithmetic, and prove what runs."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(WRONG_USAGE)
 
 
 for name, verb in VERBS.items():

@@ -34,7 +34,7 @@ def run(
     seed: options.Seed = 0,
     json: options.Json = None,
 ) -> None:
-    """Time a model in float and as each recipe makes it, side by side on this machine."""
+    """Time a model in float and as each recipe makes it."""
     from qcompiler import artifact
     from qcompiler.cli.recipes import chosen_recipe
     from qcompiler.cli.source import find_source
@@ -57,9 +57,8 @@ def run(
     if str(json) != "-":
         cpu = this_cpu()
         say(f"{cpu.name}: {', '.join(cpu.features) or 'no features that matter'}")
-        say(
-            f"{model}, batch {rows_of(source)}, {f'{threads} threads' if threads else 'all cores'}, CPU time per call\n"
-        )
+        cores = f"{threads} threads" if threads else "all cores"
+        say(f"{model}, batch {rows_of(source)}, {cores}, CPU time per call; the ratios are against float\n")
         show(drawn(figures))
 
 

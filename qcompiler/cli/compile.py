@@ -35,9 +35,10 @@ def run(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Quantize a model, compare it with the exact reference and with float, and report what runs.
+    """Quantize a model, prove it, and report what runs.
 
-    Exit code 0 means that every guarantee holds.
+    The engine is compared with the exact reference and with float. Exit code 0 means that every guarantee
+    holds.
     """
     from qcompiler import api, artifact
     from qcompiler.cli.recipes import chosen_recipe

@@ -17,7 +17,10 @@ def run(
         int | None, typer.Option("--threads", min=1, help="Threads of the engine.", show_default=False)
     ] = None,
 ) -> None:
-    """Compile LeNet to int8, export it, and run the ONNX file on the 360 held-out digits."""
+    """Compile LeNet to int8 and run it on real digits.
+
+    Writes model.onnx and report.html, and judges the ONNX file on the 360 held-out digits in a plain session.
+    """
     from qcompiler import demo
     from qcompiler.cli.screen import say, show
 

@@ -30,7 +30,10 @@ class Finding:
 
 
 def run() -> None:
-    """Check the installation and this machine; exit 1 if something needed is missing or broken."""
+    """Check the installation and this machine.
+
+    Exit code 1 if something needed is missing, too old or broken.
+    """
     findings = [Finding(what="python", found=platform.python_version(), state="ok"), *packages(), *machine()]
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
@@ -74,7 +77,7 @@ def package(need: Requirement, extra: str | None) -> Finding:
     except Exception as error:  # a broken package may raise anything
         first = f"{type(error).__name__}: {error}".splitlines()[0]
         return Finding(what=need.name, found=version, state="broken", remark=first[:200])
-    return Finding(what=need.name, found=version, state="ok")
+    return Finding(what=need.name, found=version, state="ok", remark=str(need.specifier))
 
 
 def machine() -> Iterator[Finding]:

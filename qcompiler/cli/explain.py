@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from qcompiler.cli import options
 from qcompiler.cli.screen import say, show, write_json
@@ -14,7 +15,7 @@ from qcompiler.errors import InputError
 if TYPE_CHECKING:
     from qcompiler.ir import Note
     from qcompiler.passes.decide import Decision
-    from qcompiler.plan import Plan
+    from qcompiler.plan import Plan, WeightSpec
 
 
 def run(
@@ -31,7 +32,10 @@ def run(
     seed: options.Seed = 0,
     json: options.Json = None,
 ) -> None:  # fmt: skip
-    """Show the plan: per layer and per tensor what was decided and why, and what was refused."""
+    """Show what would be decided for a model, and why.
+
+    Layers with precision and kernel, tensors with format and range, and all rewrites that were refused.
+    """
     from qcompiler import api, artifact
     from qcompiler.cli.recipes import chosen_recipe
     from qcompiler.cli.source import find_source
@@ -83,11 +87,15 @@ def tensors(plan: "Plan") -> list[dict[str, Any]]:
     ]  # fmt: skip
     weights = [
         {"node": weight.layer, "label": f"{labels.get(weight.layer, weight.layer)}.{weight.argument}",
-         "format": weight.format, "range": None, "observer": weight.observer, "why": "a constant of the layer",
-         "granularity": f"groups of {weight.group_size}" if weight.group_size else f"per channel {weight.axis}"}
+         "format": weight.format, "range": None, "granularity": granularity(weight),
+         "observer": weight.observer, "why": "a constant of the layer"}
         for weight in plan.weights
     ]  # fmt: skip
     return values + weights
+
+
+def granularity(weight: "WeightSpec") -> str:
+    return f"groups of {weight.group_size}" if weight.group_size else "per channel"
 
 
 def told(note: "Note") -> dict[str, str]:
@@ -140,8 +148,6 @@ def span(row: dict[str, Any]) -> str:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    from rich.text import Text
-
     drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in columns:
         drawn.add_column(name, overflow="fold", header_style="dim")

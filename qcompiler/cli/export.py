@@ -26,7 +26,7 @@ def run(
         bool, typer.Option("--strict", help="Fail if a layer planned in integers runs in float.")
     ] = False,
 ) -> None:
-    """Write a quantized model as ONNX that any runtime can load.
+    """Write a quantized model as an ONNX file.
 
     The file is loaded back and compared with the exact reference before it is put in place.
     """
@@ -59,7 +59,8 @@ def summary(contract: "Contract") -> str:
 
 def warnings_of(contract: "Contract") -> list[str]:
     found = [
-        f"{row.layer.label} ({row.layer.op}) was planned in {row.layer.precision} and runs in {row.executed}: {row.reason}"
+        f"{row.layer.label} ({row.layer.op}) was planned in {row.layer.precision} "
+        f"and runs in {row.executed}: {row.reason}"
         for row in contract.surprises
     ]
     return [*found, *(f"{name} stands between two integer kernels" for name in contract.stray)]

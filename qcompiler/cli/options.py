@@ -9,9 +9,9 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A built-in name (`qcompiler models` lists them), `file.py:factory`, or a `.pt2` program. A factory "
-        "takes nothing and returns (module, example_inputs[, calibration[, metric]]), or an object with these "
-        "attributes; an nn.Module may carry example_inputs itself.",
+        help="A built-in name (`qcompiler models` lists them), `file.py:factory`, or a `.pt2` program. "
+        "A factory takes nothing and returns (module, example_inputs[, calibration[, metric]]), or an object "
+        "with these attributes; an nn.Module may carry example_inputs itself.",
         show_default=False,
     ),
 ]

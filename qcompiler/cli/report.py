@@ -20,7 +20,7 @@ def run(
     json: options.Json = None,
     open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Print the report of a saved model, or write it as one HTML page."""
+    """Print the report of a saved model, or write it as a page."""
     from qcompiler import artifact
     from qcompiler.errors import ArtifactError
     from qcompiler.report import Report

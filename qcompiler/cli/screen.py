@@ -21,7 +21,14 @@ def stdout() -> Console:
 
 
 def show(what: "RenderableType") -> None:
-    stdout().print(what)
+    console = stdout()
+    if console.is_terminal:
+        console.print(what)
+        return
+    with console.capture() as captured:
+        console.print(what)
+    for line in captured.get().splitlines():
+        say(line.rstrip())  # a table fills its lines with spaces
 
 
 def say(line: str = "") -> None:

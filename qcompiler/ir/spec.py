@@ -6,6 +6,7 @@ A node also knows where in the user's model it came from, so that a refusal can 
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,7 +83,15 @@ def source_line(node: Node) -> str | None:
     frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
     own = [frame for frame in frames if "site-packages" not in frame[0]]
     chosen = (own or frames)[-1:]
-    return f"{chosen[0][0]}:{chosen[0][1]}" if chosen else None
+    return f"{short_path(chosen[0][0])}:{chosen[0][1]}" if chosen else None
+
+
+def short_path(path: str) -> str:
+    """Relative to where we are if it lies below, else its last parts: reports travel, folders do not."""
+    found = Path(path)
+    if found.is_relative_to(Path.cwd()):
+        return str(found.relative_to(Path.cwd()))
+    return str(Path(*found.parts[-3:]))
 
 
 def label(node: Node) -> str:

@@ -6,6 +6,7 @@
 The first dimension of every input that has the example's batch size stays symbolic where the model allows it.
 """
 
+import importlib
 import inspect
 import traceback
 import warnings
@@ -104,7 +105,7 @@ def export_module(model: nn.Module, example_inputs: Any) -> tuple[ExportedProgra
     if example_inputs is None:
         raise InputError("example inputs are missing", fix="pass a tensor, a tuple or a dict of tensors")
     args, kwargs = as_call(example_inputs)
-    check_runs(model, args, kwargs)
+    register_types(check_runs(model, args, kwargs), model)
     wide_args, wide_kwargs, dynamic = widen(args, kwargs)
     if dynamic is not None:
         try:
@@ -125,12 +126,12 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyna
         return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
 
 
-def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse example inputs on which the model itself fails."""
+def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The model's own result; refuses example inputs on which it fails."""
     args, kwargs = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
     try:
         with torch.no_grad():
-            model(*args, **kwargs)
+            return model(*args, **kwargs)
     except Exception as error:
         shapes = [list(x.shape) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         raise InputError(
@@ -139,6 +140,30 @@ def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             why=first_line(error),
             fix="pass inputs that the model itself accepts",
         ) from error
+
+
+# Where a library registers its own result types with torch.export, which it does on demand.
+REGISTERED_BY = {
+    "transformers.cache_utils": (
+        "transformers.integrations.executorch", "register_dynamic_cache_export_support"
+    ),
+}  # fmt: skip
+
+
+def register_types(result: Any, model: nn.Module) -> None:
+    """Have every type in a result known to torch.export, or refuse the one that cannot be."""
+    for leaf in pytree.tree_leaves(result):
+        if leaf is None or isinstance(leaf, Tensor | int | float | str):
+            continue
+        known = REGISTERED_BY.get(type(leaf).__module__)
+        if known is not None:
+            getattr(importlib.import_module(known[0]), known[1])()
+        if pytree.tree_leaves(leaf) == [leaf]:
+            raise TraceError(
+                f"{type(model).__name__} returns a {type(leaf).__name__}",
+                why="a graph returns tensors, in containers that torch.utils._pytree knows",
+                fix="return its tensors, or register the type with torch.utils._pytree.register_pytree_node",
+            )
 
 
 def widen(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

@@ -1,6 +1,7 @@
 """The report as one page that loads nothing: styles, script and plots stand inside of it."""
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,8 @@ def page(data: Mapping[str, Any]) -> str:
         layers=[layer_row(layer, reasons.get(layer.get("label"))) for layer in layers],
         has={key for layer in layers for key, value in layer.items() if value is not None},
         speed=part(data, "speed"),
-        worst_nodes=rows(part(data, "accuracy", "nodes"), "worst"),
+        nodes=part(data, "accuracy", "nodes"),
+        differing=[row for row in rows(part(data, "accuracy", "nodes"), "worst") if row.get("max_lsb") != 0],
         # The plots escape what they show themselves.
         sqnr_plot=Markup(plots.layer_sqnr(layers)),
         time_plot=Markup(plots.layer_time(layers)),
@@ -71,10 +73,11 @@ def printed(value: object) -> object:
 
 
 def breakable(name: object) -> "Markup":
-    """A dotted name that may go on in the next line after a dot."""
+    """A name that may go on in the next line after a dot or a slash."""
     from markupsafe import Markup, escape
 
-    return Markup(".<wbr>").join(escape(piece) for piece in words.clean(name).split("."))
+    pieces = re.split(r"(?<=[./])", words.clean(name))
+    return Markup("<wbr>").join(escape(piece) for piece in pieces)
 
 
 def layer_row(layer: Mapping[str, Any], reason: str | None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def number(value: object, digits: int = 4) -> str:
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
-    return f"{value:.{digits}g}"
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e15 else f"{value:.{digits}g}"
 
 
 def large(value: object) -> str:
@@ -72,7 +72,9 @@ def percent(share: object, digits: int = 2) -> str:
     if not is_finite(share):
         return MISSING
     text = f"{100 * share:.{digits}f}"
-    if (text.startswith("100") and share < 1) or (float(text) == 0 and share > 0):
+    if float(text) == 0 and share > 0:
+        return f"{100 * share:.1g} %"
+    if text.startswith("100") and share < 1:
         return f"{100 * share:.6g} %"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 

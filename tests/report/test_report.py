@@ -479,6 +479,14 @@ def test_nothing_at_all(tmp_path: Path) -> None:
     assert "No layers were recorded." in Page(save(tmp_path, {})).text
 
 
+def test_layers_that_equal_the_reference_are_not_listed(tmp_path: Path) -> None:
+    data = sample()
+    data["accuracy"]["nodes"]["worst"][0]["max_lsb"] = 0
+    text = save(tmp_path, data)
+    assert "each one that was checked gives exactly what the reference gives" in text
+    assert "Values that differ" not in text
+
+
 def test_columns_without_a_value_are_left_out(tmp_path: Path) -> None:
     data = sample()
     for row in data["layers"]:
@@ -536,10 +544,13 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         (words.percent(1.0), "100 %"),
         (words.percent(0.999999), "99.9999 %"),
         (words.percent(2e-5), "0.002 %"),
+        (words.percent(0.000124), "0.01 %"),
         (words.percent(0), "0 %"),
         (words.decibel(28.94), "28.9 dB"),
         (words.decibel(math.inf), "∞ dB"),
         (words.number(12345), "12,345"),
+        (words.number(1452.4, 3), "1,452"),
+        (words.number(0.0123456, 3), "0.0123"),
         (words.number(None), "–"),
         (words.large(1234567), "1.23 M"),
         (words.metric("sqnr_db", 20.0), "20.0 dB"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.guard import Verdict
+from qcompiler.backends.reference import ReferenceExecutable
 from qcompiler.ir import Graph, evaluate
 from qcompiler.numerics import sqnr
 from qcompiler.passes.calibrate import Statistics
@@ -58,10 +59,11 @@ def accuracy(found: Distance, nodes: Sequence[Any], labels: Mapping[str, str]) -
         "sqnr_db": number(found.sqnr_db),
         "reference_sqnr_db": number(found.reference_sqnr_db),
         "samples": found.samples,
-        "agreement": found.agreement,
+        "agreement": found.float_agreement,
         "distance": {
             "max_lsb": found.max_lsb, "changed": found.changed, "bound_lsb": found.bound_lsb,
-            "within": found.within, "unit": f"1 LSB = {found.unit:.4g}, the output's range / 255",
+            "within": found.within, "agreement": found.agreement,
+            "unit": f"1 LSB = {found.unit:.4g}, the output's range / 255",
         },
         "nodes": {
             "checked": len(nodes),
@@ -121,24 +123,25 @@ def work_facts(node: Node, row: Row, machine: Machine | None, batch: int) -> dic
 
 
 def layer_quality(
-    float_graph: Graph, quantized: Graph, values: Mapping[str, Tensor], plan: Plan, sample: Sequence[Any]
+    decision: Decision, original: Graph, reference: ReferenceExecutable, sample: Sequence[Any]
 ) -> dict[str, float]:
-    """SQNR of every planned layer's result, everything upstream quantized, against the float graph."""
+    """SQNR of every quantized layer's result, everything upstream quantized, against the float graph.
+
+    A layer without any error has no finite SQNR and is left out.
+    """
+    planned = {layer.node for layer in decision.plan.layers if layer.precision != "float"}
+    groups = fuse(decision.graph, decision.target)
+    ends = {anchor.name: group.result.name for anchor, group in groups.items() if anchor.name in planned}
+    values = reference.values(sample, set(ends.values()))
     wanted: dict[str, Tensor] = {}
-    names = {layer.node for layer in plan.layers}
 
     def keep(node: Node, value: Any) -> None:
-        if node.name in names and isinstance(value, Tensor):
+        if node.name in values and isinstance(value, Tensor):
             wanted[node.name] = value
 
-    evaluate(float_graph, sample, observe=keep)
-    found = {}
-    for name, value in values.items():
-        if name in wanted and wanted[name].shape == value.shape:
-            figure = sqnr(wanted[name], value)
-            if math.isfinite(figure):
-                found[name] = figure
-    return found
+    evaluate(original, sample, observe=keep)
+    figures = {layer: sqnr(wanted[end], values[end]) for layer, end in ends.items() if end in wanted}
+    return {layer: figure for layer, figure in figures.items() if math.isfinite(figure)}
 
 
 def speed(verdict: Verdict, *, threads: int | None, batch: int) -> dict[str, Any]:
