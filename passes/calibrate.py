@@ -52,7 +52,7 @@ Ranges = Mapping[str, Statistics]
 
 def batches(data: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Calibration data as calls: any iterable of tensors, tuples of arguments or dicts of keywords."""
-    if isinstance(data, Tensor | str | bytes) or not isinstance(data, Iterable):
+    if isinstance(data, Tensor | str | bytes | Mapping) or not isinstance(data, Iterable):
         raise CalibrationError(
             f"calibration data is a {type(data).__name__}",
             why="it must be an iterable of batches (tensors, tuples or dicts)",

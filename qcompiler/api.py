@@ -186,6 +186,7 @@ def load(path: str | Path, *, threads: int | None = None) -> Compiled:
 
     folder = Path(path)
     manifest = artifact.read_manifest(folder)
+    check_backend(str(manifest["backend"]))
     graph, plan = artifact.read_graph(folder, manifest)
     report = artifact.read_report(folder)
     aim = find_target(str(manifest["target"]))

@@ -13,21 +13,26 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
-from qcompiler.errors import ArtifactError
-from qcompiler.ir import Graph, Signature, format_text, parse_text
+from qcompiler.errors import ArtifactError, GraphError
+from qcompiler.ir import Graph, Signature, check_stage, format_text, parse_text
+from qcompiler.ir.archive import is_structure
+from qcompiler.ir.stage import STAGES
 from qcompiler.plan import Plan, plan_from_json, plan_to_json
+
+T = TypeVar("T")
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+SIGNED = ("model.onnx", "graph.txt", "tensors.safetensors", "plan.json")  # what a model is made of
 UNSIGNED = {"report.json", "report.html"}  # hold timings, so they differ from run to run
 
 
@@ -59,6 +64,11 @@ def written_atomically(path: Path) -> Iterator[Path]:
                 shutil.rmtree(old)
         else:
             os.replace(draft, path)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise ArtifactError(
+            f"cannot write '{path}'", why=str(error), fix="make room, or choose another folder"
+        ) from error
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -70,6 +80,13 @@ def check_replaceable(path: Path) -> None:
         raise ArtifactError(
             f"'{path}' exists and is not a saved model",
             why="it would be overwritten",
+            fix="choose another path",
+        )
+    above = next((folder for folder in path.absolute().parents if folder.exists()), path)
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ArtifactError(
+            f"cannot write to '{path}'",
+            why=f"'{above}' is no folder that you may write",
             fix="choose another path",
         )
 
@@ -140,7 +157,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"'{folder / MANIFEST}' is not valid JSON", why=str(error), fix="save the model again"
         ) from error
@@ -153,7 +170,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"'{folder}' has artifact format {manifest['format']}", why=f"this version reads {FORMAT}",
             fix="save it again with this version",
         )  # fmt: skip
-    for name, expected in manifest["files"].items():
+    files = manifest["files"]
+    unsigned = [name for name in SIGNED if not isinstance(files, dict) or name not in files]
+    if unsigned:
+        raise ArtifactError(
+            f"the manifest of '{folder}' has files that do not sign {unsigned[0]}", fix="save the model again"
+        )
+    for name, expected in files.items():
         check_file(folder, str(name), expected)
     return dict(manifest)
 
@@ -172,19 +195,36 @@ def check_file(folder: Path, name: str, expected: Any) -> None:
 
 
 def read_graph(folder: Path, manifest: Mapping[str, Any]) -> tuple[Graph, Plan]:
-    try:
-        tensors = load_file(folder / "tensors.safetensors")
-        plan = plan_from_json(json.loads((folder / "plan.json").read_text()))
-    except (OSError, ValueError, SafetensorError) as error:
+    """The graph and its plan; raises ArtifactError naming the file that does not hold what it should."""
+    tensors = understood(folder / "tensors.safetensors", load_file)
+    plan = understood(folder / "plan.json", lambda path: plan_from_json(json.loads(path.read_text())))
+    text = understood(folder / "graph.txt", Path.read_text)
+    signature, stage = signature_from_json(manifest["signature"]), str(manifest["stage"])
+    if stage not in STAGES:
         raise ArtifactError(
-            f"'{folder}' cannot be read", why=str(error)[:300], fix="save the model again"
+            f"the manifest of '{folder}' names the stage '{stage}'", why=f"known are {', '.join(STAGES)}",
+            fix="save the model again",
+        )  # fmt: skip
+    graph = parse_text(text, tensors, signature, stage)
+    try:
+        check_stage(graph)
+    except GraphError as error:
+        raise ArtifactError(
+            f"the graph in '{folder}' is malformed", why=str(error), fix="save the model again"
         ) from error
+    return graph, plan
+
+
+def understood(path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a file; each reader has exceptions of its own for what it cannot read."""
+    try:
+        return read(path)
     except Exception as error:
         raise ArtifactError(
-            f"the plan in '{folder}' is malformed", why=str(error)[:300], fix="save the model again"
+            f"'{path}' cannot be read",
+            why=f"{type(error).__name__}: {error}"[:300],
+            fix="save the model again",
         ) from error
-    signature = signature_from_json(manifest["signature"])
-    return parse_text((folder / "graph.txt").read_text(), tensors, signature, str(manifest["stage"])), plan
 
 
 def signature_to_json(signature: Signature) -> dict[str, Any]:
@@ -209,8 +249,8 @@ def signature_from_json(data: Any) -> Signature:
         return Signature(
             inputs=tuple(data["inputs"]),
             argument_names=tuple(data["argument_names"]),
-            in_spec=pytree.treespec_loads(data["in_spec"]),
-            out_spec=pytree.treespec_loads(data["out_spec"]),
+            in_spec=load_spec(data["in_spec"]),
+            out_spec=load_spec(data["out_spec"]),
         )
     except Exception as error:
         raise ArtifactError(
@@ -218,15 +258,42 @@ def signature_from_json(data: Any) -> Signature:
         ) from error
 
 
+def load_spec(text: str) -> Any:
+    """The inverse of `dump_spec`; a spec may name classes to import, and such a one is not loaded."""
+    protocol, structure = json.loads(text)
+    if not is_structure(structure):
+        raise ValueError("a call of this model would import a module")
+    return pytree.treespec_loads(json.dumps([protocol, with_known_types(structure)]))
+
+
+def with_known_types(structure: Any) -> Any:
+    """A container that no library has registered in this process becomes a plain tuple, with a warning."""
+    children = [with_known_types(child) for child in structure["children_spec"]]
+    kind = structure["type"]
+    if kind is None or kind in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE:
+        return {**structure, "children_spec": children}
+    warnings.warn(
+        f"the model returns a {kind}, which torch.utils._pytree does not know here: it becomes a tuple; "
+        "import what registers it before loading to keep it",
+        stacklevel=2,
+    )
+    return {"type": "builtins.tuple", "context": "null", "children_spec": children}
+
+
 def read_report(folder: Path) -> dict[str, Any]:
     """The report's data; an artifact without it still runs, so its absence is no error."""
     path = folder / "report.json"
     try:
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
-    except ValueError as error:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"'{path}' is not valid JSON", why=str(error), fix="delete it, or save again"
         ) from error
+    if not isinstance(found, dict):
+        raise ArtifactError(
+            f"'{path}' holds no report", why=f"it is a {type(found).__name__}", fix="delete it, or save again"
+        )
+    return found
 
 
 def check_writable_file(path: Path) -> None:

@@ -31,6 +31,7 @@ class Override:
                 why=f"a layer has {', '.join(LAYER_KEYS)}",
                 fix="correct the key",
             )
+        replace(Recipe(name=self.pattern), **dict(self.changes))  # refuses what no recipe may hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for role in ("weights", "activations"):
             check_format(getattr(self, role), role)
         unknown = [name for name in self.observers if name not in CANDIDATES]
@@ -99,6 +101,27 @@ class Recipe:
 
     def overriding(self, pattern: str, **changes: Any) -> "Recipe":
         return replace(self, overrides=(*self.overrides, Override(pattern=pattern, changes=changes)))
+
+
+# Recipes come from JSON and command lines, so each field says what it may hold, in types and in words.
+KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "name": ((str,), "a word"),
+    "dynamic": ((bool,), "true or false"),
+    "group_size": ((int,), "a number of weights, or 0"),
+    "observers": ((tuple,), "a list of names"),
+    "weight_observer": ((str,), "'minmax' or 'mse'"),
+    "smooth": ((int, float, type(None)), "an exponent between 0 and 1, or null"),
+    "equalize": ((bool,), "true or false"),
+    "bias_correction": ((bool,), "true or false"),
+    "overrides": ((tuple,), "a list of overrides"),
+}
+
+
+def check_kinds(recipe: Recipe) -> None:
+    for key, (types, words) in KINDS.items():
+        value = getattr(recipe, key)
+        if type(value) not in types:  # True is no number here
+            raise RecipeError(f"{key} is {value!r}", why=f"it is {words}", fix="correct the recipe")
 
 
 def check_format(name: Any, role: str) -> None:
@@ -142,7 +165,7 @@ def find_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
 def recipe_from_file(path: Path) -> Recipe:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(
             f"cannot read the recipe '{path}'", why=str(error), fix="write valid JSON"
         ) from error
@@ -162,9 +185,9 @@ def recipe_from_mapping(data: Mapping[str, Any]) -> Recipe:
             why=f"its keys are {', '.join(sorted(known))}",
             fix="correct it",
         )
-    if "overrides" in given:
+    if isinstance(given.get("overrides"), list | tuple):
         given["overrides"] = tuple(as_override(entry) for entry in given["overrides"])
-    if "observers" in given:
+    if isinstance(given.get("observers"), list):
         given["observers"] = tuple(given["observers"])
     return replace(base, **{"name": f"{base.name}-custom", **given})
 
@@ -175,6 +198,8 @@ def as_override(entry: Any) -> Override:
     if not isinstance(entry, Mapping) or "pattern" not in entry:
         raise RecipeError(f"an override is {entry!r}", fix='write {"pattern": "layer4.*", "weights": null}')
     changes = dict(entry.get("changes", {k: v for k, v in entry.items() if k != "pattern"}))
+    if isinstance(changes.get("observers"), list):
+        changes["observers"] = tuple(changes["observers"])
     return Override(pattern=str(entry["pattern"]), changes=changes)
 
 

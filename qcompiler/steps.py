@@ -1,5 +1,6 @@
 """The progress bar that a person sees while a model is compiled."""
 
+import sys
 from types import TracebackType
 
 from rich.console import Console
@@ -11,7 +12,7 @@ class Steps:
 
     def __init__(self, *, visible: bool) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        console = Console(stderr=True)
+        console = Console(file=sys.stderr)  # the one of now: tracing hides it for a while
         drawn = visible and console.is_terminal  # a log file is no place for a moving bar
         self.bar = Progress(*columns, console=console, transient=True, disable=not drawn)
         self.current: tuple[str, TaskID] | None = None

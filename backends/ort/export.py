@@ -1,6 +1,6 @@
 """A graph as an ONNX model: torch's exporter, our translation table, and names that survive.
 
-Graph --torch.export--> ExportedProgram --torch.onnx + TRANSLATIONS--> onnx_ir.Model
+Graph --torch.export--> ExportedProgram --torch.onnx + translations--> onnx_ir.Model
 """
 
 import contextlib
@@ -34,7 +34,7 @@ SOURCE = re.compile(r"%(\w+) .*target=torch\.ops\.([\w.]+)\]")
 
 def to_onnx(graph: Graph, *, opset: int) -> onnx_ir.Model:
     """Translate a prepared graph; raises LoweringError naming the op that has no translation."""
-    from qcompiler.backends.ort.translate import TRANSLATIONS
+    from qcompiler.backends.ort.translate import translations
 
     module, renamed = as_module(graph)
     examples = tuple(example_of(node) for node in graph.inputs)
@@ -43,7 +43,7 @@ def to_onnx(graph: Graph, *, opset: int) -> onnx_ir.Model:
         with silenced():
             program = torch.export.export(module, examples, dynamic_shapes=dynamic)
             exported = torch.onnx.export(
-                program, (), dynamo=True, opset_version=opset, custom_translation_table=TRANSLATIONS,
+                program, (), dynamo=True, opset_version=opset, custom_translation_table=translations(opset),
                 input_names=[node.name for node in graph.inputs], verbose=False,
             )  # fmt: skip
     except Exception as error:
@@ -136,11 +136,11 @@ def rename_values(model: onnx_ir.Model, wanted: Mapping[str, onnx_ir.Value]) -> 
     fixed = {*model.graph.initializers, *(given.name for given in model.graph.inputs)}
     chosen = {name: value for name, value in wanted.items() if name not in fixed}
     for node in model.graph:
-        for value in node.outputs:
-            if value.name in chosen and chosen[value.name] is not value:
-                value.name = f"{value.name}_{node.op_type}_value"
-    for name, value in chosen.items():
-        value.name = name
+        for output in node.outputs:
+            if output.name in chosen and chosen[output.name] is not output:
+                output.name = f"{output.name}_{node.op_type}_value"
+    for name, result in chosen.items():
+        result.name = name
 
 
 # Of the ONNX nodes that one of ours becomes, the one that computes carries its name.

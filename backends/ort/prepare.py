@@ -3,6 +3,7 @@
 linear(dq(q[.., K]), w, b)       -->  view(linear(dq(view(q, [-1, K])), w, b))    QGemm takes 2-D
 linear(dq(dynamic q), dq(w), b)  -->  integer_matmul(q, w^T) + b                  MatMulIntegerToFloat
 linear(x, dq(w), b)              -->  matmul(x, dq(w^T)) + b                      MatMulNBits: [K, N]
+avg_pool(x, 0, ceil, include)    -->  avg_pool(x, 0, ceil)                        divides by what lies inside
 """
 
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from qcompiler.ir import Draft, Graph, arguments, spec
+from qcompiler.errors import LoweringError
+from qcompiler.ir import Draft, Graph, arguments, label, spec
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
@@ -21,6 +23,8 @@ def prepare(graph: Graph) -> Graph:
     draft = Draft(graph)
     flattened: dict[Node, Node] = {}
     for node in draft.nodes:
+        if node.target is aten.avg_pool2d.default:
+            clip_windows(draft, node)
         if node.target is not aten.linear.default:
             continue
         weight = node.args[1]
@@ -36,6 +40,26 @@ def prepare(graph: Graph) -> Graph:
         elif len(rank_of(node)) > 2:
             flatten(draft, node, source, flattened)
     return draft.finish()
+
+
+def clip_windows(draft: Draft, node: Node) -> None:
+    """In ceil mode torch divides by the part of a window that lies inside, an integer kernel by all of it."""
+    given = arguments(node)
+    if given["divisor_override"] is not None:
+        raise LoweringError(
+            "avg_pool2d with divisor_override cannot be written as ONNX", node=label(node),
+            why="its AveragePool divides by the size of the window",
+            fix="leave divisor_override out and scale the result by window / divisor",
+        )  # fmt: skip
+    if not given["ceil_mode"] or not given["count_include_pad"]:
+        return
+    source = given["self"]
+    if any(given["padding"]):
+        # Its float kernel is right; a clamp that clamps nothing keeps it from being replaced.
+        lowest = torch.finfo(torch.float32).min
+        source = draft.call(aten.clamp.default, source, lowest, None, before=node, origin=node)
+    included = any(given["padding"])
+    node.args = (source, given["kernel_size"], given["stride"], given["padding"], True, included, None)
 
 
 def rank_of(node: Node) -> tuple[Any, ...]:

@@ -43,7 +43,7 @@ class ReferenceExecutable:
             if node.name not in names or not isinstance(value, Tensor | Codes):
                 return
             region = self.inside.get(node)
-            if region is not None and region.returns_codes:
+            if region is not None and region.returns_codes and isinstance(value, Tensor):
                 output = output_of(region, self.graph)
                 value = Codes(
                     values=value, scale=output.scale, zero_point=output.zero_point, format=output.format

@@ -6,7 +6,7 @@
 import importlib.metadata
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +16,7 @@ from qcompiler.cli import bench, compile, demo, doctor, explain, export, models,
 from qcompiler.cli.screen import complain
 from qcompiler.errors import QCompilerError
 
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "compile": compile.run,
     "export": export.run,
     "explain": explain.run,
@@ -39,12 +39,14 @@ class Guarded(TyperGroup):
         words = [word for word in given if word != "--debug"]
         debug = words != given or os.environ.get(DEBUG, "") not in ("", "0")
         try:
-            sys.exit(super().main(words, *rest, **{**options, "standalone_mode": False}) or 0)
+            code = super().main(words, *rest, **{**options, "standalone_mode": False})
+            if code == STOPPED:  # typer has seen the KeyboardInterrupt, and says nothing
+                raise KeyboardInterrupt
+            sys.exit(code)
         except typer.TyperException as error:
-            help_page = (
-                f"; `{error.ctx.command_path} --help` tells more" if getattr(error, "ctx", None) else ""
-            )
-            complain(f"{error.format_message().rstrip('.')}{help_page}")
+            context = getattr(error, "ctx", None)
+            more = f"; `{context.command_path} --help` tells more" if context else ""
+            complain(f"{error.format_message().rstrip('.')}{more}")
             sys.exit(error.exit_code)
         except (KeyboardInterrupt, typer.Abort):
             complain("stopped by Ctrl-C")
@@ -57,12 +59,6 @@ class Guarded(TyperGroup):
                 raise
             complain(sentence(error))
             sys.exit(1)
-
-    def invoke(self, ctx: typer.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:  # typer would end without a word
-            raise typer.Abort from None
 
 
 def sentence(error: Exception) -> str:
@@ -113,4 +109,4 @@ for name, verb in VERBS.items():
 
 def main() -> None:
     """The console script."""
-    app()
+    app(prog_name="qcompiler")

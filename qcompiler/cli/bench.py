@@ -1,6 +1,7 @@
 """`qcompiler bench`: float against quantized in one process, interleaved, in CPU time."""
 
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -87,7 +88,7 @@ def measured(
         engines = {name: Ort().lower(lowered, threads=threads) for name, lowered in graphs.items()}
         done = iter(range(1, ROUNDS + 1))
         return interleave(
-            {name: lambda engine=engine: engine(sample) for name, engine in engines.items()},
+            {name: partial(engine, sample) for name, engine in engines.items()},
             tick=lambda: steps.tell("timing", next(done), ROUNDS),
         )
 

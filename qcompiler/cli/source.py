@@ -67,8 +67,10 @@ def built_in(name: str) -> Source:
         bundle = build(name)
     except (ImportError, OSError) as error:
         raise InputError(f"the model '{name}' cannot be built", why=str(error).rstrip(".")) from error
-    return Source(name=name, weights_are_random=describe(name).weights == "random",
-                  **dict(zip(("model", *FIELDS[1:]), bundle, strict=True)))  # fmt: skip
+    return Source(
+        name=name, model=bundle.module, example_inputs=bundle.example_inputs, calibration=bundle.calibration,
+        metric=bundle.metric, weights_are_random=describe(name).weights == "random",
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- file.py:factory
@@ -141,7 +143,9 @@ def fields_of(found: Any) -> dict[str, Any]:
     empty = dict.fromkeys(FIELDS)
     if isinstance(found, tuple):
         return empty | dict(zip(FIELDS, found, strict=False))
-    itself = {"module": found} if isinstance(found, nn.Module | ExportedProgram) else {}
+    if isinstance(found, ExportedProgram):
+        return empty | {"module": found}
+    itself = {"module": found} if isinstance(found, nn.Module) else {}
     return {name: getattr(found, name, None) for name in FIELDS} | itself
 
 

@@ -8,10 +8,12 @@ The first dimension of every input that has the example's batch size stays symbo
 
 import importlib
 import inspect
+import io
+import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def trace(model: Model, example_inputs: Any = None) -> Graph:
     InputError for inputs that the model cannot take.
     """
     program, batched = exported(model, example_inputs)
-    with quiet():
+    result = program.call_spec.out_spec
+    with quiet(), leaves_only(program):
         program = program.run_decompositions({})
     if program.graph_signature.buffers_to_mutate or program.graph_signature.user_inputs_to_mutate:
         names = list(program.graph_signature.buffers_to_mutate.values()) + list(
@@ -49,7 +52,7 @@ def trace(model: Model, example_inputs: Any = None) -> Graph:
             why="a compiled graph has no state",
             fix="call model.eval(), or return the new value instead of writing it in place",
         )
-    graph = lift(program)
+    graph = lift(program, result)
     if not batched:
         note = Note(
             stage="traced",
@@ -105,6 +108,7 @@ def export_module(model: nn.Module, example_inputs: Any) -> tuple[ExportedProgra
     if example_inputs is None:
         raise InputError("example inputs are missing", fix="pass a tensor, a tuple or a dict of tensors")
     args, kwargs = as_call(example_inputs)
+    check_rows(args, kwargs)
     register_types(check_runs(model, args, kwargs), model)
     wide_args, wide_kwargs, dynamic = widen(args, kwargs)
     if dynamic is not None:
@@ -124,6 +128,15 @@ def export_module(model: nn.Module, example_inputs: Any) -> tuple[ExportedProgra
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> ExportedProgram:
     with quiet(), torch.no_grad():
         return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
+
+
+def check_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a batch of no rows: nothing can be seen or timed on it."""
+    first = next((x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()), None)
+    if first is not None and not first.shape[0]:
+        raise InputError(
+            f"the example inputs are an empty batch of shape {list(first.shape)}", fix="give at least one row"
+        )
 
 
 def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -231,15 +244,35 @@ def load_program(path: Path) -> ExportedProgram:
 
 
 def own_inputs(program: ExportedProgram) -> Any:
-    """The example inputs that a program was exported with, in a form that `as_call` takes; None if it has none."""
+    """The inputs that a program was exported with, in a form that `as_call` takes; None if it has none."""
     args, kwargs = program.example_inputs or ((), {})
     if args and kwargs:
         return dict(zip(argument_names(program), pytree.tree_leaves((args, kwargs)), strict=False)) or None
     return args or kwargs or None
 
 
-def lift(program: ExportedProgram) -> Graph:
-    """Turn lifted parameters back into constants and strip what only the exporter needs."""
+@contextmanager
+def leaves_only(program: ExportedProgram) -> Iterator[None]:
+    """Let a program return a plain tuple of leaves while it is traced once more.
+
+    The container of its result would be rebuilt in that trace, and some compute on being built (a cache of
+    keys and values joins them to an empty one).
+    """
+    signature = program.module_call_graph[0].signature
+    assert signature is not None
+    result = signature.out_spec
+    signature.out_spec = pytree.tree_structure(tuple(range(result.num_leaves)))
+    try:
+        yield
+    finally:
+        signature.out_spec = result
+
+
+def lift(program: ExportedProgram, result: Any) -> Graph:
+    """Turn lifted parameters back into constants and strip what only the exporter needs.
+
+    `result` is the pytree spec of what the model returns.
+    """
     signature = program.graph_signature
     attributes = (
         dict(signature.inputs_to_parameters)
@@ -264,15 +297,14 @@ def lift(program: ExportedProgram) -> Graph:
         elif node.op == "placeholder":
             mapping[node] = graph.node_copy(node, mapping.__getitem__)
         mapping_meta(node, mapping)
-    in_spec, out_spec = program.call_spec
     return Graph(
         fx=graph,
         tensors=tensors,
         stage="traced",
         signature=Signature(
             inputs=tuple(n.name for n in graph.nodes if n.op == "placeholder"),
-            in_spec=in_spec,
-            out_spec=out_spec,
+            in_spec=program.call_spec.in_spec,
+            out_spec=result,
             argument_names=argument_names(program),
         ),
     )
@@ -351,7 +383,12 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter's own deprecation warnings say nothing to a user of this compiler."""
-    with warnings.catch_warnings():
+    """The exporter's own warnings, logs and printed graphs say nothing to a user of this compiler."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(max(before, logging.ERROR))
+        try:
+            yield
+        finally:
+            logging.disable(before)

@@ -304,6 +304,8 @@ def distance_card(data: Mapping[str, Any]) -> Card:
         f"{number(distance.get('bound_lsb'))} LSB allowed",
         f"{percent(distance.get('changed'))} of the values differ",
     ]
+    if is_number(distance.get("agreement")):
+        lines.append(f"the same answer as the reference in {percent(distance['agreement'])} of cases")
     if distance.get("unit"):
         lines.append(f"unit: {clean(distance['unit'])}")
     if nodes:

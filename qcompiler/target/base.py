@@ -3,7 +3,7 @@
 Passes ask the table and never compare names of backends.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ class KernelRow:
     output: "required": the kernel only exists with a quantized result; "optional": it can also return
     float; "same": codes pass through, so input and output share one scale and zero point.
     starts: worth quantizing an input for. A row that does not start carries integers that are there anyway.
+    where: which calls of the op the kernel computes as torch does.
     """
 
     op: Any
@@ -34,6 +35,7 @@ class KernelRow:
     absorbs: Trait = Trait.NONE
     starts: bool = False
     tolerance: int = 0  # distance from the reference, in LSB of the output
+    where: Callable[[Node], bool] = lambda node: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class Target:
     def row(self, node: Node) -> KernelRow | None:
         """The row for a node's op; data movement is one row for all ops of that trait that are carried."""
         for row in self.rows:
-            if row.op == node.target:
+            if row.op == node.target and row.where(node):
                 return row
         if node.target in self.carries_moves and Trait.MOVES_DATA in traits(node):
             return KernelRow(

@@ -5,7 +5,9 @@ silently stays float. Each row is one entry of the measured table in docs/ort.md
 """
 
 import torch
+from torch.fx import Node
 
+from qcompiler.ir import arguments
 from qcompiler.rewrite import Trait
 from qcompiler.target.base import KernelRow, Support, Target, WeightOnly, register_target
 
@@ -30,6 +32,13 @@ def convolution(op: object) -> KernelRow:
     )  # fmt: skip
 
 
+def divides_as_torch(pool: Node) -> bool:
+    """The kernel takes no divisor, and counts in full a window that hangs over the padding it includes."""
+    given = arguments(pool)
+    hangs_over = given["ceil_mode"] and given["count_include_pad"] and any(given["padding"])
+    return given["divisor_override"] is None and not hangs_over
+
+
 ROWS = (
     convolution(aten.conv1d.default),
     convolution(aten.conv2d.default),
@@ -45,7 +54,7 @@ ROWS = (
     KernelRow(op=qc.global_avg_pool.default, kernel="QLinearGlobalAveragePool", formula="global_avg_pool",
               operands=("x",), tolerance=1),
     KernelRow(op=aten.avg_pool2d.default, kernel="QLinearAveragePool", formula="avg_pool", operands=("self",),
-              tolerance=1),
+              tolerance=1, where=divides_as_torch),
     KernelRow(op=aten.max_pool2d.default, kernel="MaxPool", formula="max_pool", operands=("self",),
               output="same"),
     KernelRow(op=aten.cat.default, kernel="QLinearConcat", formula="concat", operands=("tensors",)),

@@ -1,4 +1,4 @@
-"""Every row of the CPU target's table runs as the kernel that it names, compiled the way a user's model is."""
+"""Every row of the CPU target's table runs as the kernel it names, compiled as a user's model is."""
 
 import pytest
 import torch

