@@ -125,7 +125,10 @@ def operands(group: Group) -> list[Node]:
 
 
 def has_codes(value: Node, choices: Mapping[Node, Choice]) -> bool:
-    """Whether a value exists as codes: an integer kernel returns it, or one that starts reads it."""
+    """Whether a value exists as codes: an integer kernel returns it, or one that starts reads it.
+
+    What a float kernel returns is a stream that stays float for all but the kernels that start there.
+    """
     if value.op == "get_attr":
         found = spec(value)
         return found is not None and found.dtype.is_floating_point

@@ -43,7 +43,7 @@ class Recipe:
     group_size: one scale per so many weights along the reduction; 0 is one per output channel.
     observers: candidate ranges, among which the measured error chooses for every tensor.
     weight_observer: "minmax" or "mse", per output channel.
-    smooth: SmoothQuant's exponent (arXiv 2211.10438), None for off.
+    smooth: SmoothQuant's exponent (arXiv 2211.10438), 0 to search it per norm, None for off.
     equalize: cross-layer equalization (arXiv 1906.04721, section 4.1); bias_correction: section 4.2.
     """
 

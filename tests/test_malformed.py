@@ -301,6 +301,7 @@ def open_program(path: str) -> object:
 
 
 W4 = {"base": "w4a16", "group_size": 16}
+W8 = {"base": "w8a16", **override(pattern="0", group_size=32)}
 PATHS: dict[str, tuple[Callable[[], object], type[QCompilerError], *tuple[str, ...]]] = {
     "export into nowhere": (lambda: export("none/x.onnx"), ArtifactError, "none"),
     "export onto a folder": (lambda: export("folder.json"), ArtifactError, "folder.json"),
@@ -308,6 +309,7 @@ PATHS: dict[str, tuple[Callable[[], object], type[QCompilerError], *tuple[str, .
     "opset too low": (lambda: export("x.onnx", opset=7), LoweringError, "opset 7"),
     "opset too high": (lambda: export("x.onnx", opset=99), LoweringError, "opset 99"),
     "opset lacks the format": (lambda: export("x.onnx", opset=18, recipe=W4), LoweringError, "18", "int4"),
+    "opset lacks groups": (lambda: export("x.onnx", opset=20, recipe=W8), LoweringError, "20", "21"),
     "load from nowhere": (lambda: qc.load("none"), ArtifactError, "none"),
     "load without manifest": (lambda: qc.load("."), ArtifactError, "manifest.json"),
     "load from a file": (lambda: qc.load("file"), ArtifactError, "file"),

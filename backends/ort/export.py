@@ -9,7 +9,7 @@ import logging
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.fx import Node
 
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Graph, arguments, value
+from qcompiler.ir.graph import operator_of
 from qcompiler.ir.spec import spec
 
 # ONNX stores these formats in types of their own; inside a graph their codes are held in int8.
@@ -77,11 +78,21 @@ def as_module(graph: Graph) -> tuple[fx.GraphModule, dict[str, str]]:
     for node in copy.nodes:
         if node.op == "get_attr":
             node.target = flat_of[str(node.target)]
-        elif node.target is torch.ops.aten.clamp.default and value(node).is_floating_point():
+        node.target = operator_of(node) if node.op == "call_function" else node.target
+        if node.target is torch.ops.aten.clamp.default and value(node).is_floating_point():
             # clamp(x, 0, 1.5): the exporter cannot promote bounds of mixed types.
             node.args = tuple(float(bound) if isinstance(bound, int) else bound for bound in node.args)
-    copy.output(tuple(returned))  # type: ignore[arg-type]
+    # What is constant is not the exporter's business: the executable puts it back.
+    results = [result for result in returned if isinstance(result, Node)]  # type: ignore[union-attr]
+    copy.output(tuple(own_values(results)))
     return fx.GraphModule(root, copy), renamed
+
+
+def own_values(results: Sequence[Node]) -> Iterator[Node]:
+    """ONNX wants a value of its own for every output: copies of inputs, constants and what is returned twice."""
+    for position, result in enumerate(results):
+        is_own = result.op == "call_function" and result not in results[:position]
+        yield result if is_own else result.graph.call_function(torch.ops.aten.clone.default, (result,))
 
 
 def example_of(node: Node) -> torch.Tensor:

@@ -3,6 +3,7 @@
 linear(dq(q[.., K]), w, b)       -->  view(linear(dq(view(q, [-1, K])), w, b))    QGemm takes 2-D
 linear(dq(dynamic q), dq(w), b)  -->  integer_matmul(q, w^T) + b                  MatMulIntegerToFloat
 linear(x, dq(w), b)              -->  matmul(x, dq(w^T)) + b                      MatMulNBits: [K, N]
+move(q8)                         -->  q(move(dq(q8)))                             FP8 codes
 avg_pool(x, 0, ceil, include)    -->  avg_pool(x, 0, ceil)                        divides by what lies inside
 """
 
@@ -12,7 +13,8 @@ import torch
 from torch.fx import Node
 
 from qcompiler.errors import LoweringError
-from qcompiler.ir import Draft, Graph, arguments, label, spec
+from qcompiler.ir import Draft, Graph, arguments, label, spec, value
+from qcompiler.ir.ops import FLOAT8
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
@@ -25,6 +27,8 @@ def prepare(graph: Graph) -> Graph:
     for node in draft.nodes:
         if node.target is aten.avg_pool2d.default:
             clip_windows(draft, node)
+        elif computes_on_float8(node):
+            decode_around(draft, node)
         if node.target is not aten.linear.default:
             continue
         weight = node.args[1]
@@ -60,6 +64,28 @@ def clip_windows(draft: Draft, node: Node) -> None:
         source = draft.call(aten.clamp.default, source, lowest, None, before=node, origin=node)
     included = any(given["padding"])
     node.args = (source, given["kernel_size"], given["stride"], given["padding"], True, included, None)
+
+
+def computes_on_float8(node: Node) -> bool:
+    """Data movement and max pooling on codes: of FP8, most of ONNX's operators take none."""
+    held = value(node) if node.op == "call_function" and node.target is not qc.quantize.default else None
+    return isinstance(held, torch.Tensor) and held.dtype in FLOAT8
+
+
+def decode_around(draft: Draft, node: Node) -> None:
+    codes = node.args[0]
+    assert isinstance(codes, Node)
+    source = codes
+    while source.target is not qc.quantize.default:
+        source = source.args[0]  # type: ignore[assignment]
+    given = arguments(source)
+    placed = (given["scale"], given["zero_point"], given["format"])
+    node.replace_input_with(
+        codes, draft.call(qc.dequantize.default, codes, *placed, before=node, origin=source)
+    )
+    draft.infer(node)
+    encoded = draft.call(qc.quantize.default, node, *placed, before=node.next, origin=source)
+    draft.replace(node, encoded, only=[user for user in node.users if user is not encoded])
 
 
 def rank_of(node: Node) -> tuple[Any, ...]:

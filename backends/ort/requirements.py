@@ -8,6 +8,7 @@ from qcompiler.ir import Graph, arguments
 from qcompiler.target import Target
 
 DEFAULT_OPSET = 21
+GROUPS_OPSET = 21  # the first whose DequantizeLinear takes one scale per group
 OPSETS = (18, 23)  # what torch's exporter writes and ONNX Runtime loads
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
@@ -37,7 +38,14 @@ def has_weight_only(graph: Graph) -> bool:
 
 def required_opset(graph: Graph, target: Target) -> int:
     """The lowest opset that holds all formats of a graph."""
-    return max([OPSETS[0], *(target.opset.get(name, OPSETS[0]) for name in formats(graph))])
+    lowest = max([OPSETS[0], *(target.opset.get(name, OPSETS[0]) for name in formats(graph))])
+    return max(lowest, GROUPS_OPSET) if has_groups(graph) else lowest
+
+
+def has_groups(graph: Graph) -> bool:
+    """Whether some weight has one scale per group of its rows."""
+    nodes = [node for node in graph.fx.nodes if "dequantize" in str(node.target)]
+    return any(arguments(node).get("block") for node in nodes)
 
 
 def check_opset(graph: Graph, opset: int | None, target: Target) -> None:

@@ -16,6 +16,7 @@ from torch.fx import Node
 from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output, weight_only_linear
 from qcompiler.ir import Graph, arguments, evaluate
+from qcompiler.ir.graph import operator_of
 from qcompiler.passes.partition import Region, partition
 from qcompiler.plan import Plan
 from qcompiler.target import Target, WeightOnly, find_target
@@ -73,7 +74,7 @@ class ReferenceExecutable:
                 block = args[1].block or kernel.default_block
                 return weight_only_linear(*args, bits=kernel.activation_bits, block=block)
         plain = fx.node.map_aggregate((args, kwargs), decoded)
-        return node.target(*plain[0], **plain[1])  # type: ignore[operator]
+        return operator_of(node)(*plain[0], **plain[1])
 
     def weight_only(self, weight: Codes) -> WeightOnly | None:
         """How the target computes a float input with a weight in few bits, if it does."""

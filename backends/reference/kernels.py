@@ -55,10 +55,13 @@ class Output:
 
     def encode(self, steps: Tensor) -> Tensor:
         """sat(rne(steps) + z), where `steps` is x / s."""
+        return self.saturate(torch.round(steps).double() + self.zero_point.double())
+
+    def saturate(self, codes: Tensor) -> Tensor:
+        """sat(rne(codes)), the zero point already added."""
         bounds = parse_format(self.format)
         assert isinstance(bounds, IntFormat)
-        codes = torch.round(steps).double() + self.zero_point.double()
-        return codes.clamp(bounds.qmin, bounds.qmax).to(self.zero_point.dtype)
+        return torch.round(codes).clamp(bounds.qmin, bounds.qmax).to(self.zero_point.dtype)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,10 +124,23 @@ def weight_only_linear(x: Tensor, weight: Codes, bias: Tensor | None, *, bits: i
 
 
 def add(call: Call) -> Tensor:
-    """sat(rne(a' (s_a / s_y) + b' (s_b / s_y)) + z_y)"""
+    """sat(rne(a' (s_a / s_y) + b' (s_b / s_y)) + z_y)
+
+    Evaluated as ONNX Runtime's vector kernel does, in float32 with one rounding per multiply-add:
+    fixed = z_y - (r_a z_a + r_b z_b), then fixed + b r_b, then + a r_a, with r = s / s_y.
+    """
     output = wanted(call)
-    first, second = (x.centered.float() * (x.scale.float() / output.scale.float()) for x in call.operands)
-    return output.encode(first + second * float(call.arguments.get("alpha", 1)))
+    first, second = call.operands
+    ratio_a, ratio_b = (x.scale.float() / output.scale.float() for x in call.operands)
+    zero_a, zero_b = (x.zero_point.float() for x in call.operands)
+    fixed = output.zero_point.float() - multiply_add(zero_a, ratio_a, ratio_b * zero_b)
+    total = multiply_add(second.values.float(), ratio_b, fixed)
+    return output.saturate(multiply_add(first.values.float(), ratio_a, total))
+
+
+def multiply_add(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """x y + z of float32 values with a single rounding; float64 holds the product exactly."""
+    return (x.double() * y.double() + z.double()).float()
 
 
 def multiply(call: Call) -> Tensor:

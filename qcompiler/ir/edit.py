@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Node
 
-from qcompiler.ir.graph import Graph, Note
+from qcompiler.ir.graph import Graph, Note, operator_of
 from qcompiler.ir.spec import inherit, set_value, value
 
 
@@ -59,7 +59,7 @@ class Draft:
         args = fx.map_arg(node.args, value)
         kwargs = fx.map_arg(node.kwargs, value)
         with self.fake_mode:
-            set_value(node, node.target(*args, **kwargs))  # type: ignore[operator]
+            set_value(node, operator_of(node)(*args, **kwargs))
 
     def constant(self, name: str, tensor: Tensor, *, before: Node) -> Node:
         """A get_attr node for a new constant; `name` is made unique."""

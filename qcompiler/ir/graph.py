@@ -86,9 +86,18 @@ Observe = Callable[[Node, Any], None]
 Evaluate = Callable[[Node, tuple[Any, ...], dict[str, Any], Mapping[Node, Any]], Any]
 
 
+# A value has no strides: what torch may view, because it has just made it contiguous, is here a reshape.
+VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
+
+def operator_of(node: Node) -> Callable[..., Any]:
+    """What computes a node."""
+    return torch.ops.aten.reshape.default if node.target in VIEWS else node.target  # type: ignore[return-value]
+
+
 def call_node(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], _: Mapping[Node, Any]) -> Any:
     """Run one op as torch does."""
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return operator_of(node)(*args, **kwargs)
 
 
 @torch.no_grad()

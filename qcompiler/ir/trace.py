@@ -41,8 +41,11 @@ def trace(model: Model, example_inputs: Any = None) -> Graph:
     """
     program, batched = exported(model, example_inputs)
     result = program.call_spec.out_spec
-    with quiet(), leaves_only(program):
-        program = program.run_decompositions({})
+    try:
+        with quiet(), leaves_only(program):
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise explain_failure(model, error) from error
     if program.graph_signature.buffers_to_mutate or program.graph_signature.user_inputs_to_mutate:
         names = list(program.graph_signature.buffers_to_mutate.values()) + list(
             program.graph_signature.user_inputs_to_mutate.values()
@@ -346,7 +349,7 @@ def is_users_control_flow(error: Exception) -> bool:
     return any(word in type(error).__name__ or word in str(error)[:400] for word in CONTROL_FLOW)
 
 
-def explain_failure(model: nn.Module, error: Exception) -> TraceError:
+def explain_failure(model: Model, error: Exception) -> TraceError:
     position = user_position(error)
     if is_users_control_flow(error):
         return TraceError(

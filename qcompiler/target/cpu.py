@@ -32,6 +32,11 @@ def convolution(op: object) -> KernelRow:
     )  # fmt: skip
 
 
+def is_plain_sum(add: Node) -> bool:
+    """x + alpha y with another alpha has no kernel."""
+    return bool(arguments(add)["alpha"] == 1)
+
+
 def divides_as_torch(pool: Node) -> bool:
     """The kernel takes no divisor, and counts in full a window that hangs over the padding it includes."""
     given = arguments(pool)
@@ -48,7 +53,7 @@ ROWS = (
         bias="bias", output="optional", absorbs=Trait.CLAMPS, starts=True,
     ),
     KernelRow(op=aten.add.Tensor, kernel="QLinearAdd", formula="add", operands=("self", "other"),
-              absorbs=Trait.CLAMPS, tolerance=1),
+              absorbs=Trait.CLAMPS, tolerance=1, where=is_plain_sum),
     KernelRow(op=aten.mul.Tensor, kernel="QLinearMul", formula="mul", operands=("self", "other"),
               absorbs=Trait.CLAMPS),
     KernelRow(op=qc.global_avg_pool.default, kernel="QLinearGlobalAveragePool", formula="global_avg_pool",

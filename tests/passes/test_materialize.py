@@ -37,7 +37,7 @@ def code(graph: Graph) -> list[str]:
     return [line for line in format_text(graph).splitlines() if " = tensor(" not in line]
 
 
-def small_cnn() -> nn.Module:
+def small_cnn() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3))
 
 
@@ -67,10 +67,8 @@ def test_weights_and_biases_are_stored_as_integers() -> None:
     model = small_cnn()
     found = decided(model, torch.randn(2, 1, 8, 8))
     tensors = written(found).tensors
-    for name, value, source in (
-        ("0", found.plan.values[0], model[0]),
-        ("4", found.plan.values[-1], model[4]),
-    ):  # type: ignore[index]
+    for name, value in (("0", found.plan.values[0]), ("4", found.plan.values[-1])):
+        source: Any = model[int(name)]
         weight, scale = source.weight.detach(), tensors[f"{name}.weight.scale"]
         rows = scale.reshape(-1, *[1] * (weight.dim() - 1))
         assert tensors[f"{name}.weight.codes"].dtype == torch.int8
@@ -139,7 +137,7 @@ class WithTable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.register_buffer("table", torch.randn(1, 4, 8, 8) + 1)
+        self.table = nn.Parameter(torch.randn(1, 4, 8, 8) + 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.conv(x) + self.table, x.sum() + self.table
@@ -148,7 +146,7 @@ class WithTable(nn.Module):
 def test_a_constant_beside_codes_is_stored_with_the_range_of_its_own_values() -> None:
     model, x = WithTable(), torch.randn(2, 3, 8, 8)
     graph = written(decided(model, x))
-    table: Tensor = model.table
+    table = model.table.detach()
     params = params_from_range(
         table.min(), table.max(), parse_format("uint8"), PerTensor(), scheme="asymmetric"
     )

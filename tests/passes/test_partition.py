@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -51,7 +52,8 @@ class Code:
 
     def like(self, steps: npt.NDArray[Any]) -> Ints:
         """sat(rne(steps) + z) with this tensor's zero point."""
-        return np.clip(np.rint(steps).astype(np.int64) + self.zero, 0, 255)
+        codes: Ints = np.clip(np.rint(steps).astype(np.int64) + self.zero, 0, 255)
+        return codes
 
 
 def pair_of(node: Any, graph: Graph) -> tuple[Tensor, Tensor]:
@@ -162,13 +164,13 @@ class Others(nn.Module):
         ]  # fmt: skip
 
 
-SHAPES: dict[type[nn.Module], tuple[int, ...]] = {
+SHAPES: dict[Callable[[], nn.Module], tuple[int, ...]] = {
     Convolutions: (4, 4, 7, 6), Linears: (4, 3, 12), Others: (4, 3, 6, 6),
 }  # fmt: skip
 
 
 @cache
-def quantized(model: type[nn.Module]) -> tuple[Any, Graph]:
+def quantized(model: Callable[[], nn.Module]) -> tuple[Any, Graph]:
     """A model and its quantized graph, made once for all tests."""
     torch.manual_seed(0)
     made = model()
@@ -241,7 +243,7 @@ def test_what_follows_a_convolution_is_exact(batch: int) -> None:
 
 
 @pytest.mark.parametrize("model", [Convolutions, Others])
-def test_the_simulation_in_floats_is_within_one_code_of_the_integers(model: type[nn.Module]) -> None:
+def test_the_simulation_in_floats_is_within_one_code_of_the_integers(model: Callable[[], nn.Module]) -> None:
     _, graph = quantized(model)
     x = torch.randn(3, *SHAPES[model][1:])
     for code, simulated in zip(results(graph, x), evaluate(graph, [x]), strict=True):

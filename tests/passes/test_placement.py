@@ -94,6 +94,16 @@ def test_the_residual_stream_of_a_transformer_stays_float(block: Any) -> None:
     assert found["add"].why.endswith("is float; quantizing it only for this op does not pay")
 
 
+def test_what_a_float_kernel_returns_is_a_stream_that_stays_float() -> None:
+    def block(x: Tensor, a: nn.Module) -> Tensor:
+        stream = x.exp() + x.sin()
+        y: Tensor = stream + a(stream)
+        return y
+
+    found = modes(choices(Function(block, conv()), torch.randn(IMAGE)))
+    assert found == {"add": "float", "conv2d": "codes", "add_1": "float"}
+
+
 def test_squeeze_and_excite_multiplies_codes_by_codes() -> None:
     def block(x: Tensor, first: nn.Module, down: nn.Module, up: nn.Module) -> Tensor:
         y = first(x)

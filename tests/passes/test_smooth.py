@@ -31,7 +31,7 @@ class Block(nn.Module):
     def __init__(self, reads: Any, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.norm = norm or nn.LayerNorm(WIDTH)
-        if isinstance(self.norm, nn.LayerNorm | nn.RMSNorm) and self.norm.elementwise_affine:
+        if isinstance(self.norm.weight, Tensor):
             self.norm.weight.data[:2] = 40.0
         self.q, self.k = nn.Linear(WIDTH, 12), nn.Linear(WIDTH, 12, bias=False)
         self.reads = reads
@@ -149,8 +149,9 @@ def test_a_refusal_says_what_is_in_the_way(reads: Any, norm: nn.Module | None, w
 
 def test_a_norm_without_outliers_is_left_alone() -> None:
     model = Block(both)
-    model.norm.weight.data.fill_(1.0)  # type: ignore[union-attr]
-    model.q.weight.data, model.k.weight.data = torch.ones(12, WIDTH), torch.ones(12, WIDTH)
+    for layer in (model.norm, model.q, model.k):
+        assert isinstance(layer.weight, Tensor)
+        layer.weight.data = torch.ones_like(layer.weight)
     x = torch.eye(WIDTH)
     graph, ranges = observed(model, x)
     assert outcome(smooth(graph, ranges)) == [("refused", "no exponent lowers the estimated error")]

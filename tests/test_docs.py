@@ -1,0 +1,177 @@
+"""The documentation is true: its Python runs, its links lead somewhere, its tables are those of the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qcompiler.cli.app import VERBS
+from qcompiler.models import names
+from qcompiler.recipe import RECIPES, find_recipe
+from qcompiler.target import find_target
+from tests.test_architecture import LAYERS
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+EXTENDING = ROOT / "docs/extending.md"
+PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str = "python") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
+
+
+def section(page: Path, title: str) -> str:
+    """What stands under a heading, up to the next one."""
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", text(page), re.MULTILINE | re.DOTALL)
+    assert found is not None, f"{page.name} has no section '{title}'"
+    return found[1]
+
+
+def first_column(table: str) -> list[str]:
+    rows = [line.strip("|").split("|")[0].strip() for line in table.splitlines() if line.startswith("|")]
+    return [cell.strip("`") for cell in rows[2:]]
+
+
+def run(code: str, folder: Path) -> str:
+    """What a program prints; one thread, since other tests run beside it."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---------------------------------------------------------------- code
+
+
+def test_the_code_of_the_readme_runs_as_written(tmp_path: Path) -> None:
+    """All blocks in one program, in order; what it prints is what the page claims, figures of time aside."""
+    printed = run("\n".join(blocks(README)), tmp_path)
+    assert re.findall(r"(\d+) of (\d+) planned layers run in integers", printed) == [("5", "5")] * 2
+    assert [line.split("]")[0] for line in printed.splitlines() if re.match(r"\[\d+, 10\]", line)] == [
+        "[1, 10", "[3, 10", "[17, 10", "[5, 10"
+    ]  # fmt: skip
+    assert "head/linear                      planned int8   runs as QGemm" in printed
+    assert "(5, 10)\n" in printed
+    assert printed.count("float, because its operand") == 2
+
+
+def test_target_and_backend_of_the_extension_page_run_as_written(tmp_path: Path) -> None:
+    """The target keeps linears alone; the simulation and the reference agree."""
+    found = [block for block in blocks(EXTENDING) if "register_target(replace" in block or "Eager" in block]
+    printed = run("\n".join(found), tmp_path)
+    assert re.search(r"0/conv2d +float .*\n(.*\n)*.*3/linear +int8 +QGemm", printed)
+    assert float(printed.splitlines()[-1]) < 1e-6
+
+
+def test_the_recipes_of_the_recipe_page_are_recipes(tmp_path: Path) -> None:
+    (code,), (written,) = blocks(ROOT / "docs/recipes.md"), blocks(ROOT / "docs/recipes.md", "json")
+    exec(code, {})
+    path = tmp_path / "mine.json"
+    path.write_text(written)
+    assert find_recipe(path).for_layer("layer4.0").activations is None
+
+
+# ---------------------------------------------------------------- links, words
+
+
+@every_page
+def test_links_lead_to_files(page: Path) -> None:
+    targets = [
+        link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in link
+    ]
+    assert [link for link in targets if link and not (page.parent / link).exists()] == []
+
+
+@every_page
+def test_named_files_exist(page: Path) -> None:
+    """`folder/file.py` names a file of the repository, from its top or within the package."""
+    named = set(re.findall(r"`((?:[\w.]+/)+\w+\.(?:py|md|toml))`", text(page))) - {"benchmarks/README.md"}
+    assert [
+        name for name in named if not any((ROOT / top / name).exists() for top in ("", "qcompiler"))
+    ] == []
+
+
+@every_page
+def test_verbs_exist(page: Path) -> None:
+    used = set(re.findall(r"(?:^ {4}(?:\$ )?|`)qcompiler ([a-z]+)", text(page), re.MULTILINE))
+    assert used <= set(VERBS)
+
+
+@every_page
+def test_no_page_names_a_folder_of_one_machine(page: Path) -> None:
+    assert not re.search(r"(?<![\w.])/(?:home|work|tmp|root|Users)/", text(page))
+
+
+def test_every_decision_is_listed() -> None:
+    folder = ROOT / "docs/decisions"
+    listed = re.findall(r"\((\d{3}-[\w-]+\.md)\)", text(folder / "README.md"))
+    assert listed == sorted(page.name for page in folder.glob("[0-9]*.md"))
+
+
+# ---------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize(
+    ("page", "title"), [("README.md", "Recipes"), ("docs/recipes.md", "Recipes")], ids=["README", "recipes"]
+)
+def test_the_recipes_are_those_of_the_table(page: str, title: str) -> None:
+    assert first_column(section(ROOT / page, title)) == [*RECIPES]
+
+
+def test_the_figures_of_the_recipes_are_those_of_the_table() -> None:
+    rows = [
+        line.strip("| ").split(" | ") for line in section(ROOT / "docs/recipes.md", "Recipes").splitlines()
+    ]
+    for cells in (cells for cells in rows if cells[0].strip("`") in RECIPES):
+        recipe = RECIPES[cells[0].strip("`")]
+        formats = tuple({"target": "the target's", None: "float"}.get(name, name)
+                        for name in (recipe.weights, recipe.activations))  # fmt: skip
+        assert tuple(cell.split(" (")[0] for cell in cells[1:3]) == formats
+        assert cells[3] == ("yes" if recipe.dynamic else "no")
+        assert cells[4] == (str(recipe.group_size) if recipe.group_size else "per channel")
+        assert cells[5] == ("off" if recipe.smooth is None else str(recipe.smooth))
+        assert cells[6] == ("yes" if recipe.bias_correction else "no")
+
+
+def test_the_models_are_those_of_the_registry() -> None:
+    assert first_column(section(README, "Built-in models")) == [*names()]
+
+
+def test_every_verb_is_described() -> None:
+    cells = first_column(text(ROOT / "docs/cli.md").split("## MODEL")[0])
+    assert {cell.split()[1] for cell in cells if cell.startswith("qcompiler ")} == set(VERBS)
+
+
+def test_every_kernel_of_the_target_is_described() -> None:
+    page = text(ROOT / "docs/ort.md")
+    cpu = find_target("cpu")
+    kernels = {row.kernel for row in cpu.rows} | {entry.kernel for entry in cpu.weight_only}
+    assert [kernel for kernel in (*kernels, cpu.dynamic_kernel) if f"`{kernel}`" not in page] == []
+
+
+def test_the_layers_are_those_that_are_enforced() -> None:
+    rows = [
+        line.split("|")[1:3]
+        for line in section(ROOT / "docs/architecture.md", "Layers").splitlines()
+        if re.match(r"\| \d", line)
+    ]
+    assert [tuple(re.findall(r"`([\w.]+)`", where)) for _, where in rows] == [*LAYERS]
+    assert [int(number) for number, _ in rows] == [*range(len(LAYERS))]
