@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -33,6 +33,21 @@ class Execution:
     stray: tuple[str, ...] = ()
 
 
+class Distant(Protocol):
+    """How far one kernel of an engine is from the reference on the same inputs."""
+
+    @property
+    def node(self) -> str: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def max_lsb(self) -> float: ...
+    @property
+    def changed(self) -> float: ...
+    @property
+    def allowed(self) -> int: ...
+
+
 class Executable(Protocol):
     """A lowered graph that runs on flat inputs."""
 
@@ -45,11 +60,29 @@ class Executable(Protocol):
         """Read back, from the engine, which precision each planned layer runs in."""
 
 
+@runtime_checkable
+class Engine(Executable, Protocol):
+    """An executable that is meant to be fast, so its kernels are verified, profiled and guarded."""
+
+    def profile(self, inputs: Sequence[Tensor]) -> Mapping[str, float]:
+        """Microseconds per run of every node, by planned name."""
+
+    def verify(self, inputs: Sequence[Tensor]) -> Sequence[Distant]:
+        """Every integer kernel against the reference, on the inputs that it was really given."""
+
+
 class Backend(Protocol):
-    """Lowers a graph (quantized or float) to something that runs."""
+    """Lowers a graph (quantized or float) to something that runs; made with a target."""
 
     name: str
 
-    def lower(
-        self, graph: Graph, *, threads: int | None = None, folder: Path | None = None
-    ) -> Executable: ...
+    def lower(self, graph: Graph, *, threads: int | None = None) -> Executable: ...
+
+    def write(self, graph: Graph, folder: Path) -> None:
+        """Put into an artifact what `open` needs besides the graph."""
+
+    def open(self, graph: Graph, folder: Path, *, threads: int | None = None) -> Executable:
+        """Open what `write` wrote, leaving the folder as it is."""
+
+    def settings(self, graph: Graph, *, threads: int | None = None) -> Mapping[str, Any]:
+        """What the engine is told besides the model; for the manifest."""

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import networkx as nx
 from torch import Tensor
 
-from qcompiler.backends.base import Executable
 from qcompiler.passes.decide import Decision
 from qcompiler.passes.fuse import fuse
 from qcompiler.plan import LayerPlan
@@ -24,8 +23,10 @@ MARGIN = 0.08  # repeated ratios agree to about 8 %: a smaller loss cannot be to
 WORTH = 0.01  # regions below this share of the model's time are left alone
 
 
-class Profiled(Executable, Protocol):
-    """An executable that can say where its time goes."""
+class Timed(Protocol):
+    """What the guard needs of an engine."""
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Any]: ...
 
     def profile(self, inputs: Sequence[Tensor]) -> Mapping[str, float]: ...
 
@@ -57,16 +58,16 @@ class Verdict:
 
 def guard(
     decision: Decision,
-    quantized: Profiled,
-    floating: Profiled,
+    quantized: Timed,
+    floating: Timed,
     inputs: Sequence[Tensor],
-    lower: Callable[[Decision], Profiled],
+    lower: Callable[[Decision], Timed],
     *,
     tick: Callable[[], None] = lambda: None,
 ) -> Verdict:
     """Never ship a slowdown: return what is fastest, and say what was given up for it."""
     profiles = {"float": floating.profile(inputs), "quantized": quantized.profile(inputs)}
-    contenders: dict[str, Profiled] = {"float": floating, "quantized": quantized}
+    contenders: dict[str, Timed] = {"float": floating, "quantized": quantized}
     losing = losing_regions(decision, profiles["float"], profiles["quantized"])
     fewer = decision
     if losing:

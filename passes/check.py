@@ -91,7 +91,8 @@ class Distance:
     """How far an engine's outputs are from the reference's over some samples.
 
     `unit` is one LSB of the output if it were stored in 8 bits: (max - min) / 255 of the reference. The
-    bound is the reference's own distance to float: an engine may not add more error than quantization did.
+    bound is twice the reference's own distance to float: an engine whose float ops round differently may
+    be as far from float as the reference is, on the other side.
     """
 
     max_lsb: float
@@ -132,7 +133,7 @@ def distance(
     return Distance(
         max_lsb=max((float(gap.max()) for gap in gaps), default=0.0),
         changed=sum(int((gap > 0).sum()) for gap in gaps) / max(total, 1),
-        bound_lsb=max(1.0, max((float(gap.max()) for gap in noise), default=0.0)),
+        bound_lsb=max(1.0, 2 * max((float(gap.max()) for gap in noise), default=0.0)),
         unit=unit,
         agreement=agreement(exact, run),
         float_agreement=agreement(tensors(wanted), run),

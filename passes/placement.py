@@ -101,8 +101,6 @@ def carry(group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: 
         return choice(False, "the recipe keeps activations in float here")
     if all(operand.op == "get_attr" for operand in operands(group)):
         return choice(False, "it has no tensor operands that could be codes")
-    if arguments(group.anchor).get("alpha", 1) != 1:
-        return choice(False, "it scales its second operand (alpha), which integer kernels do not")
     if missing is not None:
         return choice(
             False, f"its operand {label(missing)} is float; quantizing it only for this op does not pay"

@@ -1,46 +1,33 @@
 """The product: `compile`, `explain`, `export_onnx` and `load`.
 
-trace >> canonical >> decide (calibrate, plan) >> materialize >> lower >> check
+trace >> canonical >> decide (calibrate, plan) >> materialize >> lower >> prove >> guard
 """
 
-import hashlib
-import importlib.metadata
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from qcompiler import artifact, evidence
-from qcompiler.backends.base import Executable
+from qcompiler import artifact, manifest
+from qcompiler.backends import AUTO, find_backend
+from qcompiler.backends.base import Backend, Engine, Executable
 from qcompiler.backends.guard import Verdict, guard
-from qcompiler.backends.reference import Reference, ReferenceExecutable
-from qcompiler.errors import CalibrationError, LoweringError
-from qcompiler.ir import Graph, evaluate, fingerprint, flatten_inputs, trace
-from qcompiler.ir.trace import Model, load_program, own_inputs
-from qcompiler.passes.calibrate import batches
-from qcompiler.passes.canonicalize import CANONICAL
-from qcompiler.passes.check import Contract, Distance, contract, distance
+from qcompiler.ir import Graph, flatten_inputs
+from qcompiler.ir.trace import Model
+from qcompiler.job import Job, take
+from qcompiler.passes.check import Contract, contract
 from qcompiler.passes.decide import Decision, decide
-from qcompiler.passes.materialize import materialize
-from qcompiler.passes.simplify import SIMPLIFY_QDQ
 from qcompiler.plan import Plan
 from qcompiler.progress import Tell, silent
-from qcompiler.recipe import Recipe, find_recipe, recipe_to_mapping
+from qcompiler.proof import Proof, compare, facts, prove, quantized
+from qcompiler.recipe import Recipe, find_recipe
 from qcompiler.report import Report
-from qcompiler.rewrite import run
 from qcompiler.steps import Steps
 from qcompiler.target import Target, find_target
-from qcompiler.target.machine import this_cpu
-
-CHECKED = 4  # samples on which the engine is compared with the reference
-BACKENDS = ("auto", "ort", "reference")
-VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +36,7 @@ class Compiled:
 
     graph: Graph
     plan: Plan
+    backend: Backend
     executable: Executable
     data: Mapping[str, Any]
 
@@ -72,10 +60,8 @@ class Compiled:
 
     def save(self, path: str | Path) -> None:
         """Write the artifact folder in one step: everything or nothing; equal seeds give equal bytes."""
-        from qcompiler.backends.ort import write_onnx
-
         with artifact.written_atomically(Path(path)) as folder:
-            write_onnx(self.graph, folder / "model.onnx")
+            self.backend.write(self.graph, folder)
             artifact.write_graph(folder, self.graph, self.plan)
             artifact.write_json(folder / "report.json", self.data)
             self.report().save(folder / "report.html")
@@ -89,7 +75,7 @@ def compile(
     calibration: Iterable[Any] | None = None,
     recipe: str | Path | Mapping[str, Any] | Recipe = "int8",
     target: str | Target = "cpu",
-    backend: str = "auto",
+    backend: str = AUTO,
     strict: bool = False,
     threads: int | None = None,
     seed: int = 0,
@@ -102,22 +88,21 @@ def compile(
         timed; an exported program has its own.
     calibration: iterable of batches in the same forms; the example inputs if absent.
     recipe: "int8", "int8-dynamic", "w8a16", "w4a16", "fp8", a .json file, a mapping or a Recipe.
+    backend: "ort", "reference", or "auto" for the target's own.
     strict: a layer planned in integers that the engine runs in float is an error (ContractError).
     threads: of the engine; default all cores this process may use.
 
     Raises a QCompilerError that says what, where, why and what to do.
     """
     chosen, aim = find_recipe(recipe), find_target(target)
-    check_backend(backend)
+    engine = find_backend(backend, aim)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        graph, data = prepared(model, example_inputs, calibration, steps.tell)
-        decision = decide(graph, data, chosen, aim, tell=steps.tell)
-        job = Job(
-            name=model_name(model), original=graph, data=data, example=example_inputs, decision=decision,
-            threads=threads, seed=seed, strict=strict, tell=steps.tell,
-        )  # fmt: skip
-        return on_reference(job) if backend == "reference" else on_engine(job)
+        job = take(model, example_inputs, calibration, steps.tell)
+        decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
+        proof = prove(job, decision, engine, threads=threads, strict=strict, tell=steps.tell)
+        verdict = guarded(job, proof, engine, threads=threads, tell=steps.tell)
+        return assembled(job, proof, verdict, engine, threads=threads, seed=seed)
 
 
 def explain(
@@ -137,8 +122,8 @@ def explain(
     chosen, aim = find_recipe(recipe), find_target(target)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        graph, data = prepared(model, example_inputs, calibration, steps.tell)
-        return decide(graph, data, chosen, aim, tell=steps.tell)
+        job = take(model, example_inputs, calibration, steps.tell)
+        return decide(job.original, job.data, chosen, aim, tell=steps.tell)
 
 
 def export_onnx(
@@ -163,15 +148,15 @@ def export_onnx(
     chosen, aim = find_recipe(recipe), find_target(target)
     path = Path(path)
     artifact.check_writable_file(path)
-    graph, data = prepared(model, example_inputs, calibration, silent)
-    decision = decide(graph, data, chosen, aim)
-    quantized = lowered_form(decision)
-    check_opset(quantized, opset, aim)
+    job = take(model, example_inputs, calibration, silent)
+    decision = decide(job.original, job.data, chosen, aim)
+    graph = quantized(decision)
+    check_opset(graph, opset, aim)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         draft = Path(folder) / path.name
-        write_onnx(quantized, draft, opset=opset)
-        executable = open_executable(quantized, draft, threads=None)
-        compare(graph, quantized, executable, data, aim).enforce()
+        write_onnx(graph, draft, opset=opset)
+        executable = open_executable(graph, draft, threads=None)
+        compare(job, executable, aim).enforce()
         ran = executable.execution(decision.plan)
         promised = contract(decision.plan, ran.layers, ran.stray)
         if strict:
@@ -182,234 +167,46 @@ def export_onnx(
 
 def load(path: str | Path, *, threads: int | None = None) -> Compiled:
     """Open what `Compiled.save` wrote; checks every file against the manifest and executes nothing of it."""
-    from qcompiler.backends.ort import open_saved
-
     folder = Path(path)
-    manifest = artifact.read_manifest(folder)
-    check_backend(str(manifest["backend"]))
-    graph, plan = artifact.read_graph(folder, manifest)
-    report = artifact.read_report(folder)
-    aim = find_target(str(manifest["target"]))
-    if manifest["backend"] == "reference":
-        executable: Executable = Reference(aim).lower(graph)
-    else:
-        executable = open_saved(graph, folder / "model.onnx", threads=threads)
-    warn_of_other_cpu(manifest)
-    return Compiled(graph=graph, plan=plan, executable=executable, data=report)
-
-
-# ---------------------------------------------------------------- the steps of compile
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What `compile` knows once everything is decided."""
-
-    name: str
-    original: Graph
-    data: Sequence[Any]
-    example: Any
-    decision: Decision
-    threads: int | None
-    seed: int
-    strict: bool
-    tell: Tell
-
-    @property
-    def sample(self) -> list[Any]:
-        """The first calibration batch, in flat order: real values to compare on."""
-        return next(flat(self.original, self.data, 1))
-
-    @property
-    def timed(self) -> list[Any]:
-        """What the model is timed on: the example inputs, in flat order."""
-        return self.sample if self.example is None else next(flat(self.original, [self.example], 1))
-
-
-def prepared(
-    model: Model, example_inputs: Any, calibration: Iterable[Any] | None, tell: Tell
-) -> tuple[Graph, Sequence[Any]]:
-    """The canonical graph, and calibration data that can be read several times."""
-    tell("tracing", 0, None)
-    if isinstance(model, str | Path):
-        model = load_program(Path(model))
-    graph = run(CANONICAL, trace(model, example_inputs))
-    if calibration is None:
-        if example_inputs is None and isinstance(model, ExportedProgram):
-            example_inputs = own_inputs(model)
-        if example_inputs is None:
-            raise CalibrationError(
-                "there is neither calibration data nor an example input",
-                fix="pass calibration=[...], or example_inputs",
-            )
-        return graph, [example_inputs]
-    if isinstance(calibration, Sequence) and not isinstance(calibration, str | bytes):
-        return graph, calibration
-    # A generator can be read once, and calibration may need a second pass.
-    return graph, [kwargs or args for args, kwargs in batches(calibration)]
-
-
-def lowered_form(decision: Decision) -> Graph:
-    return run((materialize(decision.plan), *SIMPLIFY_QDQ), decision.graph)
-
-
-def on_reference(job: Job) -> Compiled:
-    """Run by the integer reference: slow, exact, and its own proof."""
-    job.tell("checking", 0, None)
-    graph = lowered_form(job.decision)
-    executable = Reference(job.decision.target).lower(graph)
-    found = compare(job.original, graph, executable, job.data, job.decision.target)
-    ran = executable.execution(job.decision.plan)
-    promised = contract(job.decision.plan, ran.layers, ran.stray)
-    data = facts(
-        job, graph, executable, promised, ran.kernels, found, nodes=(), verdict=None, backend="reference"
-    )
-    return Compiled(graph=graph, plan=job.decision.plan, executable=executable, data=data)
-
-
-def on_engine(job: Job) -> Compiled:
-    """Lower to ONNX Runtime, hold it to the contract and the reference, then let the speed guard decide."""
-    from qcompiler.backends.ort import Ort
-
-    engine = Ort()
-    job.tell("lowering", 0, None)
-    graph = lowered_form(job.decision)
-    quantized = engine.lower(graph, threads=job.threads)
-    ran = quantized.execution(job.decision.plan)
-    promised = contract(job.decision.plan, ran.layers, ran.stray)
-    if job.strict:
-        promised.enforce()
-    job.tell("comparing with the reference", 0, None)
-    found = compare(job.original, graph, quantized, job.data, job.decision.target)
-    nodes = quantized.verify(job.sample)
-    job.tell("timing", 0, None)
-    verdict = judged(job, quantized)
-    data = facts(
-        job, graph, Reference(job.decision.target).lower(graph), promised, ran.kernels, found, nodes=nodes,
-        verdict=verdict, backend="ort",
-    )  # fmt: skip
-    kept = verdict.executable
-    return Compiled(graph=kept.graph, plan=verdict.decision.plan, executable=kept, data=data)
-
-
-def judged(job: Job, quantized: Any) -> Verdict:
-    from qcompiler.backends.ort import Ort
-
-    floating = Ort().lower(job.original, threads=job.threads)
-    return guard(
-        job.decision, quantized, floating, job.timed,
-        lower=lambda decision: Ort().lower(lowered_form(decision), threads=job.threads),
-        tick=lambda: job.tell("timing", 1, None),
-    )  # fmt: skip
-
-
-def compare(
-    original: Graph, quantized: Graph, executable: Executable, data: Sequence[Any], aim: Target
-) -> Distance:
-    """Float, reference and engine on the first samples."""
-    samples = list(flat(original, data, CHECKED))
-    reference = Reference(aim).lower(quantized)
-    return distance(
-        [evaluate(original, x) for x in samples],
-        [reference(x) for x in samples],
-        [executable(x) for x in samples],
+    saved = artifact.read_manifest(folder)
+    backend = find_backend(str(saved["backend"]), find_target(str(saved["target"])))
+    graph, plan = artifact.read_graph(folder, saved)
+    executable = backend.open(graph, folder, threads=threads)
+    manifest.warn_of_other_cpu(saved)
+    return Compiled(
+        graph=graph, plan=plan, backend=backend, executable=executable, data=artifact.read_report(folder)
     )
 
 
-def facts(
-    job: Job, graph: Graph, reference: ReferenceExecutable, promised: Contract, kernels: Mapping[str, int],
-    found: Distance, *, nodes: Sequence[Any], verdict: Verdict | None, backend: str,
-) -> dict[str, Any]:  # fmt: skip
-    """The report's data."""
-    from qcompiler.tune.roofline import measure_machine
-
-    decision, sample = job.decision, job.sample
-    labels = {layer.node: layer.label for layer in decision.plan.layers}
-    quality = evidence.layer_quality(decision, job.original, reference, sample)
-    batch = next((x.shape[0] for x in job.timed if isinstance(x, Tensor) and x.dim()), 1)
-    machine = measure_machine() if verdict else None
-    return {
-        "coverage": evidence.coverage(promised, kernels),
-        "accuracy": evidence.accuracy(found, nodes, labels),
-        "layers": evidence.layers(decision, promised, quality, verdict, machine, batch),
-        "speed": evidence.speed(verdict, threads=job.threads, batch=batch) if verdict else None,
-        "refused": evidence.refused(decision.graph),
-        "tensors": evidence.tensors(decision.plan, decision.ranges),
-        "manifest": manifest(job, graph, found, backend),
-    }
+# ---------------------------------------------------------------- the last steps of compile
 
 
-def manifest(job: Job, graph: Graph, found: Distance, backend: str) -> dict[str, Any]:
-    """Everything needed to make the same model again; no clock and no path, so that bytes repeat."""
-    from qcompiler.backends.ort.requirements import settings_for
+def guarded(job: Job, proof: Proof, backend: Backend, *, threads: int | None, tell: Tell) -> Verdict | None:
+    """Let the speed guard decide what ships, where the backend is meant to be fast."""
+    fast = proof.executable
+    floating = backend.lower(job.original, threads=threads) if isinstance(fast, Engine) else None
+    if not isinstance(fast, Engine) or not isinstance(floating, Engine):
+        return None
+    tell("timing", 0, None)
 
-    return {
-        "model": job.name,
-        "recipe": recipe_to_mapping(job.decision.recipe),
-        "target": job.decision.target.name,
-        "backend": backend,
-        "seed": job.seed,
-        "data_hash": data_hash(job.original, job.data),
-        "graph_hash": fingerprint(graph),
-        "versions": versions(),
-        "cpu": {"name": this_cpu().name, "features": list(this_cpu().features)},
-        "session": asdict(settings_for(graph, threads=job.threads)),
-        "metrics": {
-            "sqnr_db": evidence.number(found.sqnr_db),
-            "max_lsb": found.max_lsb,
-            "agreement": found.agreement,
-        },
-    }
+    def lower(decision: Decision) -> Engine:
+        """A contender with some layers in float is proven like the first."""
+        fewer = prove(job, decision, backend, threads=threads, strict=False, tell=tell).executable
+        assert isinstance(fewer, Engine)
+        return fewer
+
+    return guard(proof.decision, fast, floating, job.timed, lower=lower, tick=lambda: tell("timing", 1, None))
 
 
-# ---------------------------------------------------------------- small things
-
-
-def flat(graph: Graph, data: Iterable[Any], count: int) -> Iterator[list[Any]]:
-    for (args, kwargs), _ in zip(batches(data), range(count), strict=False):
-        yield flatten_inputs(graph, args, kwargs)
-
-
-def data_hash(graph: Graph, data: Sequence[Any]) -> str:
-    """SHA-256 over the calibration tensors, in order."""
-    total = hashlib.sha256()
-    for args, kwargs in batches(data):
-        for x in flatten_inputs(graph, args, kwargs):
-            if isinstance(x, Tensor):
-                total.update(
-                    f"{x.dtype}{tuple(x.shape)}".encode() + x.detach().contiguous().numpy().tobytes()
-                )
-    return total.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    found = {"qcompiler": importlib.metadata.version("qcompiler")}
-    return found | {name: importlib.metadata.version(name) for name in VERSIONED}
-
-
-def model_name(model: Model) -> str:
-    return str(Path(model).name) if isinstance(model, str | Path) else type(model).__name__
-
-
-def check_backend(name: str) -> None:
-    if name not in BACKENDS:
-        raise LoweringError(
-            f"there is no backend '{name}'", why=f"known are {', '.join(BACKENDS)}", fix="choose one of these"
-        )
-
-
-def warn_of_other_cpu(saved: Mapping[str, Any]) -> None:
-    """Integer kernels without VNNI may saturate: refuse to be silent about another CPU."""
-    import warnings
-
-    made_on = set(saved.get("cpu", {}).get("features", ()))
-    missing = sorted(name for name in made_on - set(this_cpu().features) if "vnni" in name)
-    if missing:
-        warnings.warn(
-            f"this model was made for a CPU with {', '.join(missing)}, which this one lacks: "
-            "results may saturate and differ; compile it here again",
-            stacklevel=3,
-        )
+def assembled(
+    job: Job, proof: Proof, verdict: Verdict | None, backend: Backend, *, threads: int | None, seed: int
+) -> Compiled:
+    """What ships, with the report of what was found out on the way."""
+    shipped: Executable = verdict.executable if verdict else proof.executable
+    plan = verdict.decision.plan if verdict else proof.decision.plan
+    made = manifest.describe(job, proof, shipped.graph, backend, threads=threads, seed=seed)
+    data = facts(job, proof, verdict, threads=threads) | {"manifest": made}
+    return Compiled(graph=shipped.graph, plan=plan, backend=backend, executable=shipped, data=data)
 
 
 __all__ = ["Compiled", "compile", "explain", "export_onnx", "load"]

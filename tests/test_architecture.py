@@ -33,6 +33,9 @@ LAYERS = (
     ("qcompiler.backends",),
     (
         "qcompiler.api",
+        "qcompiler.job",
+        "qcompiler.proof",
+        "qcompiler.manifest",
         "qcompiler.evidence",
         "qcompiler.steps",
         "qcompiler.report",

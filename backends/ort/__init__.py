@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from qcompiler.backends.ort.verify import NodeDistance, verify_nodes
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Graph
 from qcompiler.plan import Plan
+from qcompiler.target import Target, find_target
 
-__all__ = ["Ort", "OrtExecutable", "check_opset", "open_executable", "open_saved", "publish", "write_onnx"]
+__all__ = ["Ort", "OrtExecutable", "check_opset", "open_executable", "publish", "write_onnx"]
+
+MODEL = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +60,32 @@ class Ort:
 
     name = "ort"
 
+    def __init__(self, target: Target | str = "cpu") -> None:
+        self.target = find_target(target)
+
     def lower(self, graph: Graph, *, threads: int | None = None, folder: Path | None = None) -> OrtExecutable:
         """Export, load and optimize; files go to `folder`, or to one that goes with the executable."""
 
         def lowered(folder: Path) -> OrtExecutable:
-            write_onnx(graph, folder / "model.onnx")
-            return open_executable(graph, folder / "model.onnx", threads=threads)
+            self.write(graph, folder)
+            return open_executable(graph, folder / MODEL, threads=threads)
 
         return lowered(folder) if folder else in_own_folder(lowered)
+
+    def write(self, graph: Graph, folder: Path) -> None:
+        check_opset(graph, None, self.target)
+        write_onnx(graph, folder / MODEL)
+
+    def open(self, graph: Graph, folder: Path, *, threads: int | None = None) -> OrtExecutable:
+        """The engine writes what it optimized to a folder of its own."""
+        return in_own_folder(
+            lambda own: open_executable(
+                graph, folder / MODEL, threads=threads, optimized=own / "optimized.onnx"
+            )
+        )
+
+    def settings(self, graph: Graph, *, threads: int | None = None) -> dict[str, Any]:
+        return asdict(settings_for(graph, threads=threads))
 
 
 def in_own_folder(make: Callable[[Path], OrtExecutable]) -> OrtExecutable:
@@ -120,10 +141,3 @@ def publish(draft: Path, path: Path) -> None:
                 ) from error
             finally:
                 hidden.unlink(missing_ok=True)
-
-
-def open_saved(graph: Graph, path: Path, *, threads: int | None) -> OrtExecutable:
-    """Open a model from an artifact, which stays as it is."""
-    return in_own_folder(
-        lambda folder: open_executable(graph, path, threads=threads, optimized=folder / "optimized.onnx")
-    )

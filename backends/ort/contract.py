@@ -86,7 +86,8 @@ def precision_of(node: NodeProto, types: dict[str, int]) -> str:
 
 def diagnose(layer: LayerPlan, node: NodeProto, types: dict[str, int]) -> str:
     """Why a planned integer layer stayed float, as far as its surroundings tell, and the fix."""
-    read = [types.get(f"{name}#dq") for name in node.input[:1]]
+    activations = node.input[:1] if layer.op.startswith(("conv", "linear")) else node.input
+    read = [types.get(f"{name}#dq") for name in activations] + [types.get(f"{node.output[0]}#q")]
     if TensorProto.INT8 in read:
         return "its activations are int8, which x86-64 kernels do not take when read twice; plan uint8"
     if any(kind in (TensorProto.INT16, TensorProto.UINT16) for kind in read):
@@ -99,7 +100,7 @@ def diagnose(layer: LayerPlan, node: NodeProto, types: dict[str, int]) -> str:
 
 
 def value_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type by value name; `name#dq` is the type of the codes behind a dequantized value."""
+    """Element type by value name; `name#dq` is that of the codes before a value, `name#q` after it."""
     graph = model.graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for info in (*graph.input, *graph.output, *graph.value_info):
@@ -107,7 +108,7 @@ def value_types(model: onnx.ModelProto) -> dict[str, int]:
     for node in graph.node:
         zero = node.input[-1] if node.input else ""
         if node.op_type == "QuantizeLinear":
-            types[node.output[0]] = types.get(zero, TensorProto.UINT8)
+            types[node.output[0]] = types[f"{node.input[0]}#q"] = types.get(zero, TensorProto.UINT8)
         elif node.op_type == "DequantizeLinear":
             types[f"{node.output[0]}#dq"] = types.get(zero, types.get(node.input[0], 0))
         elif node.op_type.startswith("QLinear"):

@@ -89,7 +89,7 @@ def as_module(graph: Graph) -> tuple[fx.GraphModule, dict[str, str]]:
 
 
 def own_values(results: Sequence[Node]) -> Iterator[Node]:
-    """ONNX wants a value of its own for every output: copies of inputs, constants and what is returned twice."""
+    """ONNX wants a value of its own for every output: copy inputs, constants and what is returned twice."""
     for position, result in enumerate(results):
         is_own = result.op == "call_function" and result not in results[:position]
         yield result if is_own else result.graph.call_function(torch.ops.aten.clone.default, (result,))
@@ -212,15 +212,17 @@ def save(model: onnx_ir.Model, path: Path, metadata: dict[str, str] | None = Non
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """The exporter reports progress and missing optional packages; neither concerns our user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def last_line(error: BaseException) -> str:

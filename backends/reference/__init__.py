@@ -101,17 +101,24 @@ class ReferenceExecutable:
 
 
 class Reference:
-    """The backend named "reference"."""
+    """The backend named "reference"; the graph is all it needs."""
 
     name = "reference"
 
     def __init__(self, target: Target | str = "cpu") -> None:
         self.target = find_target(target)
 
-    def lower(
-        self, graph: Graph, *, threads: int | None = None, folder: Path | None = None
-    ) -> ReferenceExecutable:
+    def lower(self, graph: Graph, *, threads: int | None = None) -> ReferenceExecutable:
         return ReferenceExecutable(graph=graph, regions=partition(graph, self.target), target=self.target)
+
+    def write(self, graph: Graph, folder: Path) -> None:
+        return None
+
+    def open(self, graph: Graph, folder: Path, *, threads: int | None = None) -> ReferenceExecutable:
+        return self.lower(graph, threads=threads)
+
+    def settings(self, graph: Graph, *, threads: int | None = None) -> dict[str, Any]:
+        return {}
 
 
 def compute_region(region: Region, graph: Graph, args: Any, kwargs: dict[str, Any]) -> Tensor:

@@ -260,12 +260,14 @@ LINEAR = (
         where=both(constant("w", "b"), per_channel("c", "w", -3)),
     ),
     Rule(
-        name="scale-into-linear", constants=("c",), before=linear_scaled, after=linear_with_scale, law=FOLDING,
+        name="scale-into-linear", constants=("c",), law=FOLDING,
+        before=linear_scaled, after=linear_with_scale,
         domain=several(lambda g: (*linear_sample(g), normal(g, 6))),
         where=both(constant("w", "b"), per_channel("c", "w", -1)),
     ),
     Rule(
-        name="bias-into-linear", constants=("c",), before=linear_shifted, after=linear_with_shift, law=FOLDING,
+        name="bias-into-linear", constants=("c",), law=FOLDING,
+        before=linear_shifted, after=linear_with_shift,
         domain=several(lambda g: (*linear_sample(g), normal(g, 6))),
         where=both(constant("w", "b"), per_channel("c", "w", -1)),
     ),

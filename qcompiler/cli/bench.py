@@ -69,9 +69,10 @@ def measured(
     """Each recipe's model and the float one in turn, round after round, on the example inputs."""
     import torch
 
-    from qcompiler.api import flat, lowered_form, prepared
-    from qcompiler.backends.ort import Ort
+    from qcompiler.backends import AUTO, find_backend
+    from qcompiler.job import take
     from qcompiler.passes.decide import decide
+    from qcompiler.proof import quantized
     from qcompiler.steps import Steps
     from qcompiler.target import find_target
     from qcompiler.tune.measure import ROUNDS, interleave
@@ -79,16 +80,17 @@ def measured(
     aim = find_target(target)
     with Steps(visible=True) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        graph, data = prepared(source.model, source.example_inputs, source.calibration, steps.tell)
-        sample = next(flat(graph, [source.example_inputs], 1))
-        graphs = {FLOAT: graph} | {
-            recipe.name: lowered_form(decide(graph, data, recipe, aim, tell=steps.tell)) for recipe in recipes
+        job = take(source.model, source.example_inputs, source.calibration, steps.tell)
+        graphs = {FLOAT: job.original} | {
+            recipe.name: quantized(decide(job.original, job.data, recipe, aim, tell=steps.tell))
+            for recipe in recipes
         }
         steps.tell("lowering")
-        engines = {name: Ort().lower(lowered, threads=threads) for name, lowered in graphs.items()}
+        backend = find_backend(AUTO, aim)
+        engines = {name: backend.lower(graph, threads=threads) for name, graph in graphs.items()}
         done = iter(range(1, ROUNDS + 1))
         return interleave(
-            {name: partial(engine, sample) for name, engine in engines.items()},
+            {name: partial(engine, job.timed) for name, engine in engines.items()},
             tick=lambda: steps.tell("timing", next(done), ROUNDS),
         )
 

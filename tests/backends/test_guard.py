@@ -37,6 +37,9 @@ class Fake:
     def execution(self, plan: Plan) -> Execution:
         return Execution(layers=())
 
+    def verify(self, inputs: Sequence[Tensor]) -> list[Any]:
+        return []
+
     def profile(self, inputs: Sequence[Tensor]) -> Mapping[str, float]:
         return self.nodes
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompiler.api import explain, lowered_form
+from qcompiler.api import explain
 from qcompiler.backends.base import Execution
 from qcompiler.backends.ort import Ort
 from qcompiler.passes.decide import Decision
+from qcompiler.proof import quantized
 from qcompiler.target import KernelRow, find_target
 
 CPU = find_target("cpu")
@@ -48,7 +49,7 @@ SHAPES = ((2, 4, 9), (2, 4, 8, 8), (2, 4, 4, 4, 4), (2, 16))
 @pytest.fixture(scope="module")
 def every_row() -> tuple[Decision, Execution]:
     decision = explain(EveryRow().eval(), tuple(torch.randn(shape) for shape in SHAPES))
-    return decision, Ort().lower(lowered_form(decision), threads=1).execution(decision.plan)
+    return decision, Ort().lower(quantized(decision), threads=1).execution(decision.plan)
 
 
 @pytest.mark.parametrize("row", CPU.rows, ids=lambda row: str(row.op))
@@ -88,7 +89,7 @@ class EveryMove(nn.Module):
 def test_movement_stays_on_codes() -> None:
     """One Q at the input and one DQ for every output: nothing between is decoded."""
     decision = explain(EveryMove().eval(), torch.randn(2, 4, 8, 8))
-    ran = Ort().lower(lowered_form(decision), threads=1).execution(decision.plan)
+    ran = Ort().lower(quantized(decision), threads=1).execution(decision.plan)
     assert (ran.kernels["QuantizeLinear"], ran.kernels["DequantizeLinear"]) == (1, 9)
     assert not ran.stray
     assert {layer.precision for layer in ran.layers} == {"int8"}

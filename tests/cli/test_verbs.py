@@ -183,7 +183,7 @@ def test_explain_measures_and_lowers_nothing(run: Run, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("qcompiler.backends.ort.Ort.lower", fail)
     monkeypatch.setattr("qcompiler.api.interleave", fail, raising=False)
-    monkeypatch.setattr("qcompiler.api.lowered_form", fail)
+    monkeypatch.setattr("qcompiler.proof.quantized", fail)
     assert run("explain zoo:residual").exit_code == 0
 
 

@@ -1,0 +1,110 @@
+"""Lower a decision and prove it: the contract, the distance to the reference, and every kernel by itself.
+
+prove : (Job, Decision, Backend) -> Proof        raises ContractError where a promise does not hold
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qcompiler import evidence
+from qcompiler.backends.base import Backend, Distant, Engine, Executable
+from qcompiler.backends.guard import Verdict
+from qcompiler.backends.reference import Reference
+from qcompiler.errors import ContractError
+from qcompiler.ir import Graph, evaluate
+from qcompiler.job import Job
+from qcompiler.passes.check import Contract, Distance, contract, distance
+from qcompiler.passes.decide import Decision
+from qcompiler.passes.materialize import materialize
+from qcompiler.passes.simplify import SIMPLIFY_QDQ
+from qcompiler.progress import Tell
+from qcompiler.rewrite import run
+from qcompiler.target import Target
+
+CHECKED = 4  # samples on which the engine is compared with the reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """A lowered decision with everything that was found out about it."""
+
+    decision: Decision
+    executable: Executable
+    contract: Contract
+    kernels: Mapping[str, int]
+    distance: Distance
+    nodes: Sequence[Distant]
+
+    @property
+    def graph(self) -> Graph:
+        return self.executable.graph
+
+
+def quantized(decision: Decision) -> Graph:
+    """The graph with Q/DQ as the decision's plan says."""
+    return run((materialize(decision.plan), *SIMPLIFY_QDQ), decision.graph)
+
+
+def prove(
+    job: Job, decision: Decision, backend: Backend, *, threads: int | None, strict: bool, tell: Tell
+) -> Proof:
+    """Lower, read back what executes, and compare with the reference end to end and kernel by kernel."""
+    tell("lowering", 0, None)
+    executable = backend.lower(quantized(decision), threads=threads)
+    ran = executable.execution(decision.plan)
+    promised = contract(decision.plan, ran.layers, ran.stray)
+    if strict:
+        promised.enforce()
+    tell("comparing with the reference", 0, None)
+    found = compare(job, executable, decision.target)
+    found.enforce()
+    nodes = executable.verify(job.samples(1)[0]) if isinstance(executable, Engine) else ()
+    enforce_nodes(nodes, decision)
+    return Proof(
+        decision=decision, executable=executable, contract=promised, kernels=ran.kernels, distance=found,
+        nodes=nodes,
+    )  # fmt: skip
+
+
+def compare(job: Job, executable: Executable, target: Target) -> Distance:
+    """Float, reference and engine on the first samples."""
+    samples = job.samples(CHECKED)
+    reference = Reference(target).lower(executable.graph)
+    return distance(
+        [evaluate(job.original, x) for x in samples],
+        [reference(x) for x in samples],
+        [executable(x) for x in samples],
+    )
+
+
+def enforce_nodes(nodes: Sequence[Distant], decision: Decision) -> None:
+    """Raise ContractError for a kernel that is further from its formula than its row allows."""
+    outside = next((node for node in nodes if not node.max_lsb <= node.allowed), None)
+    if outside is not None:
+        layer = decision.plan.layer(outside.node)
+        raise ContractError(
+            f"the kernel {outside.kernel} is {outside.max_lsb:.3g} LSB from the reference",
+            node=layer.label if layer else outside.node,
+            why=f"{outside.allowed} are allowed on the same inputs",
+            fix="report it with the CPU and the version of the engine; override the layer to float meanwhile",
+        )
+
+
+def facts(job: Job, proof: Proof, verdict: Verdict | None, *, threads: int | None) -> dict[str, Any]:
+    """The report's data, without the manifest."""
+    from qcompiler.tune.roofline import measure_machine
+
+    decision = proof.decision
+    labels = {layer.node: layer.label for layer in decision.plan.layers}
+    reference = Reference(decision.target).lower(proof.graph)
+    quality = evidence.layer_quality(decision, job.original, reference, job.samples(1)[0])
+    machine = measure_machine() if verdict else None
+    return {
+        "coverage": evidence.coverage(proof.contract, proof.kernels),
+        "accuracy": evidence.accuracy(proof.distance, proof.nodes, labels),
+        "layers": evidence.layers(decision, proof.contract, quality, verdict, machine, job.batch),
+        "speed": evidence.speed(verdict, threads=threads, batch=job.batch) if verdict else None,
+        "refused": evidence.refused(decision.graph),
+        "tensors": evidence.tensors(decision.plan, decision.ranges),
+    }
