@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.ir import Draft, Graph, Note, arguments, module_path, spec, value
+from qcompiler.ir.graph import operator_of
 from qcompiler.passes.rules import ARITHMETIC, LINEAR
 from qcompiler.rewrite import Pass, Trait, apply_rules, has
 
@@ -65,7 +66,7 @@ def fold_constants(graph: Graph) -> Graph:
             continue
         given = torch.fx.map_arg((node.args, node.kwargs), draft.tensor)
         with torch.no_grad():
-            result = node.target(*given[0], **given[1])  # type: ignore[operator]
+            result = operator_of(node)(*given[0], **given[1])
         if not isinstance(result, Tensor) or grows(result, node, draft):
             continue
         path = module_path(node)

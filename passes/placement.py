@@ -78,7 +78,8 @@ def start(group: Group, recipe: Recipe, floats: Mapping[str, str]) -> Choice:
     bias = given.get(str(group.row.bias))
     if isinstance(bias, Node) and bias.op != "get_attr":
         return choice("float", "its bias is computed at run time")
-    return choice("static", "compute-bound: integer kernel on calibrated input")
+    kind = "few-bit floats" if "float" in str(layer.activations) else "integer kernel"
+    return choice("static", f"compute-bound: {kind} on calibrated input")
 
 
 def rank(value: Node) -> int:

@@ -122,14 +122,16 @@ def unplaced(graph: Graph, groups: Mapping[Node, Group]) -> Iterable[LayerPlan]:
 
 def activation_format(layer: Recipe, target: Target) -> Format:
     name = target.activation if layer.activations in (None, "target") else str(layer.activations)
-    target.supports(name, "activations")
-    return parse_format(name)
+    format = parse_format(name)
+    target.supports(format.name, "activations")
+    return format
 
 
 def weight_format(layer: Recipe, target: Target) -> Format:
     name = target.weight if layer.weights in (None, "target") else str(layer.weights)
-    target.supports(name, "weights")
-    return parse_format(name)
+    format = parse_format(name)
+    target.supports(format.name, "weights")
+    return format
 
 
 # ---------------------------------------------------------------- weights

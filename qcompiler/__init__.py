@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcompiler.api import Compiled as Compiled
     from qcompiler.api import compile as compile
+    from qcompiler.api import explain as explain
     from qcompiler.api import export_onnx as export_onnx
     from qcompiler.api import load as load
     from qcompiler.ir import trace as trace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Public name -> where it lives.
 PUBLIC = {
     "compile": "qcompiler.api",
+    "explain": "qcompiler.api",
     "export_onnx": "qcompiler.api",
     "load": "qcompiler.api",
     "Compiled": "qcompiler.api",

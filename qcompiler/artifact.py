@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SIGNED = ("model.onnx", "graph.txt", "tensors.safetensors", "plan.json")  # what a model is made of
+SIGNED = ("graph.txt", "tensors.safetensors", "plan.json")  # what every model is made of
+ENGINE = "model.*"  # what an engine wrote and will read, signed where it is there
 UNSIGNED = {"report.json", "report.html"}  # hold timings, so they differ from run to run
 
 
@@ -171,7 +172,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             fix="save it again with this version",
         )  # fmt: skip
     files = manifest["files"]
-    unsigned = [name for name in SIGNED if not isinstance(files, dict) or name not in files]
+    needed = (*sorted(file.name for file in folder.glob(ENGINE)), *SIGNED)
+    unsigned = [name for name in needed if not isinstance(files, dict) or name not in files]
     if unsigned:
         raise ArtifactError(
             f"the manifest of '{folder}' has files that do not sign {unsigned[0]}", fix="save the model again"

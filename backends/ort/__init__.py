@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.fx import Node
 
 from qcompiler.backends.base import Execution
 from qcompiler.backends.ort.contract import read_execution
@@ -19,7 +20,7 @@ from qcompiler.backends.ort.requirements import DEFAULT_OPSET, check_opset, sett
 from qcompiler.backends.ort.session import Settings, open_session, run_session
 from qcompiler.backends.ort.verify import NodeDistance, verify_nodes
 from qcompiler.errors import LoweringError
-from qcompiler.ir import Graph
+from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
 from qcompiler.target import Target, find_target
 
@@ -41,7 +42,7 @@ class OrtExecutable:
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
         results = iter(run_session(self.session, inputs))
         returned = self.graph.output.args[0]
-        return [next(results) if hasattr(arg, "op") else arg for arg in returned]  # type: ignore[union-attr]
+        return [as_returned(arg, next(results)) if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
 
     def execution(self, plan: Plan) -> Execution:
         return read_execution(self.optimized, plan)
@@ -53,6 +54,11 @@ class OrtExecutable:
     def verify(self, inputs: Sequence[Tensor]) -> list[NodeDistance]:
         """Every integer kernel against the reference, on the inputs that it was really given."""
         return verify_nodes(self.optimized, inputs)
+
+
+def as_returned(node: Node, found: Tensor) -> Any:
+    """ONNX knows tensors only; a size of the input was a number."""
+    return found if isinstance(value(node), Tensor) else found.item()
 
 
 class Ort:

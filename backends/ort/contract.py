@@ -64,10 +64,11 @@ def is_kernel(node: NodeProto) -> bool:
 
 def executed(layer: LayerPlan, by_name: dict[str, NodeProto], types: dict[str, int]) -> Executed:
     node = by_name.get(layer.node)
+    if node is None and layer.precision == "float":
+        return Executed(node=layer.node, kernel="", precision="float", reason="merged into another kernel")
     if node is None:
-        return Executed(
-            node=layer.node, kernel="", precision=layer.precision, reason="merged into another kernel"
-        )
+        gone = "ONNX Runtime runs no node of its name, so nothing shows that it is an integer kernel"
+        return Executed(node=layer.node, kernel="", precision="float", reason=gone)
     precision = precision_of(node, types)
     reason = diagnose(layer, node, types) if layer.precision != "float" and precision == "float" else ""
     return Executed(node=layer.node, kernel=node.op_type, precision=precision, reason=reason)

@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,7 @@ def restore_names(model: onnx_ir.Model, graph: Graph) -> None:
         if node.op == "call_function":
             ours[str(node.target)].append(node.name)
     position: dict[str, dict[str, int]] = defaultdict(dict)
-    used: Counter[str] = Counter()  # how often a name was given
-    results: dict[str, onnx_ir.Value] = {}
+    parts: dict[str, list[onnx_ir.Node]] = defaultdict(list)
     for node in model.graph:
         found = SOURCE.search(node.metadata_props.get("pkg.torch.onnx.fx_node", ""))
         if found is None:
@@ -132,14 +131,17 @@ def restore_names(model: onnx_ir.Model, graph: Graph) -> None:
         order = position[target].setdefault(source, len(position[target]))
         if order >= len(ours[target]):
             continue
-        original = ours[target][order]
-        is_main = node.op_type in MAIN_OPS and not used[original]
-        name = original if is_main else f"{original}_{node.op_type}"
-        node.name = f"{name}_{used[name]}" if used[name] else name
-        used[name] += 1
-        if is_main:
-            results[original] = node.outputs[0]
-    rename_values(model, results)
+        parts[ours[target][order]].append(node)
+    mains = {original: main_of(nodes) for original, nodes in parts.items()}
+    for original, nodes in parts.items():
+        for number, node in enumerate(nodes):
+            node.name = original if node is mains[original] else f"{original}_{node.op_type}_{number}"
+    rename_values(model, {original: node.outputs[0] for original, node in mains.items()})
+
+
+def main_of(parts: Sequence[onnx_ir.Node]) -> onnx_ir.Node:
+    """Of the ONNX nodes that one of ours becomes, the one that computes; else the last."""
+    return next((node for node in parts if node.op_type in COMPUTING), parts[-1])
 
 
 def rename_values(model: onnx_ir.Model, wanted: Mapping[str, onnx_ir.Value]) -> None:
@@ -154,8 +156,8 @@ def rename_values(model: onnx_ir.Model, wanted: Mapping[str, onnx_ir.Value]) -> 
         result.name = name
 
 
-# Of the ONNX nodes that one of ours becomes, the one that computes carries its name.
-MAIN_OPS = frozenset({
+# What makes a node the main one among the reshapes, casts and shape arithmetic around it.
+COMPUTING = frozenset({
     "Conv", "Gemm", "MatMul", "MatMulInteger", "Add", "Mul", "MaxPool", "AveragePool", "GlobalAveragePool",
     "Concat", "Sigmoid", "LeakyRelu", "QuantizeLinear", "DequantizeLinear", "Relu", "Clip",
 })  # fmt: skip

@@ -92,7 +92,9 @@ class ReferenceExecutable:
     def execution(self, plan: Plan) -> Execution:
         """By definition every region runs as its formula says."""
         anchors = {region.anchor.name for region in self.regions.values()}
-        as_planned = [layer.node in anchors or layer.kernel == "MatMulNBits" for layer in plan.layers]
+        # Few-bit data in float arithmetic (weight-only, FP8) is no region, and is simulated exactly.
+        simulated = ("MatMulNBits", "float")
+        as_planned = [layer.node in anchors or layer.kernel in simulated for layer in plan.layers]
         layers = tuple(
             Executed(node=layer.node, kernel="reference", precision=layer.precision if exact else "float")
             for layer, exact in zip(plan.layers, as_planned, strict=True)

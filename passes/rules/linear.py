@@ -163,6 +163,26 @@ def conv_with_shift(
     return aten.conv2d.default(x, w, shift if b is None else b + shift, stride, padding, dilation, groups)
 
 
+def conv_times_number(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int, c: float
+) -> Any:
+    return aten.mul.Tensor(aten.conv2d.default(x, w, b, stride, padding, dilation, groups), c)
+
+
+def conv_with_number(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int, c: float
+) -> Any:
+    return aten.conv2d.default(x, w * c, None if b is None else b * c, stride, padding, dilation, groups)
+
+
+def linear_times_number(x: Tensor, w: Tensor, b: Tensor | None, c: float) -> Any:
+    return aten.mul.Tensor(aten.linear.default(x, w, b), c)
+
+
+def linear_with_number(x: Tensor, w: Tensor, b: Tensor | None, c: float) -> Any:
+    return aten.linear.default(x, w * c, None if b is None else b * c)
+
+
 def linear_scaled(x: Tensor, w: Tensor, b: Maybe, c: Tensor) -> Any:
     return aten.mul.Tensor(aten.linear.default(x, w, b), c)
 
@@ -253,6 +273,14 @@ LINEAR = (
         name="scale-into-conv", constants=("c",), before=conv_scaled, after=conv_with_scale, law=FOLDING,
         domain=several(lambda g: (*conv_sample(2)(g), normal(g, 6, 1, 1))),
         where=both(constant("w", "b"), per_channel("c", "w", -3)),
+    ),
+    Rule(
+        name="number-into-conv", before=conv_times_number, after=conv_with_number, law=FOLDING,
+        domain=several(lambda g: (*conv_sample(2)(g), choose(g, 8.0, -0.3))), where=constant("w", "b"),
+    ),
+    Rule(
+        name="number-into-linear", before=linear_times_number, after=linear_with_number, law=FOLDING,
+        domain=several(lambda g: (*linear_sample(g), choose(g, 8.0, -0.3))), where=constant("w", "b"),
     ),
     Rule(
         name="bias-into-conv", constants=("c",), before=conv_shifted, after=conv_with_shift, law=FOLDING,

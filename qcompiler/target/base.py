@@ -34,7 +34,6 @@ class KernelRow:
     output: Output = "required"
     absorbs: Trait = Trait.NONE
     starts: bool = False
-    tolerance: int = 0  # distance from the reference, in LSB of the output
     where: Callable[[Node], bool] = lambda node: True
 
 
@@ -83,7 +82,6 @@ class Target:
     opset: Mapping[str, int] = field(default_factory=dict)  # lowest ONNX opset by format
     features: tuple[str, ...] = ()  # CPU features that the speed depends on
     weight_limit: int | None = None  # largest |code| where the features are missing
-    accumulator_bits: int = 32
 
     def row(self, node: Node) -> KernelRow | None:
         """The row for a node's op; data movement is one row for all ops of that trait that are carried."""

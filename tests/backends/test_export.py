@@ -40,6 +40,7 @@ class Odd(nn.Module):
         z = self.get_submodule("1")(y)
         return {
             "z": z, "again": z, "input": extra, "fixed": self.fixed, "none": None, "seven": 7,
+            "rows": image.shape[0],
             "pair": (self.get_submodule("a b")(extra), self.model(y)),
         }  # fmt: skip
 
@@ -74,7 +75,7 @@ def test_every_kind_of_output_at_every_batch(
     found = pytree.tree_unflatten(engine(flat), decision.graph.signature.out_spec)
     wanted = model(*inputs)
     assert list(found) == list(wanted)
-    assert (found["seven"], found["none"]) == (7, None)
+    assert (found["seven"], found["none"], found["rows"]) == (7, None, batch)
     assert torch.equal(found["input"], inputs[2]) and torch.equal(found["fixed"], wanted["fixed"])
     assert torch.equal(found["z"], found["again"])
     reference = pytree.tree_unflatten(

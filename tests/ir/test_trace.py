@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from qcompiler.errors import InputError, TraceError
 from qcompiler.ir import Graph, evaluate, flatten_inputs, format_text, source_line, spec, trace
+from qcompiler.ir.spec import short_path
 
 
 class Function(nn.Module):
@@ -84,7 +85,7 @@ def test_every_value_is_typed_and_knows_its_source() -> None:
     assert all(spec(node) is not None for node in graph.nodes if node.op != "output")
     line = inspect.getsourcelines(Two.forward)[1] + 1
     (sub,) = [node for node in graph.nodes if "sub" in node.name]
-    assert source_line(sub) == f"{__file__}:{line}"
+    assert source_line(sub) == f"{short_path(__file__)}:{line}"
 
 
 @pytest.mark.parametrize(
