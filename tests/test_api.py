@@ -368,3 +368,12 @@ def test_transformers_go_through_unchanged(name: str, backend: str) -> None:
 def test_transformers_with_a_cache_lower_to_the_engine(name: str, tmp_path: Path) -> None:
     model = transformer(name)
     qc.export_onnx(model, sentence(2), tmp_path / "model.onnx", recipe="int8-dynamic").enforce()
+
+
+def test_the_caller_s_float_mode_is_left_alone() -> None:
+    """ONNX Runtime flushes denormals in the thread that opens a session; ours gives the mode back."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+    found = qc.compile(model, torch.randn(2, 8), threads=1, progress=False)
+    found(torch.randn(2, 8))
+    tiny = torch.tensor(5e-324, dtype=torch.float64)
+    assert (tiny * 2).item() > 0
