@@ -50,30 +50,28 @@ class Verdict:
     profiles: Mapping[str, Mapping[str, float]]
     given_up: tuple[GivenUp, ...] = ()
 
-    @property
-    def ratio(self) -> float:
-        """Float time over the kept model's time."""
-        return self.timing.ratio("float", self.kept if self.kept != "float" else "float")
-
 
 def guard(
     decision: Decision,
     quantized: Timed,
     floating: Timed,
     inputs: Sequence[Tensor],
-    lower: Callable[[Decision], Timed],
+    lower: Callable[[Decision], Timed | None],
     *,
     tick: Callable[[], None] = lambda: None,
 ) -> Verdict:
-    """Never ship a slowdown: return what is fastest, and say what was given up for it."""
+    """Never ship a slowdown: return what is fastest, and say what was given up for it.
+
+    `lower` makes a contender of a decision, or returns None where it may not ship.
+    """
     profiles = {"float": floating.profile(inputs), "quantized": quantized.profile(inputs)}
     contenders: dict[str, Timed] = {"float": floating, "quantized": quantized}
     losing = losing_regions(decision, profiles["float"], profiles["quantized"])
     fewer = decision
     if losing:
         fewer = decision.keeping_float({name: loss.why for loss in losing for name in loss.layers})
-        if fewer.plan.values:
-            contenders["partly"] = lower(fewer)
+        partly = lower(fewer) if any(layer.precision != "float" for layer in fewer.plan.layers) else None
+        contenders |= {"partly": partly} if partly is not None else {}
     timing = interleave({name: partial(run, inputs) for name, run in contenders.items()}, tick=tick)
     best = min(contenders, key=timing.median)
     if best != "float" and timing.ratio("float", best) < 1:

@@ -4,6 +4,7 @@ contract : (Plan, Execution) -> Contract        planned against executed precisi
 distance : (engine, reference) -> Distance      in units of the last place of the output
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -122,50 +123,97 @@ class Distance:
 def distance(
     wanted: Sequence[Sequence[Any]], reference: Sequence[Sequence[Any]], engine: Sequence[Sequence[Any]]
 ) -> Distance:
-    """Compare float, reference and engine outputs of the same samples; each is [samples][outputs]."""
-    exact, run = tensors(reference), tensors(engine)
-    unit = (
-        max(float(max(y.max() for y in exact) - min(y.min() for y in exact)) / 255, 1e-30) if exact else 1.0
-    )
-    gaps = [(a.double() - b.double()).abs() / unit for a, b in zip(exact, run, strict=True)]
-    noise = [(a.double() - b.double()).abs() / unit for a, b in zip(tensors(wanted), exact, strict=True)]
-    total = sum(gap.numel() for gap in gaps)
+    """Compare float, reference and engine outputs of the same samples; each is [samples][outputs].
+
+    Every output is measured in its own unit; `unit` is that of the first. Integer outputs (an argmax, say)
+    count by the share of equal entries, in `agreement`.
+    """
+    columns = [
+        Column.of(*outputs) for outputs in zip(*map(columns_of, (wanted, reference, engine)), strict=True)
+    ]
+    counted = [column for column in columns if column.unit]
+    elements = sum(column.elements for column in counted)
     return Distance(
-        max_lsb=max((float(gap.max()) for gap in gaps), default=0.0),
-        changed=sum(int((gap > 0).sum()) for gap in gaps) / max(total, 1),
-        bound_lsb=max(1.0, 2 * max((float(gap.max()) for gap in noise), default=0.0)),
-        unit=unit,
-        agreement=agreement(exact, run),
-        float_agreement=agreement(tensors(wanted), run),
+        max_lsb=largest([column.gap for column in counted]),
+        changed=sum(column.changed for column in counted) / max(elements, 1),
+        bound_lsb=max(1.0, 2 * largest([column.noise for column in counted])),
+        unit=counted[0].unit if counted else 1.0,
+        agreement=average([column.agreement for column in columns]),
+        float_agreement=average([column.float_agreement for column in columns]),
         sqnr_db=pooled_sqnr(wanted, engine),
         reference_sqnr_db=pooled_sqnr(wanted, reference),
         samples=len(wanted),
     )
 
 
-def tensors(outputs: Sequence[Sequence[Any]]) -> list[Tensor]:
-    """The floating-point tensors of all samples."""
+def columns_of(outputs: Sequence[Sequence[Any]]) -> list[list[Tensor]]:
+    """[samples][outputs] -> [outputs][samples], the tensors among them."""
     return [
-        y
-        for sample in outputs
-        for y in sample
-        if isinstance(y, Tensor) and y.is_floating_point() and y.numel()
+        list(column) for column in zip(*outputs, strict=True) if all(isinstance(y, Tensor) for y in column)
     ]
 
 
-def agreement(reference: Sequence[Tensor], engine: Sequence[Tensor]) -> float:
-    """Share of rows whose largest entry stands at the same place."""
-    rows = [
-        (a.argmax(-1) == b.argmax(-1)).double().flatten()
-        for a, b in zip(reference, engine, strict=True)
-        if a.dim()
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One output over all samples; gap and noise in units, NaN where an engine returns it."""
+
+    unit: float  # 0 for an integer output, which has no LSB
+    elements: int
+    gap: float
+    changed: int
+    noise: float
+    agreement: float
+    float_agreement: float
+
+    @classmethod
+    def of(cls, wanted: Sequence[Tensor], reference: Sequence[Tensor], engine: Sequence[Tensor]) -> "Column":
+        floating = all(y.is_floating_point() and y.numel() for y in (*reference, *engine))
+        spread = float(max(y.max() for y in reference) - min(y.min() for y in reference)) if floating else 0.0
+        unit = max(spread / 255, 1e-30) if floating else 0.0
+        gaps = [apart(a, b) / unit for a, b in zip(reference, engine, strict=True)] if floating else []
+        noise = [apart(a, b) / unit for a, b in zip(wanted, reference, strict=True)] if floating else []
+        return cls(
+            unit=unit,
+            elements=sum(gap.numel() for gap in gaps),
+            gap=largest([float(gap.max()) for gap in gaps]),
+            changed=sum(int((gap != 0).sum()) for gap in gaps),
+            noise=largest([float(gap.max()) for gap in noise]),
+            agreement=agreement(reference, engine),
+            float_agreement=agreement(wanted, engine),
+        )
+
+
+def apart(first: Tensor, second: Tensor) -> Tensor:
+    return (first.double() - second.double()).abs()
+
+
+def largest(values: Sequence[float]) -> float:
+    """The maximum, NaN if any value is; 0 of nothing."""
+    return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
+
+
+def average(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 1.0
+
+
+def agreement(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Share of rows whose largest entry stands at the same place; of equal entries, for integers."""
+    rows = [same_answer(a, b).double().flatten() for a, b in zip(first, second, strict=True)]
     counted = sum(row.numel() for row in rows)
     return float(sum(row.sum() for row in rows) / counted) if counted else 1.0
 
 
+def same_answer(first: Tensor, second: Tensor) -> Tensor:
+    if not first.is_floating_point() or not first.dim() or not first.numel():
+        return first == second
+    return first.argmax(-1) == second.argmax(-1)
+
+
 def pooled_sqnr(wanted: Sequence[Sequence[Any]], actual: Sequence[Sequence[Any]]) -> float:
+    """SQNR in dB over all floating-point outputs of all samples together."""
     meter = ErrorMeter()
-    for old, new in zip(tensors(wanted), tensors(actual), strict=True):
-        meter.update(old, new)
+    for column in zip(columns_of(wanted), columns_of(actual), strict=True):
+        for old, new in zip(*column, strict=True):
+            if old.is_floating_point() and old.numel():
+                meter.update(old, new)
     return meter.sqnr

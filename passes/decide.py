@@ -40,6 +40,11 @@ class Decision:
         plan = make_plan(self.graph, groups, self.ranges, self.recipe, self.target, floats)
         return replace(self, plan=plan)
 
+    def all_float(self, original: Graph, why: str) -> "Decision":
+        """The decision to ship the float graph as it was."""
+        fewer = self.keeping_float({layer.node: why for layer in self.plan.layers})
+        return replace(fewer, graph=original)
+
 
 def decide(
     graph: Graph, data: Sequence[Any], recipe: Recipe, target: Target, *, tell: Tell = silent
@@ -49,7 +54,9 @@ def decide(
         raise no_data()
     judge = Judge.on(graph, data)
     best = planned(graph, data, recipe, target, tell)
-    if recipe.smooth is not None and (norms := norm_outputs(graph)) and not floats_only(best.plan):
+    if recipe.smooth is not None and floats_only(best.plan):
+        best = noting(best, "smooth", "refused", "no activation is quantized, so outliers do no harm")
+    elif recipe.smooth is not None and (norms := norm_outputs(graph)):
         smoothed = smooth(graph, calibrate(graph, data, norms, tell=tell), exponent=recipe.smooth or None)
         best = judge.better(best, planned(smoothed, data, recipe, target, tell), "smooth")
     if recipe.equalize:
@@ -92,8 +99,10 @@ class Judge:
         """Keep the new candidate only if it measures better, and note both figures."""
         before, after = self.score(old), self.score(new)
         kept, outcome = (new, "applied") if after > before else (old, "refused")
-        note = Note(
-            stage="canonical", rule=method, node="whole graph", outcome=outcome,
-            reason=f"SQNR {before:.2f} dB without, {after:.2f} dB with it",
-        )  # fmt: skip
-        return replace(kept, graph=kept.graph.noting([note]))
+        return noting(kept, method, outcome, f"SQNR {before:.2f} dB without, {after:.2f} dB with it")
+
+
+def noting(decision: Decision, method: str, outcome: str, reason: str) -> Decision:
+    """The same decision, with what was done about the whole graph on record."""
+    note = Note(stage="canonical", rule=method, node="whole graph", outcome=outcome, reason=reason)
+    return replace(decision, graph=decision.graph.noting([note]))

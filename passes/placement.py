@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from qcompiler.errors import PlanError
 from qcompiler.ir import Graph, arguments, is_float, label, spec
 from qcompiler.ir.spec import module_path
 from qcompiler.passes.fuse import Group
@@ -71,6 +72,7 @@ def start(group: Group, recipe: Recipe, floats: Mapping[str, str]) -> Choice:
         return choice("float", "its input has no batch dimension")
     is_linear = group.row.formula == "linear"
     if layer.activations is None or layer.dynamic:
+        refuse_other_dynamic(layer, group)
         if not is_linear:
             return choice("float", f"recipe '{layer.name}' quantizes linears only")
         mode = "dynamic" if layer.dynamic and layer.activations else "weight-only"
@@ -85,6 +87,17 @@ def start(group: Group, recipe: Recipe, floats: Mapping[str, str]) -> Choice:
 def rank(value: Node) -> int:
     found = spec(value)
     return len(found.shape) if found is not None else 0
+
+
+def refuse_other_dynamic(layer: Recipe, group: Group) -> None:
+    """Ranges taken at run time exist for one format only."""
+    if layer.dynamic and layer.activations not in (None, "target", "uint8"):
+        raise PlanError(
+            f"activations in '{layer.activations}' cannot take their range at run time",
+            node=label(group.anchor),
+            why="the kernel for that quantizes to uint8",
+            fix="leave activations out of a dynamic recipe",
+        )
 
 
 def carry(group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: Mapping[str, str]) -> Choice:

@@ -317,7 +317,7 @@ def plan_dynamic(choices: Mapping[Node, Choice]) -> Iterable[ValueSpec]:
 
 def check_accumulators(plan: Plan, graph: Graph) -> None:
     """Refuse a layer whose 32-bit accumulator could wrap for some input, from its actual weights."""
-    values = {value.value: value for value in plan.values if not value.dynamic}
+    values = {value.value: value for value in plan.values}
     for planned in plan.weights:
         node = graph.by_name[planned.layer]
         value = values.get(node.args[0].name) if isinstance(node.args[0], Node) else None
@@ -328,7 +328,8 @@ def check_accumulators(plan: Plan, graph: Graph) -> None:
         if weight[0].numel() * 255 * 127 < MOST_BIAS:
             continue
         params, bias = weight_params(weight, planned), None
-        if isinstance(given := arguments(node).get("bias"), Node):
+        given = arguments(node).get("bias")
+        if isinstance(given, Node) and not value.dynamic:  # a dynamic layer adds its bias in float
             params = with_room_for_bias(params, graph.tensors[str(given.target)], value.scale)
             bias = bias_codes(graph.tensors[str(given.target)], value.scale, params.scale)
         codes = quantize(weight, params)

@@ -38,4 +38,6 @@ __all__ = [*PUBLIC]  # noqa: PLE0604 - the table is the one list of names
 def __getattr__(name: str) -> Any:
     if name in PUBLIC:
         return getattr(importlib.import_module(PUBLIC[name]), name)
+    if name in ("models", "passes", "backends"):
+        return importlib.import_module(f"qcompiler.{name}")
     raise AttributeError(f"module 'qcompiler' has no attribute '{name}'")

@@ -16,14 +16,15 @@ from qcompiler import artifact, manifest
 from qcompiler.backends import AUTO, find_backend
 from qcompiler.backends.base import Backend, Engine, Executable
 from qcompiler.backends.guard import Verdict, guard
+from qcompiler.errors import ContractError
 from qcompiler.ir import Graph, flatten_inputs
 from qcompiler.ir.trace import Model
 from qcompiler.job import Job, take
-from qcompiler.passes.check import Contract, contract
+from qcompiler.passes.check import Contract
 from qcompiler.passes.decide import Decision, decide
 from qcompiler.plan import Plan
-from qcompiler.progress import Tell, silent
-from qcompiler.proof import Proof, compare, facts, prove, quantized
+from qcompiler.progress import Tell
+from qcompiler.proof import Proof, facts, prove, proven, quantized
 from qcompiler.recipe import Recipe, find_recipe
 from qcompiler.report import Report
 from qcompiler.steps import Steps
@@ -47,6 +48,10 @@ class Compiled:
     def report(self) -> Report:
         """What was decided, what runs, how exact and how fast it is."""
         return Report(data=self.data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report's data."""
+        return self.report().to_dict()
 
     def measured(self, metric: Any, float_model: Any, *, weights_are_random: bool = False) -> "Compiled":
         """The same model with a task metric (see qcompiler.models) in its report."""
@@ -101,8 +106,8 @@ def compile(
         job = take(model, example_inputs, calibration, steps.tell)
         decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
         proof = prove(job, decision, engine, threads=threads, strict=strict, tell=steps.tell)
-        verdict = guarded(job, proof, engine, threads=threads, tell=steps.tell)
-        return assembled(job, proof, verdict, engine, threads=threads, seed=seed)
+        race = raced(job, proof, engine, threads=threads, strict=strict, tell=steps.tell)
+        return assembled(job, proof, race, engine, threads=threads, seed=seed)
 
 
 def explain(
@@ -136,6 +141,8 @@ def export_onnx(
     target: str | Target = "cpu",
     opset: int | None = None,
     strict: bool = False,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Contract:
     """Write a quantized model as QDQ ONNX, after loading it back and comparing it with the reference.
 
@@ -148,19 +155,22 @@ def export_onnx(
     chosen, aim = find_recipe(recipe), find_target(target)
     path = Path(path)
     artifact.check_writable_file(path)
-    job = take(model, example_inputs, calibration, silent)
-    decision = decide(job.original, job.data, chosen, aim)
-    graph = quantized(decision)
-    check_opset(graph, opset, aim)
-    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+    with (
+        Steps(visible=progress) as steps,
+        torch.random.fork_rng(devices=[]),
+        tempfile.TemporaryDirectory(prefix="qcompiler-") as folder,
+    ):
+        torch.manual_seed(seed)
+        job = take(model, example_inputs, calibration, steps.tell)
+        decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
+        graph = quantized(decision)
+        check_opset(graph, opset, aim)
+        steps.tell("writing ONNX")
         draft = Path(folder) / path.name
         write_onnx(graph, draft, opset=opset)
         executable = open_executable(graph, draft, threads=None)
-        compare(job, executable, aim).enforce()
-        ran = executable.execution(decision.plan)
-        promised = contract(decision.plan, ran.layers, ran.stray)
-        if strict:
-            promised.enforce()
+        steps.tell("comparing with the reference")
+        promised = proven(job, decision, executable, strict=strict, tell=steps.tell).contract
         publish(draft, path)
     return promised
 
@@ -173,40 +183,66 @@ def load(path: str | Path, *, threads: int | None = None) -> Compiled:
     graph, plan = artifact.read_graph(folder, saved)
     executable = backend.open(graph, folder, threads=threads)
     manifest.warn_of_other_cpu(saved)
-    return Compiled(
-        graph=graph, plan=plan, backend=backend, executable=executable, data=artifact.read_report(folder)
-    )
+    # The report is not signed; what is saved again speaks by the manifest that is.
+    data = artifact.read_report(folder) | {"manifest": artifact.described(saved)}
+    return Compiled(graph=graph, plan=plan, backend=backend, executable=executable, data=data)
 
 
 # ---------------------------------------------------------------- the last steps of compile
 
 
-def guarded(job: Job, proof: Proof, backend: Backend, *, threads: int | None, tell: Tell) -> Verdict | None:
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """The speed guard's verdict, and the proof of what ships."""
+
+    verdict: Verdict
+    shipped: Proof
+
+
+def raced(
+    job: Job, proof: Proof, backend: Backend, *, threads: int | None, strict: bool, tell: Tell
+) -> Race | None:
     """Let the speed guard decide what ships, where the backend is meant to be fast."""
     fast = proof.executable
     floating = backend.lower(job.original, threads=threads) if isinstance(fast, Engine) else None
     if not isinstance(fast, Engine) or not isinstance(floating, Engine):
         return None
+    proofs = {"quantized": proof}
+
+    def lower(decision: Decision) -> Any:
+        """A contender with some layers in float must hold what the first one holds."""
+        try:
+            proofs["partly"] = prove(job, decision, backend, threads=threads, strict=strict, tell=tell)
+        except ContractError:
+            return None
+        return proofs["partly"].executable
+
     tell("timing", 0, None)
-
-    def lower(decision: Decision) -> Engine:
-        """A contender with some layers in float is proven like the first."""
-        fewer = prove(job, decision, backend, threads=threads, strict=False, tell=tell).executable
-        assert isinstance(fewer, Engine)
-        return fewer
-
-    return guard(proof.decision, fast, floating, job.timed, lower=lower, tick=lambda: tell("timing", 1, None))
+    verdict = guard(
+        proof.decision, fast, floating, job.timed, lower=lower, tick=lambda: tell("timing", 1, None)
+    )
+    if verdict.kept == "float":
+        kept = proof.decision.all_float(job.original, verdict.given_up[0].why)
+        proofs["float"] = proven(job, kept, floating, strict=strict, tell=tell)
+    return Race(verdict=verdict, shipped=proofs[verdict.kept])
 
 
 def assembled(
-    job: Job, proof: Proof, verdict: Verdict | None, backend: Backend, *, threads: int | None, seed: int
+    job: Job, proof: Proof, race: Race | None, backend: Backend, *, threads: int | None, seed: int
 ) -> Compiled:
-    """What ships, with the report of what was found out on the way."""
-    shipped: Executable = verdict.executable if verdict else proof.executable
-    plan = verdict.decision.plan if verdict else proof.decision.plan
-    made = manifest.describe(job, proof, shipped.graph, backend, threads=threads, seed=seed)
-    data = facts(job, proof, verdict, threads=threads) | {"manifest": made}
-    return Compiled(graph=shipped.graph, plan=plan, backend=backend, executable=shipped, data=data)
+    """What ships, with the report of what was found out on the way.
+
+    The report speaks of the model that ships; where that is float, of the quantized one that was given up.
+    """
+    shipped = race.shipped if race else proof
+    kept = race.verdict.kept if race else "quantized"
+    told = proof if kept == "float" else shipped
+    data = facts(job, told, race.verdict if race else None, threads=threads)
+    made = manifest.describe(job, shipped, backend, kept=kept, threads=threads, seed=seed)
+    return Compiled(
+        graph=shipped.graph, plan=shipped.decision.plan, backend=backend, executable=shipped.executable,
+        data=data | {"manifest": made},
+    )  # fmt: skip
 
 
 __all__ = ["Compiled", "compile", "explain", "export_onnx", "load"]

@@ -310,3 +310,10 @@ def check_writable_file(path: Path) -> None:
             f"cannot write to '{path}'", why=f"the folder '{folder}' does not exist or is read-only",
             fix="create it, or choose another",
         )  # fmt: skip
+
+
+def described(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the model, without what it says of the folder."""
+    return {
+        key: value for key, value in manifest.items() if key not in ("format", "stage", "signature", "files")
+    }

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import Graph, flatten_inputs, trace
+from qcompiler.ir.text import tensor_bytes
 from qcompiler.ir.trace import Model, load_program, own_inputs
 from qcompiler.passes.calibrate import batches
 from qcompiler.passes.canonicalize import CANONICAL
@@ -81,6 +82,5 @@ def data_hash(job: Job) -> str:
     for args, kwargs in batches(job.data):
         for x in flatten_inputs(job.original, args, kwargs):
             if isinstance(x, Tensor):
-                plain = x.detach().contiguous()
-                total.update(f"{x.dtype}{tuple(x.shape)}".encode() + plain.numpy().tobytes())
+                total.update(tensor_bytes(x))
     return total.hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 
 from qcompiler import evidence
 from qcompiler.backends.base import Backend
-from qcompiler.ir import Graph, fingerprint
+from qcompiler.ir import fingerprint
 from qcompiler.job import Job, data_hash
 from qcompiler.proof import Proof
 from qcompiler.recipe import recipe_to_mapping
@@ -17,21 +17,22 @@ VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 def describe(
-    job: Job, proof: Proof, shipped: Graph, backend: Backend, *, threads: int | None, seed: int
+    job: Job, shipped: Proof, backend: Backend, *, kept: str, threads: int | None, seed: int
 ) -> dict[str, Any]:
-    """The manifest of a compilation; `shipped` is the graph that the speed guard kept."""
-    found = proof.distance
+    """The manifest of what ships; `kept` says whether the speed guard gave anything back to float."""
+    found = shipped.distance
     return {
         "model": job.name,
-        "recipe": recipe_to_mapping(proof.decision.recipe),
-        "target": proof.decision.target.name,
+        "recipe": recipe_to_mapping(shipped.decision.recipe),
+        "target": shipped.decision.target.name,
         "backend": backend.name,
+        "kept": kept,
         "seed": seed,
         "data_hash": data_hash(job),
-        "graph_hash": fingerprint(shipped),
+        "graph_hash": fingerprint(shipped.graph),
         "versions": versions(),
         "cpu": {"name": this_cpu().name, "features": list(this_cpu().features)},
-        "session": dict(backend.settings(shipped, threads=threads)),
+        "session": dict(backend.settings(shipped.graph, threads=threads)),
         "metrics": {
             "sqnr_db": evidence.number(found.sqnr_db),
             "max_lsb": found.max_lsb,

@@ -52,6 +52,11 @@ def prove(
     """Lower, read back what executes, and compare with the reference end to end and kernel by kernel."""
     tell("lowering", 0, None)
     executable = backend.lower(quantized(decision), threads=threads)
+    return proven(job, decision, executable, strict=strict, tell=tell)
+
+
+def proven(job: Job, decision: Decision, executable: Executable, *, strict: bool, tell: Tell) -> Proof:
+    """Prove what is lowered already."""
     ran = executable.execution(decision.plan)
     promised = contract(decision.plan, ran.layers, ran.stray)
     if strict:
@@ -105,6 +110,6 @@ def facts(job: Job, proof: Proof, verdict: Verdict | None, *, threads: int | Non
         "accuracy": evidence.accuracy(proof.distance, proof.nodes, labels),
         "layers": evidence.layers(decision, proof.contract, quality, verdict, machine, job.batch),
         "speed": evidence.speed(verdict, threads=threads, batch=job.batch) if verdict else None,
-        "refused": evidence.refused(decision.graph),
+        "refused": evidence.refused(proof.graph),
         "tensors": evidence.tensors(decision.plan, decision.ranges),
     }

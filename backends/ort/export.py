@@ -18,7 +18,7 @@ import onnx
 import onnx_ir
 import torch
 from torch import fx
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from qcompiler.errors import LoweringError
@@ -30,7 +30,7 @@ from qcompiler.ir.spec import spec
 NARROW = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4, "int2": ml_dtypes.int2}
 EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GB
 IR_VERSION = 10
-SOURCE = re.compile(r"%(\w+) .*target=torch\.ops\.([\w.]+)\]")
+SOURCE = re.compile(r"%(\w+) ")  # the node of the exporter's program, at the head of its note
 
 
 def to_onnx(graph: Graph, *, opset: int) -> onnx_ir.Model:
@@ -53,10 +53,10 @@ def to_onnx(graph: Graph, *, opset: int) -> onnx_ir.Model:
             why=last_line(error),
             fix="keep the op it names in float or out of the model; `qcompiler explain` lists the ops",
         ) from error
-    if exported is None:
+    if exported is None or exported.exported_program is None:
         raise LoweringError("the exporter returned nothing")
     model: onnx_ir.Model = exported.model
-    restore_names(model, graph)
+    restore_names(model, graph, exported.exported_program)
     narrow_types(model, graph, renamed)
     strip(model)
     return model
@@ -111,32 +111,39 @@ def dynamic_dims(node: Node) -> dict[int, Any]:
 # ---------------------------------------------------------------- names and types
 
 
-def restore_names(model: onnx_ir.Model, graph: Graph) -> None:
+def restore_names(model: onnx_ir.Model, graph: Graph, program: ExportedProgram) -> None:
     """Give each ONNX node, and the value it computes, the name of the graph node it came from.
 
-    The exporter numbers ops anew, but keeps their order: the k-th linear there is the k-th linear here.
+    The exporter numbers ops anew, but keeps their order: the k-th linear in its program is the k-th linear
+    here. An op that it has more or fewer of keeps the exporter's names, and the contract finds it lost.
     Values matter as much as nodes, since some of ONNX Runtime's fusions name a node after its result.
     """
-    ours: dict[str, list[str]] = defaultdict(list)
-    for node in graph.fx.nodes:
-        if node.op == "call_function":
-            ours[str(node.target)].append(node.name)
-    position: dict[str, dict[str, int]] = defaultdict(dict)
+    ours, theirs = names_by_op(graph.fx), names_by_op(program.graph)
+    original = {
+        exported: name
+        for target, names in ours.items()
+        if len(names) == len(theirs.get(target, ()))
+        for name, exported in zip(names, theirs[target], strict=True)
+    }
     parts: dict[str, list[onnx_ir.Node]] = defaultdict(list)
     for node in model.graph:
         found = SOURCE.search(node.metadata_props.get("pkg.torch.onnx.fx_node", ""))
-        if found is None:
-            continue
-        source, target = found.groups()
-        order = position[target].setdefault(source, len(position[target]))
-        if order >= len(ours[target]):
-            continue
-        parts[ours[target][order]].append(node)
-    mains = {original: main_of(nodes) for original, nodes in parts.items()}
-    for original, nodes in parts.items():
+        if found is not None and found[1] in original:
+            parts[original[found[1]]].append(node)
+    mains = {name: main_of(nodes) for name, nodes in parts.items()}
+    for name, nodes in parts.items():
         for number, node in enumerate(nodes):
-            node.name = original if node is mains[original] else f"{original}_{node.op_type}_{number}"
-    rename_values(model, {original: node.outputs[0] for original, node in mains.items()})
+            node.name = name if node is mains[name] else f"{name}_{node.op_type}_{number}"
+    rename_values(model, {name: node.outputs[0] for name, node in mains.items()})
+
+
+def names_by_op(graph: fx.Graph) -> dict[str, list[str]]:
+    """Op -> the names of its nodes, in order."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            found[str(node.target)].append(node.name)
+    return found
 
 
 def main_of(parts: Sequence[onnx_ir.Node]) -> onnx_ir.Node:

@@ -1,10 +1,11 @@
-"""Where the time goes: CPU time per node of the model that runs, from ONNX Runtime's own profiler."""
+"""Where the time goes: time per node of the model that runs on one thread, from ONNX Runtime's profiler."""
 
 import json
 import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -20,7 +21,7 @@ def profile_nodes(
 ) -> dict[str, float]:
     """Planned node name -> median microseconds per run; Q/DQ and layout nodes under their own names."""
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-        session = open_session(model, settings, profile=Path(folder) / "profile")
+        session = open_session(model, replace(settings, threads=1), profile=Path(folder) / "profile")
         for _ in range(WARM_UP + runs):
             run_session(session, inputs)
         events = json.loads(Path(session.end_profiling()).read_text())

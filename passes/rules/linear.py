@@ -222,6 +222,34 @@ def conv_with_padding(
     return aten.conv2d.default(x, w, b, stride, [padding[0] + top, padding[1] + left], dilation, groups)
 
 
+def conv_padded_by_word(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, word: str, dilation: Ints, groups: int
+) -> Any:
+    return aten.conv2d.padding(x, w, b, stride, word, dilation, groups)
+
+
+def conv_padded_by_numbers(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, word: str, dilation: Ints, groups: int
+) -> Any:
+    reach = [(size - 1) * step for size, step in zip(w.shape[2:], dilation, strict=True)]
+    padding = [0, 0] if word == "valid" else [total // 2 for total in reach]
+    return aten.conv2d.default(x, w, b, stride, padding, dilation, groups)
+
+
+def padded_by_word(g: Generator) -> tuple[Any, ...]:
+    x, w, bias, _, _, dilation, groups = conv_sample(2)(g)
+    return x, w, bias, [1, 1], choose(g, "same", "valid"), dilation, groups
+
+
+def word_means_both_sides_alike(match: Match, draft: Draft) -> str | None:
+    """ "same" with an even kernel pads one side more, which two numbers cannot say."""
+    found = spec(match.bindings["w"])
+    sizes = found.shape[2:] if found else ()
+    dilation = match.bindings["dilation"]
+    odd = any((size - 1) * step % 2 for size, step in zip(sizes, dilation, strict=True))
+    return "it pads one side more than the other" if odd and match.bindings["word"] == "same" else None
+
+
 def pad_is_symmetric(match: Match, draft: Draft) -> str | None:
     pad = match.bindings["pad"]
     if len(pad) != 4 or pad[0] != pad[1] or pad[2] != pad[3] or min(pad) < 0:
@@ -298,6 +326,11 @@ LINEAR = (
         before=linear_shifted, after=linear_with_shift,
         domain=several(lambda g: (*linear_sample(g), normal(g, 6))),
         where=both(constant("w", "b"), per_channel("c", "w", -1)),
+    ),
+    Rule(
+        name="padding-in-numbers", before=conv_padded_by_word, after=conv_padded_by_numbers,
+        domain=several(padded_by_word),
+        where=word_means_both_sides_alike,
     ),
     Rule(
         name="pad-into-conv", before=padded_conv, after=conv_with_padding, law=FOLDING,

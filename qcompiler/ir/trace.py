@@ -55,6 +55,7 @@ def trace(model: Model, example_inputs: Any = None) -> Graph:
             why="a compiled graph has no state",
             fix="call model.eval(), or return the new value instead of writing it in place",
         )
+    refuse_half_precision(program)
     graph = lift(program, result)
     if not batched:
         note = Note(
@@ -66,6 +67,19 @@ def trace(model: Model, example_inputs: Any = None) -> Graph:
         )
         graph = graph.noting([note])
     return graph
+
+
+def refuse_half_precision(program: ExportedProgram) -> None:
+    """Scales and codes are defined against float32 values."""
+    half = (torch.float16, torch.bfloat16)
+    found = next((name for name, tensor in program.state_dict.items() if tensor.dtype in half), None)
+    if found is not None:
+        raise InputError(
+            f"the model computes in {str(program.state_dict[found].dtype).removeprefix('torch.')}",
+            node=f"parameter '{found}'",
+            why="quantization starts from float32",
+            fix="call model.float() first",
+        )
 
 
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -109,9 +109,21 @@ def test_samples_and_outputs_are_pooled_and_other_results_left_out() -> None:
     assert distance(outputs, outputs, noisy).sqnr_db == pytest.approx(10 * math.log10(power / 4))
 
 
-def test_nothing_to_compare_is_no_distance() -> None:
-    found = distance([[torch.tensor([1])]], [[torch.tensor([1])]], [[torch.tensor([2])]])
-    assert (found.max_lsb, found.changed, found.agreement) == (0, 0, 1)
+def test_integer_outputs_count_by_equal_entries() -> None:
+    found = distance([[torch.tensor([1, 2])]], [[torch.tensor([1, 2])]], [[torch.tensor([1, 3])]])
+    assert (found.max_lsb, found.changed, found.agreement) == (0, 0, 0.5)
+
+
+def test_every_output_has_its_own_unit() -> None:
+    """An error of a tenth of a small output is not hidden by a large one beside it."""
+    large, small = WANTED * 1000, WANTED / 1000
+    wrong = small + 0.1 * small.abs().max()
+    assert not distance([[large, small]], [[large, small]], [[large, wrong]]).within
+
+
+def test_nan_in_a_later_sample_is_not_within() -> None:
+    good, bad = [WANTED], [WANTED * torch.nan]
+    assert not distance([good, good], [good, good], [good, bad]).within
 
 
 def test_nan_in_the_engine_is_not_within() -> None:
