@@ -7,7 +7,7 @@ that return float, stays float, without either being named anywhere.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
@@ -158,17 +158,24 @@ def producer(value: Node, choices: Mapping[Node, Choice]) -> Choice | None:
 
 
 def settle_output(choice: Choice, graph: Graph, choices: Mapping[Node, Choice]) -> Choice:
-    """A linear returns codes where all its readers want codes, and float elsewhere."""
+    """A linear returns codes where all its readers want codes, or where it absorbs a clamp; float elsewhere.
+
+    The kernel that returns float has no clamp: one behind it would keep the whole layer in float.
+    """
     row = choice.group.row
     if choice.mode != "static" or row.output != "optional":
         return choice
     result = choice.group.result
     readers = list(result.users)
-    wanted = bool(readers) and all(
+    all_take_codes = bool(readers) and all(
         reader in choices and choices[reader].mode == "static" and result in operands(choices[reader].group)
         for reader in readers
     )
-    return Choice(
-        group=choice.group, recipe=choice.recipe, integer=True, mode="static", output_codes=wanted,
-        why=choice.why if not wanted else f"{choice.why}; all readers take codes",
-    )  # fmt: skip
+    reason = (
+        "all readers take codes" if all_take_codes else "it absorbs a clamp" if choice.group.chain else ""
+    )
+    return replace(
+        choice,
+        output_codes=bool(reason),
+        why=f"{choice.why}; {reason}" if reason else choice.why,
+    )

@@ -377,3 +377,26 @@ def test_the_caller_s_float_mode_is_left_alone() -> None:
     found(torch.randn(2, 8))
     tiny = torch.tensor(5e-324, dtype=torch.float64)
     assert (tiny * 2).item() > 0
+
+
+def test_inputs_that_share_the_batch_must_agree_on_it() -> None:
+    class Two(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return torch.cat([a, b], 1)
+
+    found = qc.compile(Two().eval(), (torch.randn(4, 3), torch.randn(4, 2)), progress=False)
+    with pytest.raises(InputError, match="has 8 rows and 'a' has 4"):
+        found(torch.randn(4, 3), torch.randn(8, 2))
+
+
+def test_a_clamp_behind_a_linear_that_floats_read_stays_in_integers() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.linear(x).relu(), x.exp()], 1)
+
+    found = qc.compile(Joined().eval(), torch.randn(8, 64), strict=True, progress=False)
+    assert found.to_dict()["coverage"]["holds"]

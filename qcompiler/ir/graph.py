@@ -149,7 +149,23 @@ def flatten_inputs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any
     flat = flatten_call(graph.signature, args, dict(kwargs or {}))
     for node, given in zip(graph.inputs, flat, strict=True):
         check_input(node, given)
+    check_shared_sizes(graph, flat)
     return flat
+
+
+def check_shared_sizes(graph: Graph, flat: Sequence[Any]) -> None:
+    """A symbolic size that several inputs share (the batch) must be one number in a call."""
+    seen: dict[str, tuple[str, int]] = {}
+    for node, given in zip(graph.inputs, flat, strict=True):
+        found = spec(node)
+        for size, have in zip(found.shape if found else (), given.shape if found else (), strict=True):
+            first = seen.setdefault(str(size), (node.name, have)) if not isinstance(size, int) else None
+            if first is not None and first[1] != have:
+                raise InputError(
+                    f"input '{node.name}' has {have} rows and '{first[0]}' has {first[1]}",
+                    why="they share that dimension",
+                    fix="pass inputs of one batch size",
+                )
 
 
 def flatten_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

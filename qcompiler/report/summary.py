@@ -114,6 +114,8 @@ def headline(data: Mapping[str, Any]) -> str:
     if is_number(part(data, "accuracy").get("sqnr_db")):
         facts.append(decibel(part(data, "accuracy")["sqnr_db"]))
     subject = f"{clean(name or 'quantized')}{f' on {engine}' if engine else ''}"
+    if part(data, "speed").get("kept") == "float":
+        subject = f"float model kept; {subject} would be"
     sentence = f"{subject}: {', '.join(facts) or 'nothing was measured'}"
     distance = distance_words(part(data, "accuracy", "distance"))
     return f"{sentence}; engine {distance}" if distance else sentence

@@ -123,7 +123,7 @@ def test_hardswish_between_convolutions_is_a_float_island() -> None:
 # ---------------------------------------------------------------- the output of a linear
 
 
-def test_a_linear_returns_codes_only_if_all_its_readers_take_codes() -> None:
+def test_a_linear_returns_codes_if_all_its_readers_take_codes_or_it_absorbs_a_clamp() -> None:
     def rivals(x: Tensor, *layers: nn.Module) -> list[Tensor]:
         first, last = layers[:4], layers[4:]
         a, b, c, d = (layer(x) for layer in first)
@@ -132,9 +132,10 @@ def test_a_linear_returns_codes_only_if_all_its_readers_take_codes() -> None:
         ]
 
     found = choices(Function(rivals, *(nn.Linear(8, 8) for _ in range(8))), torch.randn(TOKENS))
-    assert list(modes(found).values()) == ["codes", "codes", "integer", "integer"] + ["integer"] * 4
+    assert list(modes(found).values()) == ["codes", "codes", "integer", "codes"] + ["integer"] * 4
     ends = [choice.why.endswith("all readers take codes") for choice in found.values()]
     assert ends == [True, True] + [False] * 6
+    assert list(found.values())[3].why.endswith("it absorbs a clamp")
 
 
 # ---------------------------------------------------------------- ops that carry codes
