@@ -89,17 +89,19 @@ def settle_transformer(module: nn.Module, std: float) -> None:
             settle_linear(part, std)
         elif isinstance(part, nn.Embedding):
             part.weight.normal_(std=std)
-        elif isinstance(part, nn.LayerNorm):
+        elif isinstance(part, nn.LayerNorm | nn.RMSNorm):
             channels = part.weight.numel()
             part.weight.copy_(log_normal(channels, 0.2, generator))
             part.weight[torch.randperm(channels, generator=generator)[:OUTLIER_CHANNELS]] *= OUTLIER_GAIN
-            part.bias.normal_(std=0.02)
+            if isinstance(part, nn.LayerNorm):
+                part.bias.normal_(std=0.02)
 
 
 def settle_linear(linear: nn.Linear, std: float) -> None:
     """Normal weights and bias: a bias of zero would hide one that gets lost."""
     linear.weight.normal_(std=std)
-    linear.bias.normal_(std=0.02)
+    if linear.bias is not None:
+        linear.bias.normal_(std=0.02)
 
 
 def log_normal(channels: int, spread: float, generator: torch.Generator) -> Tensor:
