@@ -1,6 +1,7 @@
 """Carry out a plan: put quantize and dequantize where it says, and store weights as integers.
 
 f(x, w, b)  -->  f(dq(q(x)), dq(w'), dq(b'))        w' = q(w), b' = rne(b / (s_x s_w)) in int32
+f(x, w, b)  -->  f(dq(q(x)), dq(w'), b)             where the kernel returns float and adds b to it
 """
 
 import operator
@@ -143,7 +144,8 @@ def insert_weight(draft: Draft, layer: Node, planned: WeightSpec, pairs: dict[st
     source = layer.args[0]
     input_scale = next((pair.scale for pair in pairs.values() if pair.dequantized is source), None)
     bias = draft.tensor(arguments(layer).get("bias"))
-    if bias is not None and input_scale is not None and isinstance(params.format, IntFormat):
+    integer = input_scale is not None and isinstance(params.format, IntFormat) and not planned.float_bias
+    if bias is not None and input_scale is not None and integer:
         params = with_room_for_bias(params, bias, input_scale)
         insert_bias(draft, layer, bias, input_scale, params.scale)
     codes = quantize(tensor, params)
@@ -177,7 +179,7 @@ def store(
 
 
 def insert_bias(draft: Draft, layer: Node, bias: Tensor, input_scale: float, weight_scale: Tensor) -> None:
-    """b' = rne(b / (s_x s_w)) in int32; an integer kernel takes no other bias."""
+    """b' = rne(b / (s_x s_w)) in int32: a kernel that returns codes takes no other bias."""
     codes = bias_codes(bias, input_scale, weight_scale)
     scale = torch.tensor(input_scale, dtype=torch.float32) * weight_scale
     params = QuantParams(

@@ -86,7 +86,8 @@ def is_layer(choice: Choice) -> bool:
 def describe(choice: Choice, target: Target) -> LayerPlan:
     row, layer = choice.group.row, choice.recipe
     weight_only = next((w.kernel for w in target.weight_only if w.format == layer.weights), "float")
-    kernels = {"static": row.kernel, "dynamic": str(target.dynamic_kernel), "weight-only": weight_only}
+    static = row.kernel if choice.output_codes else row.to_float or row.kernel
+    kernels = {"static": static, "dynamic": str(target.dynamic_kernel), "weight-only": weight_only}
     precision = "float"
     if choice.mode == "static":
         precision = activation_format(layer, target).name
@@ -161,6 +162,7 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
     return WeightSpec(
         layer=group.anchor.name, argument=str(group.row.weight), format=format.name, axis=0, group_size=size,
         observer=layer.weight_observer, limit=weight_limit(choice, target),
+        float_bias=choice.mode != "static" or bool(group.row.to_float and not choice.output_codes),
     )  # fmt: skip
 
 
@@ -329,7 +331,7 @@ def check_accumulators(plan: Plan, graph: Graph) -> None:
             continue
         params, bias = weight_params(weight, planned), None
         given = arguments(node).get("bias")
-        if isinstance(given, Node) and not value.dynamic:  # a dynamic layer adds its bias in float
+        if isinstance(given, Node) and not planned.float_bias:
             params = with_room_for_bias(params, graph.tensors[str(given.target)], value.scale)
             bias = bias_codes(graph.tensors[str(given.target)], value.scale, params.scale)
         codes = quantize(weight, params)

@@ -140,11 +140,15 @@ def export_onnx(
     recipe: str | Path | Mapping[str, Any] | Recipe = "int8",
     target: str | Target = "cpu",
     opset: int | None = None,
+    portable: bool = True,
     strict: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> Contract:
     """Write a quantized model as QDQ ONNX, after loading it back and comparing it with the reference.
+
+    portable: standard operators only, for any engine; without it the file is what `compile` runs, with
+        operators of ONNX Runtime where they are faster.
 
     Returns the contract: planned against executed precision of every layer in ONNX Runtime. Raises
     ContractError, and writes nothing, if the outputs are further from the reference than allowed, or
@@ -167,7 +171,7 @@ def export_onnx(
         check_opset(graph, opset, aim)
         steps.tell("writing ONNX")
         draft = Path(folder) / path.name
-        write_onnx(graph, draft, opset=opset)
+        write_onnx(graph, draft, opset=opset, portable=portable)
         executable = open_executable(graph, draft, threads=None)
         steps.tell("comparing with the reference")
         promised = proven(job, decision, executable, strict=strict, tell=steps.tell).contract

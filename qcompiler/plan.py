@@ -36,7 +36,10 @@ class ValueSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSpec:
-    """One weight of one layer: format and granularity; scales follow from the weight itself."""
+    """One weight of one layer: format and granularity; scales follow from the weight itself.
+
+    float_bias: the kernel adds the layer's bias to a float result, so that the bias stays as it is.
+    """
 
     layer: str
     argument: str
@@ -45,6 +48,7 @@ class WeightSpec:
     group_size: int = 0
     observer: str = "minmax"
     limit: int = 0  # largest |code|, 0 for the format's own
+    float_bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def test_target_and_backend_of_the_extension_page_run_as_written(tmp_path: Path)
     found = [block for block in blocks(EXTENDING) if "register_target(replace" in block or "Eager" in block]
     assert len(found) == 3
     printed = run("\n".join(found), tmp_path)
-    assert re.search(r"0/conv2d +float .*\n(.*\n)*.*3/linear +int8 +QGemm", printed)
+    assert re.search(r"0/conv2d +float .*\n(.*\n)*.*3/linear +int8 +MatMulIntegerToFloat", printed)
     name, distance = printed.splitlines()[-1].split()
     assert name == "eager" and float(distance) < 1e-3
 

@@ -16,7 +16,7 @@ from qcompiler.backends.base import Execution
 from qcompiler.backends.ort.contract import read_execution
 from qcompiler.backends.ort.prepare import prepare
 from qcompiler.backends.ort.profile import profile_nodes
-from qcompiler.backends.ort.requirements import DEFAULT_OPSET, check_opset, settings_for
+from qcompiler.backends.ort.requirements import check_opset, default_opset, settings_for
 from qcompiler.backends.ort.session import Settings, open_session, run_session
 from qcompiler.backends.ort.verify import NodeDistance, verify_nodes
 from qcompiler.errors import LoweringError
@@ -80,7 +80,7 @@ class Ort:
 
     def write(self, graph: Graph, folder: Path) -> None:
         check_opset(graph, None, self.target)
-        write_onnx(graph, folder / MODEL)
+        write_onnx(graph, folder / MODEL, portable=False)
 
     def open(self, graph: Graph, folder: Path, *, threads: int | None = None) -> OrtExecutable:
         """The engine writes what it optimized to a folder of its own."""
@@ -106,11 +106,15 @@ def in_own_folder(make: Callable[[Path], OrtExecutable]) -> OrtExecutable:
     return executable
 
 
-def write_onnx(graph: Graph, path: Path, *, opset: int | None = None) -> None:
-    """Write a graph as an ONNX file whose metadata names the level it needs."""
+def write_onnx(graph: Graph, path: Path, *, opset: int | None = None, portable: bool = True) -> None:
+    """Write a graph as an ONNX file whose metadata names the level it needs.
+
+    A portable file holds standard operators only; the other has those that ONNX Runtime runs fastest.
+    """
     from qcompiler.backends.ort.export import save, to_onnx
 
-    model = to_onnx(prepare(graph), opset=opset or DEFAULT_OPSET)
+    opset = opset or default_opset(graph)
+    model = to_onnx(prepare(graph, opset=opset, portable=portable), opset=opset, portable=portable)
     settings = settings_for(graph)
     save(model, path, {"qcompiler.level": settings.level, "qcompiler.disabled": ",".join(settings.disabled)})
 

@@ -33,7 +33,7 @@ IR_VERSION = 10
 SOURCE = re.compile(r"%(\w+) ")  # the node of the exporter's program, at the head of its note
 
 
-def to_onnx(graph: Graph, *, opset: int) -> onnx_ir.Model:
+def to_onnx(graph: Graph, *, opset: int, portable: bool = True) -> onnx_ir.Model:
     """Translate a prepared graph; raises LoweringError naming the op that has no translation."""
     from qcompiler.backends.ort.translate import translations
 
@@ -44,8 +44,9 @@ def to_onnx(graph: Graph, *, opset: int) -> onnx_ir.Model:
         with silenced():
             program = torch.export.export(module, examples, dynamic_shapes=dynamic)
             exported = torch.onnx.export(
-                program, (), dynamo=True, opset_version=opset, custom_translation_table=translations(opset),
-                input_names=[node.name for node in graph.inputs], verbose=False,
+                program, (), dynamo=True, opset_version=opset, verbose=False,
+                custom_translation_table=translations(opset, portable=portable),
+                input_names=[node.name for node in graph.inputs],
             )  # fmt: skip
     except Exception as error:
         raise LoweringError(
@@ -165,8 +166,9 @@ def rename_values(model: onnx_ir.Model, wanted: Mapping[str, onnx_ir.Value]) -> 
 
 # What makes a node the main one among the reshapes, casts and shape arithmetic around it.
 COMPUTING = frozenset({
-    "Conv", "Gemm", "MatMul", "MatMulInteger", "Add", "Mul", "MaxPool", "AveragePool", "GlobalAveragePool",
-    "Concat", "Sigmoid", "LeakyRelu", "QuantizeLinear", "DequantizeLinear", "Relu", "Clip",
+    "Conv", "Gemm", "MatMul", "MatMulInteger", "MatMulIntegerToFloat", "Attention", "Add", "Mul", "MaxPool",
+    "AveragePool", "GlobalAveragePool", "Concat", "Sigmoid", "LeakyRelu", "QuantizeLinear",
+    "DequantizeLinear", "Relu", "Clip",
 })  # fmt: skip
 
 

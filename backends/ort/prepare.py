@@ -1,8 +1,9 @@
 """The forms that ONNX Runtime's kernels are good at; each is exact, and none changes what is computed.
 
-linear(dq(q[.., K]), w, b)       -->  view(linear(dq(view(q, [-1, K])), w, b))    QGemm takes 2-D
-linear(dq(dynamic q), dq(w), b)  -->  integer_matmul(q, w^T) + b                  MatMulIntegerToFloat
+linear(dq(q[.., K]), dq(w), b)   -->  view(linear(dq(view(q, [-1, K])), ...))     QGemm takes 2-D
+linear(dq(q), dq(w), b)          -->  integer_linear(q, w^T, b), float result     MatMulIntegerToFloat
 linear(x, dq(w), b)              -->  matmul(x, dq(w^T)) + b                      MatMulNBits: [K, N]
+attention of heads               -->  attention by token                          Attention
 move(q8)                         -->  q(move(dq(q8)))                             FP8 codes
 avg_pool(x, 0, ceil, include)    -->  avg_pool(x, 0, ceil)                        divides by what lies inside
 """
@@ -10,18 +11,27 @@ avg_pool(x, 0, ceil, include)    -->  avg_pool(x, 0, ceil)                      
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
+from qcompiler.backends.ort.attention import is_attention, use_attention
+from qcompiler.backends.ort.requirements import ATTENTION_OPSET
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Draft, Graph, arguments, label, spec, value
 from qcompiler.ir.ops import FLOAT8
+from qcompiler.passes.materialize import insert_bias
+from qcompiler.passes.weights import MOST_BIAS
+from qcompiler.rewrite import Trait, has
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
 
-def prepare(graph: Graph) -> Graph:
-    """Rewrite every linear into the form of its kernel; names of linears are kept."""
+def prepare(graph: Graph, *, opset: int, portable: bool) -> Graph:
+    """Rewrite every linear and attention into the form of its kernel; names of linears are kept.
+
+    A portable graph keeps its static linears between quantize and dequantize, as other engines read them.
+    """
     draft = Draft(graph)
     flattened: dict[Node, Node] = {}
     for node in draft.nodes:
@@ -29,6 +39,8 @@ def prepare(graph: Graph) -> Graph:
             clip_windows(draft, node)
         elif computes_on_float8(node):
             decode_around(draft, node)
+        elif is_attention(node) and opset >= ATTENTION_OPSET:
+            use_attention(draft, node)
         if node.target is not aten.linear.default:
             continue
         weight = node.args[1]
@@ -39,10 +51,12 @@ def prepare(graph: Graph) -> Graph:
         is_codes = source.target is qc.dequantize.default and "int" in str(arguments(source)["format"])
         if not is_codes:
             use_transposed_weight(draft, node, weight)
-        elif arguments(source)["scale"].op != "get_attr":
-            use_integer_matmul(draft, node, source, weight)
-        elif len(rank_of(node)) > 2:
-            flatten(draft, node, source, flattened)
+        elif is_dynamic(source) or (not portable and not returns_codes(node)):
+            use_integer_linear(draft, node, source, weight)
+        else:
+            use_integer_bias(draft, node, source, weight)
+            if len(rank_of(node)) > 2:
+                flatten(draft, node, source, flattened)
     return draft.finish()
 
 
@@ -117,17 +131,48 @@ def flatten(draft: Draft, node: Node, source: Node, flattened: dict[Node, Node])
     draft.replace(node, restored, only=[user for user in node.users if user is not restored])
 
 
-def use_integer_matmul(draft: Draft, node: Node, source: Node, weight: Node) -> None:
-    """The run-time-quantized form: bias added in float behind the product."""
+def is_dynamic(source: Node) -> bool:
+    """Whether the range of some codes is taken at run time."""
+    return bool(arguments(source)["scale"].op != "get_attr")
+
+
+def returns_codes(linear: Node) -> bool:
+    """Whether a linear's only reader, perhaps behind a clamp that its kernel absorbs, is a quantize."""
+    node = linear
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.target is qc.quantize.default:
+            return True
+        if not has(node, Trait.CLAMPS):
+            return False
+    return False
+
+
+def use_integer_linear(draft: Draft, node: Node, source: Node, weight: Node) -> None:
+    """Codes in, float out: no reshape to two dimensions, and the bias added in float."""
     inputs, filters = arguments(source), arguments(weight)
     codes = draft.tensor(filters["q"])
     assert codes is not None
     transposed = draft.constant(f"{filters['q'].target}.transposed", codes.t().contiguous(), before=node)
     bias = node.args[2]
-    node.target = qc.integer_matmul.default
-    node.args = (inputs["q"], inputs["scale"], inputs["zero_point"], transposed, filters["scale"])
+    node.target = qc.integer_linear.default
+    node.args = (inputs["q"], inputs["scale"], inputs["zero_point"], transposed, filters["scale"], bias)
     draft.infer(node)
-    add_behind(draft, node, bias)
+
+
+def use_integer_bias(draft: Draft, node: Node, source: Node, weight: Node) -> None:
+    """Between quantize and dequantize a float bias would keep the whole linear in float."""
+    inputs, filters = arguments(source), arguments(weight)
+    bias, scale = draft.tensor(arguments(node)["bias"]), draft.tensor(inputs["scale"])
+    steps = draft.tensor(filters["scale"])
+    if bias is None or scale is None or steps is None or not fits(bias, scale * steps):
+        return
+    insert_bias(draft, node, bias, float(scale), steps)
+
+
+def fits(bias: Tensor, step: Tensor) -> bool:
+    """Whether a bias in these steps leaves a 32-bit accumulator room for the products."""
+    return bool((bias.abs().double() / step.double()).max() <= MOST_BIAS)
 
 
 def use_transposed_weight(draft: Draft, node: Node, weight: Node) -> None:

@@ -2,12 +2,14 @@
 
 import torch
 
+from qcompiler.backends.ort.attention import is_attention
 from qcompiler.backends.ort.session import HIDING_FUSIONS, SLOW_FUSIONS, Settings
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Graph, arguments
 from qcompiler.target import Target
 
 DEFAULT_OPSET = 21
+ATTENTION_OPSET = 23  # the first that has Attention as one operator
 GROUPS_OPSET = 21  # the first whose DequantizeLinear takes one scale per group
 OPSETS = (18, 23)  # what torch's exporter writes and ONNX Runtime loads
 aten = torch.ops.aten
@@ -36,6 +38,12 @@ def has_weight_only(graph: Graph) -> bool:
     )
 
 
+def default_opset(graph: Graph) -> int:
+    """The opset that a graph is written in unless another is asked for."""
+    attentions = [node for node in graph.fx.nodes if node.target is aten.scaled_dot_product_attention.default]
+    return ATTENTION_OPSET if attentions and all(map(is_attention, attentions)) else DEFAULT_OPSET
+
+
 def required_opset(graph: Graph, target: Target) -> int:
     """The lowest opset that holds all formats of a graph; refuses a format that ONNX does not have."""
     unknown = sorted(formats(graph) - set(target.opset))
@@ -62,5 +70,5 @@ def check_opset(graph: Graph, opset: int | None, target: Target) -> None:
         raise LoweringError(
             f"opset {opset} cannot hold this model",
             why=f"{', '.join(sorted(formats(graph))) or 'float'} needs opset {lowest} to {OPSETS[1]}",
-            fix=f"leave opset out (it is {DEFAULT_OPSET}) or choose one in that range",
+            fix=f"leave opset out (it is {default_opset(graph)}) or choose one in that range",
         )

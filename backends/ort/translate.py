@@ -1,6 +1,6 @@
 """Our operators as ONNX operators of one opset, for torch's exporter.
 
-custom_translation_table = translations(opset)
+custom_translation_table = translations(opset, portable)
 """
 
 from collections.abc import Callable
@@ -9,11 +9,16 @@ from typing import Any
 import onnxscript
 import torch
 
+from qcompiler.backends.ort.contrib import contrib
+
 qc = torch.ops.qcompiler
 
 
-def translations(opset: int) -> dict[Any, Callable[..., Any]]:
-    """The table for one opset: a model may not hold an operator that is newer than itself."""
+def translations(opset: int, *, portable: bool) -> dict[Any, Callable[..., Any]]:
+    """The table for one opset: a model may not hold an operator that is newer than itself.
+
+    A portable model holds operators of the ONNX standard only.
+    """
     op = getattr(onnxscript, f"opset{opset}")
 
     def quantize(
@@ -32,17 +37,31 @@ def translations(opset: int) -> dict[Any, Callable[..., Any]]:
     def dynamic_quantize(x: Any) -> Any:
         return op.DynamicQuantizeLinear(x)
 
-    def integer_matmul(q: Any, scale: Any, zero_point: Any, weight: Any, weight_scale: Any) -> Any:
-        """MatMulInteger -> Cast -> Mul: the form that ONNX Runtime fuses into MatMulIntegerToFloat."""
+    def integer_linear(
+        q: Any, scale: Any, zero_point: Any, weight: Any, weight_scale: Any, bias: Any = None
+    ) -> Any:
+        """MatMulIntegerToFloat, or the MatMulInteger -> Cast -> Mul -> Add that it is made of."""
+        if not portable:
+            fused = contrib("MatMulIntegerToFloat")
+            return fused(q, weight, scale, weight_scale, zero_point, None, bias)
         accumulator = op.MatMulInteger(q, weight, zero_point)
-        return op.Mul(op.Cast(accumulator, to=1), op.Mul(scale, weight_scale))
+        result = op.Mul(op.Cast(accumulator, to=1), op.Mul(scale, weight_scale))
+        return result if bias is None else op.Add(result, bias)
+
+    def attention(
+        q: Any, k: Any, v: Any, mask: Any, heads: int, kv_heads: int, scale: float, causal: bool
+    ) -> Any:
+        counts = {"q_num_heads": heads, "kv_num_heads": kv_heads} if len(q.shape) == 3 else {}
+        attended, *_ = op.Attention(q, k, v, mask, scale=scale, is_causal=int(causal), **counts)
+        return attended
 
     return {
         qc.quantize.default: quantize,
         qc.dequantize.default: dequantize,
         qc.global_avg_pool.default: global_avg_pool,
         qc.dynamic_quantize.default: dynamic_quantize,
-        qc.integer_matmul.default: integer_matmul,
+        qc.integer_linear.default: integer_linear,
+        qc.attention.default: attention,
     }
 
 

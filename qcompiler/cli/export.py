@@ -20,8 +20,11 @@ def run(
     calibration: options.Calibration = None,
     override: options.Overrides = None,
     opset: Annotated[
-        int | None, typer.Option("--opset", help="Of ONNX; 21 if absent.", show_default=False)
+        int | None, typer.Option("--opset", help="Of ONNX; 21 or 23 if absent.", show_default=False)
     ] = None,
+    portable: Annotated[
+        bool, typer.Option("--portable/--engine", help="Standard operators only, or ONNX Runtime's own, too.")
+    ] = True,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if a layer planned in integers runs in float.")
     ] = False,
@@ -39,7 +42,7 @@ def run(
     source = find_source(model, calibration=calibration)
     contract = api.export_onnx(
         source.model, source.example_inputs, output, calibration=source.calibration, recipe=wanted,
-        target=target, opset=opset, strict=strict,
+        target=target, opset=opset, portable=portable, strict=strict,
     )  # fmt: skip
     for warning in warnings_of(contract):
         complain(warning, kind="warning")

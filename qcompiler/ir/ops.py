@@ -5,6 +5,7 @@ Scales and zero points are tensors, one per tensor, channel (`axis`) or block of
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qcompiler.numerics import Granularity, PerChannel, PerGroup, PerTensor, QuantParams, parse_format
 from qcompiler.numerics import dequantize as decode
@@ -93,15 +94,62 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:2], *[1] * (x.dim() - 2)))
 
 
-@torch.library.custom_op("qcompiler::integer_matmul", mutates_args=())
-def integer_matmul(
-    q: Tensor, scale: Tensor, zero_point: Tensor, weight: Tensor, weight_scale: Tensor
+@torch.library.custom_op("qcompiler::integer_linear", mutates_args=())
+def integer_linear(
+    q: Tensor, scale: Tensor, zero_point: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """float32(sum_k (q - z) w) * float32(s s_w): [..., K] codes times [K, N] codes, float result."""
+    """float32(sum_k (q - z) w) * float32(s s_w) + b: [..., K] codes times [K, N] codes, float result."""
     accumulator = (q.double() - zero_point.double()) @ weight.double()
-    return accumulator.float() * (scale * weight_scale)
+    result = accumulator.float() * (scale * weight_scale)
+    return result if bias is None else result + bias
 
 
-@integer_matmul.register_fake
-def _(q: Tensor, scale: Tensor, zero_point: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+@integer_linear.register_fake
+def _(
+    q: Tensor, scale: Tensor, zero_point: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
     return torch.empty((*q.shape[:-1], weight.shape[1]), dtype=torch.float32, device=q.device)
+
+
+@torch.library.custom_op("qcompiler::attention", mutates_args=())
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    """softmax(scale q k^T + mask) v per head (arXiv 1706.03762, eq. 1).
+
+    [B, S, heads * D], [B, T, kv_heads * D]  -->  [B, S, heads * D], or by head ([B, heads, S, D]) all around.
+    `mask` [..., S, T] is true where to look, or is added; a key head serves heads / kv_heads query heads.
+    """
+    by_token = q.dim() == 3
+
+    def by_head(x: Tensor, count: int) -> Tensor:
+        return x.view(*x.shape[:2], count, -1).transpose(1, 2) if by_token else x
+
+    y = F.scaled_dot_product_attention(
+        by_head(q, heads), by_head(k, kv_heads), by_head(v, kv_heads),
+        attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=heads != kv_heads,
+    )  # fmt: skip
+    return y.transpose(1, 2).flatten(2) if by_token else y.clone()
+
+
+@attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    if q.dim() == 4:
+        return q.new_empty((*q.shape[:3], v.shape[3]))
+    return q.new_empty((*q.shape[:2], heads * (v.shape[2] // kv_heads)))

@@ -21,6 +21,7 @@ class KernelRow:
 
     output: "required": the kernel only exists with a quantized result; "optional": it can also return
     float; "same": codes pass through, so input and output share one scale and zero point.
+    to_float: the kernel that returns float and adds a float bias, where that is another one.
     starts: worth quantizing an input for. A row that does not start carries integers that are there anyway.
     where: which calls of the op the kernel computes as torch does.
     """
@@ -32,6 +33,7 @@ class KernelRow:
     weight: str | None = None
     bias: str | None = None
     output: Output = "required"
+    to_float: str = ""
     absorbs: Trait = Trait.NONE
     starts: bool = False
     where: Callable[[Node], bool] = lambda node: True

@@ -50,7 +50,7 @@ ROWS = (
     convolution(aten.conv3d.default),
     KernelRow(
         op=aten.linear.default, kernel="QGemm", formula="linear", operands=("input",), weight="weight",
-        bias="bias", output="optional", absorbs=Trait.CLAMPS, starts=True,
+        bias="bias", output="optional", to_float="MatMulIntegerToFloat", absorbs=Trait.CLAMPS, starts=True,
     ),
     KernelRow(op=aten.add.Tensor, kernel="QLinearAdd", formula="add", operands=("self", "other"),
               absorbs=Trait.CLAMPS, where=is_plain_sum),

@@ -24,7 +24,7 @@ class EveryRow(nn.Module):
         self.plane = nn.Conv2d(4, 4, 3, padding=1)
         self.other = nn.Conv2d(4, 4, 1)
         self.space = nn.Conv3d(4, 4, 3)
-        self.flat = nn.Linear(16, 5)
+        self.flat, self.clamped = nn.Linear(16, 5), nn.Linear(16, 5)
 
     def forward(self, line: Tensor, plane: Tensor, space: Tensor, flat: Tensor) -> tuple[Tensor, ...]:
         a, b = self.plane(plane), self.other(plane)
@@ -32,6 +32,7 @@ class EveryRow(nn.Module):
             self.line(line),
             self.space(space),
             self.flat(flat),
+            self.clamped(flat).relu(),
             a + b,
             a * b,
             nn.functional.adaptive_avg_pool2d(a, 1),
@@ -57,7 +58,8 @@ def test_row_runs_as_the_kernel_it_names(row: KernelRow, every_row: tuple[Decisi
     decision, ran = every_row
     nodes = decision.graph.by_name
     kernels = {layer.kernel for layer in ran.layers if nodes[layer.node].target == row.op}
-    assert kernels == {ON_CHANNELS_LAST.get(row.kernel, row.kernel)}
+    named = {row.kernel, row.to_float} - {""}
+    assert kernels == {ON_CHANNELS_LAST.get(kernel, kernel) for kernel in named}
 
 
 class EveryMove(nn.Module):

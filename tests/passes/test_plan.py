@@ -256,15 +256,18 @@ def test_a_sum_that_could_wrap_is_refused_from_the_actual_weights() -> None:
 
 
 def test_a_bias_takes_part_in_the_sum() -> None:
+    """Where the kernel returns codes; a float result has its bias added in float."""
     layer = nn.Linear(40_000, 2)
     layer.weight.data.fill_(1.0)
     assert layer.bias is not None
     layer.bias.data.fill_(0.0)
     x = torch.rand(2, 40_000)
-    assert decision(layer, x).plan.weights
+    clamped = nn.Sequential(layer, nn.ReLU())
+    assert decision(clamped, x).plan.weights
     layer.bias.data.fill_(30_000.0)  # 0.98e9 steps of s_x s_w beside 1.30e9 from the products
     with pytest.raises(PlanError, match="can exceed 32 bits"):
-        decision(layer, x)
+        decision(clamped, x)
+    assert decision(layer, x).plan.weights
 
 
 # ---------------------------------------------------------------- the plan as a value
