@@ -55,6 +55,15 @@ def translations(opset: int, *, portable: bool) -> dict[Any, Callable[..., Any]]
         attended, *_ = op.Attention(q, k, v, mask, scale=scale, is_causal=int(causal), **counts)
         return attended
 
+    def pad_codes(q: Any, zero_point: Any, pads: list[int]) -> Any:
+        begins, ends = pads[-2::-2], pads[-1::-2]  # ONNX goes from the first axis on
+        rest = [0] * (len(q.shape) - len(begins))
+        amounts = op.Constant(value_ints=[*rest, *begins, *rest, *ends])
+        return op.Pad(q, amounts, zero_point)
+
+    def space_to_depth(x: Any, block: int) -> Any:
+        return op.SpaceToDepth(x, blocksize=block)
+
     return {
         qc.quantize.default: quantize,
         qc.dequantize.default: dequantize,
@@ -62,6 +71,8 @@ def translations(opset: int, *, portable: bool) -> dict[Any, Callable[..., Any]]
         qc.dynamic_quantize.default: dynamic_quantize,
         qc.integer_linear.default: integer_linear,
         qc.attention.default: attention,
+        qc.pad_codes.default: pad_codes,
+        qc.space_to_depth.default: space_to_depth,
     }
 
 

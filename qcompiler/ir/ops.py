@@ -94,6 +94,34 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:2], *[1] * (x.dim() - 2)))
 
 
+@torch.library.custom_op("qcompiler::pad_codes", mutates_args=())
+def pad_codes(q: Tensor, zero_point: Tensor, pads: list[int]) -> Tensor:
+    """Pad codes with what stands for 0; `pads` from the last axis on, as in torch; negative ones cut."""
+    return F.pad(q, pads, value=int(zero_point))
+
+
+@pad_codes.register_fake
+def _(q: Tensor, zero_point: Tensor, pads: list[int]) -> Tensor:
+    shape = list(q.shape)
+    for step, (begin, end) in enumerate(zip(pads[::2], pads[1::2], strict=True), start=1):
+        shape[-step] += begin + end
+    return q.new_empty(shape)
+
+
+@torch.library.custom_op("qcompiler::space_to_depth", mutates_args=())
+def space_to_depth(x: Tensor, block: int) -> Tensor:
+    """[N, C, H, W] -> [N, s s C, H / s, W / s]: pixel (i, j) of a block and channel c at (i s + j) C + c."""
+    batch, channels, height, width = x.shape
+    blocks = x.reshape(batch, channels, height // block, block, width // block, block)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, height // block, width // block).clone()
+
+
+@space_to_depth.register_fake
+def _(x: Tensor, block: int) -> Tensor:
+    batch, channels, height, width = x.shape
+    return x.new_empty((batch, channels * block**2, height // block, width // block))
+
+
 @torch.library.custom_op("qcompiler::integer_linear", mutates_args=())
 def integer_linear(
     q: Tensor, scale: Tensor, zero_point: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None

@@ -42,15 +42,15 @@ def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) 
 
 
 def permuted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    parts = (x.reshape(x.shape[0], -1, HEADS, DEPTH).permute(0, 2, 1, 3) for x in (q, k, v))
-    return sdpa(*parts, attn_mask=mask).permute(0, 2, 1, 3).reshape(q.shape)
+    a, b, c = (x.reshape(x.shape[0], -1, HEADS, DEPTH).permute(0, 2, 1, 3) for x in (q, k, v))
+    return sdpa(a, b, c, attn_mask=mask).permute(0, 2, 1, 3).reshape(q.shape)
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """One tensor for all three: its columns are found."""
     both = (q + 0 * k).repeat(1, 1, 3)
-    parts = both.reshape(q.shape[0], -1, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4).unbind(0)
-    return sdpa(*parts).transpose(1, 2).reshape(q.shape)
+    a, b, c = both.reshape(q.shape[0], -1, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4).unbind(0)
+    return sdpa(a, b, c).transpose(1, 2).reshape(q.shape)
 
 
 def repeated(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
