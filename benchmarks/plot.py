@@ -16,12 +16,13 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     panels = [name for name in result["workloads"] if bars(result, name)]
     if not panels:
         return
-    down = -(-len(panels) // ACROSS)
+    across = min(ACROSS, len(panels))
+    down = -(-len(panels) // across)
     longest = max(len(bars(result, name)) for name in panels)
     # The figure itself and not pyplot: no window system, nothing remembered between two pictures.
     with mpl.rc_context({"svg.hashsalt": "qcompiler", "svg.fonttype": "none", "font.size": 8}):
-        picture = Figure(figsize=(6 * ACROSS, down * (0.24 * longest + 0.9)), layout="constrained")
-        for axes, name in zip(picture.subplots(down, ACROSS, squeeze=False).flat, panels, strict=False):
+        picture = Figure(figsize=(6 * across, down * (0.24 * longest + 0.9)), layout="constrained")
+        for axes, name in zip(picture.subplots(down, across, squeeze=False).flat, panels, strict=False):
             panel(axes, result, name)
         for axes in picture.axes[len(panels) :]:
             axes.set_axis_off()
