@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.cells import to_mapping
 from benchmarks.contenders import BASELINE, CONTENDERS
 from benchmarks.field import Settings, measure
-from benchmarks.page import overview, page
+from benchmarks.page import legend, overview, page, setting
 from benchmarks.plot import draw
 from benchmarks.records import commit, machine, versions
 from benchmarks.workloads import WORKLOADS
@@ -84,7 +84,8 @@ def main() -> None:
                 cells += map(to_mapping, measure(workload, names, settings, steps.tell))
             # After every workload: what is measured is not lost if the rest is stopped.
             write(known | {"cells": cells}, given.out)
-    print(overview(json.loads(given.out.read_text())))
+    found = json.loads(given.out.read_text())
+    print(setting(found), overview(found), legend(found), sep="\n")
 
 
 if __name__ == "__main__":
