@@ -1,5 +1,6 @@
 """What runs in the processes: writing a case, preparing a contender, and running it round by round."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ def compete(link: Connection, contender: str, case: Case, folder: Path) -> None:
     calls[0]()
     seconds = time.perf_counter() - start
     found = metric(lambda *inputs: bind(inputs)())
+    if math.isnan(found["sqnr_db"]):
+        raise ValueError("the output holds what is no number")
     for _ in range(WARM_UP):
         calls[0]()
     peak = resident("VmHWM")
