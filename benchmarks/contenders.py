@@ -68,7 +68,8 @@ CONTENDERS: dict[str, Contender] = {
     "ours-int8": Contender(
         title="qcompiler int8", peer=ours.Compile(recipe="int8"), kinds=("cnn", "transformer"), ours=True,
     ),
-    # What the language models are compiled by is the peer of this row, and of one like it for decoding.
+    # Language models take the general row for a prompt. A decoder of its own is one more row here, of
+    # kinds ("prefill", "decode") and with its class beside `Compile` in peers/ours.py.
     "ours-int8-dynamic": Contender(
         title="qcompiler int8 dynamic", peer=ours.Compile(recipe="int8-dynamic"),
         kinds=("transformer", "prefill"), ours=True,

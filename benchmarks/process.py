@@ -76,12 +76,12 @@ class Worker:
 
 def enter(link: Connection, core: int, log: Path, work: Callable[..., None], args: tuple[Any, ...]) -> None:
     """Where the process begins: what it prints goes to the log, what goes wrong to its parent."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {core})
         work(link, *args)
     except EOFError:
         return  # the parent has gone
