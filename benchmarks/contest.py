@@ -27,7 +27,7 @@ def contest(
     """CPU seconds of everybody in every round; who is lost on the way has no times, but a reason."""
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     lost: dict[str, str] = {}
-    for turn in range(rounds):
+    for turn in range(rounds if workers else 0):
         for name in rotated([*workers], turn):
             if name in lost:
                 continue

@@ -46,6 +46,12 @@ def test_who_crashes_leaves_with_a_reason_and_the_others_go_on() -> None:
     assert "".join(turns) == "abbaa"
 
 
+def test_a_contest_of_nobody_is_over() -> None:
+    """As when no contender could be opened."""
+    timing, lost = contest({}, rounds=3, slice=0.1)
+    assert not timing.seconds and not lost
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
