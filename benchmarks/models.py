@@ -1,6 +1,6 @@
 """Built-in models, int8 against float in ONNX Runtime: speed, SQNR, coverage and distance to the reference.
 
-    python benchmarks/models.py [NAME ...] [--batch 1 8] [--out benchmarks/results/models.json]
+    python -m benchmarks.models [NAME ...] [--batch 1 8] [--out benchmarks/results/models.json]
 
 One thread; float and quantized interleaved in one process, CPU time, median of per-round ratios. Writes
 JSON and prints a Markdown table. Run on a quiet machine.
@@ -8,7 +8,6 @@ JSON and prints a Markdown table. Run on a quiet machine.
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from rich.progress import track
 
 import qcompiler as qc
+from benchmarks.records import commit, table
 from qcompiler.models import build
 
 # Model and batch size, as in the project's bars.
@@ -68,16 +68,6 @@ def row(case: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def table(cases: list[dict[str, Any]]) -> str:
-    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *map(row, cases)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,8 +83,9 @@ def main() -> None:
     found = [measure(name, batch, given.recipe) for name, batch in track(cases, description="measuring")]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"commit": commit(), "cases": found}, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(table(found))
-    print(table(found))
+    written = table(COLUMNS, map(row, found))
+    given.out.with_suffix(".md").write_text(written)
+    print(written)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Measurements: each command is a module here, run from the top of a checkout."""

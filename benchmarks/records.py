@@ -1,0 +1,39 @@
+"""What every benchmark writes down beside its figures: the commit, the machine, the versions, and tables."""
+
+import importlib.metadata
+import subprocess
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qcompiler.target.machine import this_cpu
+
+
+def commit() -> str:
+    """The commit that was measured; `-dirty` behind it where files differ from it."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return found.stdout.strip() or "unknown"
+
+
+def machine() -> dict[str, Any]:
+    cpu = this_cpu()
+    return {"cpu": cpu.name, "features": list(cpu.features)}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
