@@ -1,8 +1,9 @@
 """The intermediate representation: graphs of ATen ops with typed values."""
 
 from qcompiler.ir import ops as ops  # registers torch.ops.qcompiler
+from qcompiler.ir.call import flatten_inputs
 from qcompiler.ir.edit import Draft, arguments, normalize_arguments, with_tensors
-from qcompiler.ir.graph import Graph, Note, Signature, evaluate, flatten_inputs
+from qcompiler.ir.graph import Graph, Note, Signature, evaluate
 from qcompiler.ir.spec import TensorSpec, is_float, label, module_path, source_line, spec, value
 from qcompiler.ir.stage import check_stage
 from qcompiler.ir.text import fingerprint, format_text, parse_text

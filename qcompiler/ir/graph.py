@@ -5,15 +5,15 @@ Graph = (nodes, constants by name, stage, calling convention, history)
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from qcompiler.errors import InputError
-from qcompiler.ir.spec import spec
+from qcompiler.ir.spec import TensorSpec, spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,9 @@ class Note:
         return f"{self.rule} {self.outcome} at {self.node}" + (f": {self.reason}" if self.reason else "")
 
 
+Wanted = tuple[str, TensorSpec | None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graph:
     """A torch.fx graph of ATen and `qcompiler::` ops, pure and in topological order.
@@ -61,11 +64,18 @@ class Graph:
     def nodes(self) -> list[Node]:
         return list(self.fx.nodes)
 
-    @property
+    # A graph does not change, so what every call asks is found out once.
+
+    @cached_property
     def inputs(self) -> list[Node]:
         return [node for node in self.fx.nodes if node.op == "placeholder"]
 
-    @property
+    @cached_property
+    def wanted(self) -> list[Wanted]:
+        """What a call must bring: name and spec of every input, a symbolic size as the text of its symbol."""
+        return [(node.name, readable(spec(node))) for node in self.inputs]
+
+    @cached_property
     def output(self) -> Node:
         return self.fx.output_node()
 
@@ -80,6 +90,14 @@ class Graph:
 
     def noting(self, notes: Sequence[Note]) -> "Graph":
         return replace(self, notes=(*self.notes, *notes))
+
+
+def readable(found: TensorSpec | None) -> TensorSpec | None:
+    """Symbolic sizes as text: to compare them is slow, and every call does."""
+    if found is None:
+        return None
+    shape = tuple(size if isinstance(size, int) else str(size) for size in found.shape)
+    return TensorSpec(shape=shape, dtype=found.dtype)
 
 
 Observe = Callable[[Node, Any], None]
@@ -142,76 +160,3 @@ def evaluate(
             if not readers[read]:
                 del values[read]
     raise AssertionError("a graph ends in an output node")
-
-
-def flatten_inputs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
-    """Bring a call `model(*args, **kwargs)` into the graph's flat order, checking it on the way."""
-    flat = flatten_call(graph.signature, args, dict(kwargs or {}))
-    for node, given in zip(graph.inputs, flat, strict=True):
-        check_input(node, given)
-    check_shared_sizes(graph, flat)
-    return flat
-
-
-def check_shared_sizes(graph: Graph, flat: Sequence[Any]) -> None:
-    """A symbolic size that several inputs share (the batch) must be one number in a call."""
-    seen: dict[str, tuple[str, int]] = {}
-    for node, given in zip(graph.inputs, flat, strict=True):
-        found = spec(node)
-        for size, have in zip(found.shape if found else (), given.shape if found else (), strict=True):
-            first = seen.setdefault(str(size), (node.name, have)) if not isinstance(size, int) else None
-            if first is not None and first[1] != have:
-                raise InputError(
-                    f"input '{node.name}' has {have} rows and '{first[0]}' has {first[1]}",
-                    why="they share that dimension",
-                    fix="pass inputs of one batch size",
-                )
-
-
-def flatten_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    given = pytree.tree_leaves((args, kwargs))
-    try:
-        return list(signature.in_spec.flatten_up_to((args, kwargs)))  # dicts may have their keys in any order
-    except ValueError:
-        pass  # another arrangement; perhaps the same arguments by name
-    # An argument that the example gave by name has no known position.
-    positional = signature.in_spec.child(0).num_children
-    named = dict(zip(signature.argument_names[:positional], args, strict=False)) | kwargs
-    if len(args) + len(kwargs) == len(named) and set(named) == set(signature.argument_names):
-        given = pytree.tree_leaves(tuple(named[name] for name in signature.argument_names))
-        if len(given) == len(signature.inputs):
-            return list(given)
-    wanted = ", ".join(signature.argument_names or signature.inputs)
-    raise InputError(
-        f"the model takes {len(signature.inputs)} inputs ({wanted});"
-        f" the call has {len(given)}, arranged otherwise",
-        why="it was compiled for the arrangement of the example inputs",
-        fix="call it with the same positional and keyword arguments as the example",
-    )
-
-
-def check_input(node: Node, given: Any) -> None:
-    """Refuse a tensor of another rank, fixed size or dtype than the one traced."""
-    wanted = spec(node)
-    if wanted is None:
-        return
-    if not isinstance(given, Tensor):
-        raise InputError(
-            f"input '{node.name}' is a {type(given).__name__}, not a tensor", fix=f"pass a tensor {wanted}"
-        )
-    fits = len(given.shape) == len(wanted.shape) and all(
-        not isinstance(size, int) or size == have
-        for size, have in zip(wanted.shape, given.shape, strict=True)
-    )
-    if not fits:
-        raise InputError(
-            f"input '{node.name}' has shape {list(given.shape)}",
-            why=f"the graph was traced for {wanted}",
-            fix="pass that shape, or trace again with an example of the new one",
-        )
-    if given.dtype != wanted.dtype:
-        raise InputError(
-            f"input '{node.name}' has dtype {given.dtype}",
-            why=f"the graph was traced for {wanted}",
-            fix=f"convert it with .to({wanted.dtype})",
-        )

@@ -25,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from qcompiler.errors import ArtifactError, GraphError
 from qcompiler.ir.edit import normalize_arguments
-from qcompiler.ir.graph import Graph, Signature
+from qcompiler.ir.graph import Graph, Signature, operator_of
 from qcompiler.ir.spec import DTYPE_NAMES, set_value, spec, value
 
 SIZE_OPS: dict[str, Callable[..., Any]] = {
@@ -206,7 +206,7 @@ class Reader:
         node = self.fx.create_node("call_function", target, args, kwargs, name=name)
         normalize_arguments(node)
         with self.fake_mode:
-            set_value(node, target(*fake_args, **fake_kwargs))
+            set_value(node, operator_of(node)(*fake_args, **fake_kwargs))
         return node
 
     def operator(self, path: str, where: ast.AST) -> Callable[..., Any]:

@@ -110,6 +110,18 @@ def test_every_kind_of_argument_survives_a_round() -> None:
     torch.testing.assert_close(evaluate(copy, inputs), evaluate(graph, inputs))
 
 
+@pytest.mark.parametrize("view", ["view", "_unsafe_view"])
+def test_a_value_has_no_strides(view: str) -> None:
+    """What torch could view, because it had just made it contiguous, may lie otherwise when it is read."""
+    graph = parse(f"""x: f32[n0, 2, 3] = input()
+transpose: f32[n0, 3, 2] = aten.transpose.int(x, 1, 2)
+view: f32[n0, 6] = aten.{view}.default(transpose, [-1, 6])
+return [view]
+""")
+    x = torch.randn(4, 2, 3)
+    assert torch.equal(evaluate(graph, [x])[0], x.mT.reshape(4, 6))
+
+
 BASE = """x: f32[n0, 4] = input()
 w: f32[4] = tensor("w")
 mul: f32[n0, 4] = aten.mul.Tensor(x, w)
