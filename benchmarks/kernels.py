@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels [--rounds 25] [--out benchmarks/results/kernels.json]
 
-One thread, the forms of a layer interleaved, CPU time per run, median of rounds. Writes JSON and Markdown tables.
+One thread, the forms of a layer interleaved, CPU time per run, median of rounds. Writes JSON and Markdown.
 """
 
 import argparse
