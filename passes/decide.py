@@ -14,6 +14,7 @@ from qcompiler.passes.equalize import equalize
 from qcompiler.passes.fuse import fuse
 from qcompiler.passes.placement import place
 from qcompiler.passes.plan import make_plan, values_to_observe
+from qcompiler.passes.run_time import trades, with_run_time_ranges
 from qcompiler.passes.simulate import expected_sqnr
 from qcompiler.passes.smooth import norm_outputs, smooth
 from qcompiler.plan import Plan
@@ -61,6 +62,8 @@ def decide(
         best = judge.better(best, planned(smoothed, data, recipe, target, tell), "smooth")
     if recipe.equalize:
         best = judge.better(best, planned(equalize(best.graph), data, recipe, target, tell), "equalize")
+    if recipe.dynamic_where_better:
+        best = with_ranges_where_better(best, judge)
     if recipe.bias_correction and best.plan.weights:
         corrected = replace(best, graph=correct_bias(best.graph, best.plan, best.ranges))
         best = judge.better(best, corrected, "correct-bias")
@@ -73,6 +76,23 @@ def planned(graph: Graph, data: Sequence[Any], recipe: Recipe, target: Target, t
     ranges = calibrate(graph, data, values_to_observe(choices), tell=tell)
     plan = make_plan(graph, groups, ranges, recipe, target)
     return Decision(graph=graph, plan=plan, ranges=ranges, recipe=recipe, target=target)
+
+
+def with_ranges_where_better(best: Decision, judge: "Judge") -> Decision:
+    """Take ranges at run time where each value says that it pays, if the whole model agrees."""
+    found = trades(best.graph, best.plan, best.target, judge.samples)
+    recipe = with_run_time_ranges(best.recipe, found)
+    groups = fuse(best.graph, best.target)
+    mixed = replace(best, recipe=recipe, plan=make_plan(best.graph, groups, best.ranges, recipe, best.target))
+    kept = judge.better(best, mixed, "dynamic-where-better")
+    notes = [
+        Note(
+            stage="canonical", rule="dynamic-where-better", node=trade.value.label,
+            outcome="applied" if trade.pays and kept.recipe is recipe else "refused", reason=str(trade),
+        )
+        for trade in found
+    ]  # fmt: skip
+    return replace(kept, graph=kept.graph.noting(notes))
 
 
 def floats_only(plan: Plan) -> bool:

@@ -40,6 +40,7 @@ class Recipe:
 
     weights, activations: a format name, "target" for what the target computes fastest, or None for float.
     dynamic: activations of linears get their range at run time; convolutions then stay float.
+    dynamic_where_better: so do single linears whose input that serves, by measured error and time.
     group_size: one scale per so many weights along the reduction; 0 is one per output channel.
     observers: candidate ranges, among which the measured error chooses for every tensor.
     weight_observer: "minmax" or "mse", per output channel.
@@ -51,6 +52,7 @@ class Recipe:
     weights: str | None = "target"
     activations: str | None = "target"
     dynamic: bool = False
+    dynamic_where_better: bool = False
     group_size: int = 0
     observers: tuple[str, ...] = tuple(CANDIDATES)
     weight_observer: str = "minmax"
@@ -107,6 +109,7 @@ class Recipe:
 KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "name": ((str,), "a word"),
     "dynamic": ((bool,), "true or false"),
+    "dynamic_where_better": ((bool,), "true or false"),
     "group_size": ((int,), "a number of weights, or 0"),
     "observers": ((tuple,), "a list of names"),
     "weight_observer": ((str,), "'minmax' or 'mse'"),
@@ -136,6 +139,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="int8", smooth=0.5, bias_correction=True),
+        Recipe(name="int8-mixed", smooth=0.5, bias_correction=True, dynamic_where_better=True),
         Recipe(name="int8-dynamic", dynamic=True),
         Recipe(name="w8a16", weights="int8", activations=None),
         Recipe(name="w4a16", weights="int4", activations=None, group_size=32, weight_observer="mse"),

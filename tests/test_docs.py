@@ -147,7 +147,8 @@ def test_the_figures_of_the_recipes_are_those_of_the_table() -> None:
         formats = tuple({"target": "the target's", None: "float"}.get(name, name)
                         for name in (recipe.weights, recipe.activations))  # fmt: skip
         assert tuple(cell.split(" (")[0] for cell in cells[1:3]) == formats
-        assert cells[3] == ("yes" if recipe.dynamic else "no")
+        partly = "where better" if recipe.dynamic_where_better else "no"
+        assert cells[3] == ("yes" if recipe.dynamic else partly)
         assert cells[4] == (str(recipe.group_size) if recipe.group_size else "per channel")
         assert cells[5] == ("off" if recipe.smooth is None else str(recipe.smooth))
         assert cells[6] == ("yes" if recipe.bias_correction else "no")

@@ -65,7 +65,7 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("int9", r"no recipe 'int9', because known are int8, int8-dynamic"),
+        ("int9", r"no recipe 'int9', because known are int8, int8-mixed, int8-dynamic"),
         ({"base": "fp16"}, r"no recipe 'fp16'"),
         ({"weight": "int8"}, r"has no key 'weight', because its keys are activations"),
         ({"weights": "int99"}, r"int99"),

@@ -83,6 +83,7 @@ class Target:
     movement_kernel: str = "on codes"
     opset: Mapping[str, int] = field(default_factory=dict)  # lowest ONNX opset by format
     features: tuple[str, ...] = ()  # CPU features that the speed depends on
+    range_macs: float = 0.0  # multiply-accumulates that take as long as finding the range of one element
     weight_limit: int | None = None  # largest |code| where the features are missing
 
     def row(self, node: Node) -> KernelRow | None:

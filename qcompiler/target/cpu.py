@@ -114,6 +114,7 @@ ONNX_RUNTIME_CPU = register_target(
             "float8_e5m2": 19,
         },
         features=("avx512_vnni", "avx_vnni"),
+        range_macs=9.0,
         weight_limit=64,
     )
 )
