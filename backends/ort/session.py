@@ -20,11 +20,19 @@ HIDING_FUSIONS = ("MatMulAddFusion",)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a model needs of a session besides its file."""
+    """What a model needs of a session besides its file; the manifest holds it.
+
+    arena: the engine keeps memory that it has used once. spinning: idle threads wait busily.
+    """
 
     threads: int | None = None
     level: str = "all"
     disabled: tuple[str, ...] = SLOW_FUSIONS
+    arena: bool = True
+    spinning: bool = False
+    denormals_are_zero: bool = (
+        True  # they cost a hundred times a normal number, and mean nothing to a network
+    )
 
 
 def open_session(
@@ -42,9 +50,9 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel(LEVELS[settings.level])
-    # Denormals cost a hundred times a normal number, and mean nothing to a network.
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = settings.arena
+    options.add_session_config_entry("session.set_denormal_as_zero", flag(settings.denormals_are_zero))
+    options.add_session_config_entry("session.intra_op.allow_spinning", flag(settings.spinning))
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     if profile is not None:
@@ -57,6 +65,10 @@ def open_session(
             providers=["CPUExecutionProvider"],
             disabled_optimizers=list(settings.disabled),
         )
+
+
+def flag(on: bool) -> str:
+    return "1" if on else "0"
 
 
 SUBNORMAL = 5e-324
@@ -83,11 +95,13 @@ def default_threads() -> int:
 
 
 def run_session(session: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Feed flat inputs by position."""
+    """Feed flat inputs by position; tensors go in and out without a copy where they lie contiguous.
+
+    The engine reads the memory of an input where it is, and a result is the engine's own, which lives as long
+    as the tensor does.
+    """
     names = [given.name for given in session.get_inputs()]
-    feed = {
-        name: np.ascontiguousarray(x.detach().cpu().numpy()) for name, x in zip(names, inputs, strict=True)
-    }
+    feed = {name: np.ascontiguousarray(x.numpy(force=True)) for name, x in zip(names, inputs, strict=True)}
     with flushing_denormals():
         results = session.run(None, feed)
     return [torch.from_numpy(np.asarray(y)) for y in results]
