@@ -9,6 +9,8 @@ from typing import Any
 import onnxscript
 import torch
 
+from qcompiler.backends.ort.language import language
+
 qc = torch.ops.qcompiler
 
 
@@ -43,6 +45,7 @@ def translations(opset: int) -> dict[Any, Callable[..., Any]]:
         qc.global_avg_pool.default: global_avg_pool,
         qc.dynamic_quantize.default: dynamic_quantize,
         qc.integer_matmul.default: integer_matmul,
+        **language(op),
     }
 
 
