@@ -31,10 +31,6 @@ class BoundMemory:
             self.buffers.append(buffer)
         self.length = 0
 
-    def reset(self) -> None:
-        """Forget everything; what the buffers hold is overwritten before it is seen."""
-        self.length = 0
-
     def feed(self, tokens: Tensor) -> Tensor:
         """[1, T] tokens behind those fed before  -->  the logits that the session returns for them."""
         self.binding.bind_cpu_input(self.tokens.name, np.ascontiguousarray(tokens.numpy()))

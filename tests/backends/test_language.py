@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qcompiler.backends.memory import HeldMemory, memory_of, writes_in_place
 from qcompiler.backends.ort import Ort, OrtExecutable
 from qcompiler.backends.ort.memory import BoundMemory
 from qcompiler.ir import evaluate, trace
@@ -50,19 +51,25 @@ def test_a_decoder_runs_in_one_kernel_per_operator() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bound_cache_gives_what_an_unbound_one_gives(family: Literal["llama", "gpt2"]) -> None:
-    executable, module = lowered(family), small(family)
-    memory = BoundMemory(executable.session)
-    for _ in range(2):
-        memory.reset()
-        cache, start = module.empty_cache(1, 16), 0
-        for part in torch.split(torch.randint(0, 50, (1, 12)), [5, 4, 1, 1, 1], 1):
-            logits, cache = pytree.tree_unflatten(
-                executable([part, torch.tensor(start), *pytree.tree_leaves(cache)]),
-                executable.graph.signature.out_spec,
-            )
-            assert torch.equal(memory.feed(part), logits)
-            start += part.shape[1]
-        assert memory.length == 12
+    executable = lowered(family)
+    memory, held = memory_of(executable), HeldMemory(executable)
+    assert isinstance(memory, BoundMemory)
+    for part in torch.split(torch.randint(0, 50, (1, 12)), [5, 4, 1, 1, 1], 1):
+        assert torch.equal(memory.feed(part), held.feed(part))
+    assert memory.length == held.length == 12
+
+
+def test_a_cache_that_is_not_written_by_one_op_is_not_bound() -> None:
+    """What is returned must be the given buffer with rows written into it, and nothing else may read it."""
+    module = small("llama")
+    plain = canonical(module, call(module, 5, 3))
+    assert not writes_in_place(plain)
+    assert isinstance(memory_of(Ort().lower(plain, threads=1)), HeldMemory)
+    graph = formed(plain)
+    assert writes_in_place(graph)
+    first, *others = graph.results
+    graph.output.args = ([first, *reversed(others)],)
+    assert not writes_in_place(graph)
 
 
 class Norm(nn.Module):
