@@ -4,12 +4,13 @@
 
 The others run the model with a growing cache, as most libraries export it: in float, and with int4 weights in
 blocks of 128, rounded to nearest, by ONNX Runtime's own tool. All contenders of a case run interleaved in one
-process on one thread; CPU time, median of per-round ratios; SQNR of the logits against the float module on the
-same caches. Writes JSON and a Markdown table. Run on a quiet machine.
+process on one thread; CPU time, median of per-round ratios; SQNR of the logits against the float module on
+the same caches. Writes JSON and a Markdown table. Run on a quiet machine.
 """
 
 import argparse
 import json
+import logging
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decoder.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger().setLevel(logging.WARNING)  # importing the peers' tool turns on everybody's notes
     with tempfile.TemporaryDirectory() as folder:
         found = [
             case("prompt", prompt_bundle, prompt_runner, Path(folder)),
