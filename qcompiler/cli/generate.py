@@ -13,6 +13,7 @@ from qcompiler.errors import InputError
 
 if TYPE_CHECKING:
     from qcompiler.language import LanguageModel
+    from qcompiler.recipe import Recipe
 
 PROMPT_LENGTH = 8  # of the prompt that is drawn where none is given
 
@@ -45,6 +46,7 @@ def run(
         typer.Option(help="A token that ends the text; may be repeated.", show_default=False),
     ] = None,
     recipe: options.RecipeName = "w4a16",
+    override: options.Overrides = None,
     capacity: Annotated[
         int | None,
         typer.Option(
@@ -66,11 +68,12 @@ def run(
     Ids are not text: what they stand for is the tokenizer's business.
     """
     from qcompiler.artifact import check_replaceable
+    from qcompiler.cli.recipes import chosen_recipe
     from qcompiler.steps import Steps
 
     if output is not None:
         check_replaceable(output)
-    ready = opened(model, recipe, capacity, threads, seed, visible=not quiet)
+    ready = opened(model, chosen_recipe(recipe, override), capacity, threads, seed, visible=not quiet)
     if output is not None:
         ready.save(output)
     tokens = numbers(prompt) if prompt.strip() else drawn(ready, seed)
@@ -87,7 +90,7 @@ def run(
 
 
 def opened(
-    model: str, recipe: str, capacity: int | None, threads: int | None, seed: int, *, visible: bool
+    model: str, recipe: "Recipe", capacity: int | None, threads: int | None, seed: int, *, visible: bool
 ) -> "LanguageModel":
     """A saved decoder, or one that is compiled now."""
     from torch import nn

@@ -14,7 +14,7 @@ from qcompiler.backends.ort import Ort, OrtExecutable
 from qcompiler.backends.ort.memory import BoundMemory
 from qcompiler.ir import evaluate, trace
 from qcompiler.passes.canonicalize import CANONICAL
-from qcompiler.plan import Plan
+from qcompiler.plan import LayerPlan, Plan
 from qcompiler.rewrite import run
 from tests.models.test_decoder import small
 from tests.passes.test_forms import call, canonical, formed
@@ -42,10 +42,21 @@ def test_a_prompt_a_part_and_a_step_are_what_the_reference_says(family: Literal[
 
 
 def test_a_decoder_runs_in_one_kernel_per_operator() -> None:
-    counts = kernels(lowered("llama"))
+    executable = lowered("llama")
+    counts = kernels(executable)
     assert counts["GroupQueryAttention"] == 2
     assert counts["SimplifiedLayerNormalization"] == 5
     assert counts["QuickGelu"] == 2
+    layer = LayerPlan(
+        node="cached_attention_default",
+        label="",
+        op="cached_attention",
+        kernel="float",
+        precision="float",
+        why="",
+    )
+    (row,) = executable.execution(Plan(recipe="float", target="cpu", layers=(layer,))).layers
+    assert (row.kernel, row.precision) == ("GroupQueryAttention", "float")
     assert not counts.keys() & {"Softmax", "ScatterElements", "Transpose", "Sigmoid", "ReduceMean", "Concat"}
 
 

@@ -14,6 +14,8 @@ from qcompiler.ir import Graph, evaluate, format_text, trace
 from qcompiler.models.decoder import Decoder, in_place
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.passes.forms import forms
+from qcompiler.passes.fuse import fuse
+from qcompiler.passes.plan import make_plan
 from qcompiler.passes.rules.attention import ATTENTION, JOINS
 from qcompiler.recipe import Recipe, find_recipe
 from qcompiler.rewrite import Rule, run
@@ -75,6 +77,14 @@ def test_the_forms_compute_the_same(family: Literal["llama", "gpt2"], batch: int
         flat = pytree.tree_leaves(call(module, tokens, start, batch))
         for before, after in zip(evaluate(graph, flat), evaluate(formed(graph), flat), strict=True):
             torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+
+
+def test_the_plan_names_what_stays_float_and_not_what_only_takes_apart() -> None:
+    module = small("llama")
+    graph, recipe = formed(canonical(module, call(module, 5, 3))), find_recipe("w4a16")
+    plan = make_plan(graph, fuse(graph, CPU), {}, recipe, CPU)
+    ops = {layer.op for layer in plan.layers if layer.precision == "float"}
+    assert ops == {"embedding", "rms_norm", "cached_attention", "silu", "mul", "add"}
 
 
 def test_static_integers_keep_their_linears_apart() -> None:
