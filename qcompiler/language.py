@@ -190,7 +190,7 @@ def prompts(decoder: nn.Module, given: Iterable[Tensor] | None, capacity: int | 
                 fix="pass a list of such tensors",
             )  # fmt: skip
         return found
-    cache = decoder.empty_cache(1, capacity)  # type: ignore[operator]
+    cache = emptied(decoder, capacity)
     length = min(PROMPT_LENGTH, cache[0][0].shape[2])
     start = torch.tensor(0)
     with torch.no_grad():
@@ -198,10 +198,24 @@ def prompts(decoder: nn.Module, given: Iterable[Tensor] | None, capacity: int | 
     return list(torch.randint(vocabulary, (PROMPTS, 1, length)))
 
 
+def emptied(decoder: nn.Module, capacity: int | None) -> Any:
+    """The decoder's own empty cache for one sequence."""
+    make = getattr(decoder, "empty_cache", None)
+    if make is None:
+        raise InputError(
+            f"a {type(decoder).__name__} is no decoder", why="it has no method empty_cache(batch, capacity)",
+            fix="wrap it in one; docs/language-models.md says what a decoder is",
+        )  # fmt: skip
+    try:
+        return make(1, capacity)
+    except ValueError as error:
+        raise InputError(str(error).rstrip("."), fix="choose a smaller capacity") from error
+
+
 def calls(decoder: nn.Module, given: Sequence[Tensor], capacity: int | None) -> list[Any]:
     """Two calls per prompt: all but its last token into an empty cache, then the last behind them."""
     found: list[Any] = []
-    empty = decoder.empty_cache(1, capacity)  # type: ignore[operator]
+    empty = emptied(decoder, capacity)
     for prompt in given:
         check_room(prompt.shape[1], None, empty[0][0].shape[2])
         before, last = prompt[:, :-1], prompt[:, -1:]

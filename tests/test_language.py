@@ -26,7 +26,7 @@ def made(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "raced", lambda *_, **__: None)
         return qc.compile_decoder(
-            small(family), capacity=CAPACITY, recipe=recipe, threads=1, progress=False, **options
+            small(family), recipe=recipe, threads=1, progress=False, **{"capacity": CAPACITY, **options}
         )
 
 
@@ -134,6 +134,10 @@ def test_another_model_is_no_decoder(tmp_path: Path) -> None:
     [
         ({"recipe": "int8"}, "recipe 'int8' takes ranges from data, and there are no prompts"),
         ({"calibration": []}, "the prompts hold nothing"),
+        (
+            {"capacity": 33},
+            "A cache of 33 tokens is more than the 32 positions; choose a smaller capacity",
+        ),
         ({"calibration": [torch.ones(1, 2, dtype=torch.int64)]}, r"a tensor of shape \[1, 2\]"),
         ({"calibration": [torch.ones(1, 25, dtype=torch.int64)]}, "the cache holds 24"),
     ],
@@ -141,6 +145,11 @@ def test_another_model_is_no_decoder(tmp_path: Path) -> None:
 def test_what_cannot_be_compiled_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(QCompilerError, match=sentence):
         made(**{"recipe": "w4a16", **options})
+
+
+def test_a_model_without_a_cache_is_refused() -> None:
+    with pytest.raises(InputError, match="a Linear is no decoder, because it has no method empty_cache"):
+        qc.compile_decoder(torch.nn.Linear(2, 2), progress=False)
 
 
 def test_static_integers_are_calibrated_on_prompts_and_steps() -> None:

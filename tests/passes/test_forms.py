@@ -28,7 +28,10 @@ FAMILIES: tuple[Literal["llama", "gpt2"], ...] = ("llama", "gpt2")
 
 def call(module: Decoder, tokens: int, start: int, batch: int = 1, capacity: int = 16) -> tuple[Any, ...]:
     """Tokens behind a cache of random rows; rows behind them are zero."""
-    cache = module.empty_cache(batch, capacity)
+    cache = [
+        tuple(torch.zeros(batch, *part.shape[1:2], capacity, part.shape[3]) for part in pair)
+        for pair in module.empty_cache(batch)
+    ]
     for part in pytree.tree_leaves(cache):
         part[:, :, :start].normal_()
     return torch.randint(0, 50, (batch, tokens)), torch.tensor(start), cache
