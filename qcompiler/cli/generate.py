@@ -63,9 +63,10 @@ def run(
         bool, typer.Option("--quiet", "-q", help="Print nothing but tokens and errors.")
     ] = False,
 ) -> None:
-    """Generate tokens with a decoder; one id per line is printed as soon as it is known.
+    """Stream the tokens that a decoder puts behind a prompt.
 
-    Ids are not text: what they stand for is the tokenizer's business.
+    One id per line is printed as soon as it is known. Ids are not text: what they stand for is the
+    tokenizer's business.
     """
     from qcompiler.artifact import check_replaceable
     from qcompiler.cli.recipes import chosen_recipe
