@@ -96,6 +96,14 @@ def test_a_lying_rule_is_reported(after: Any, law: Law, complaint: str) -> None:
     assert problem is not None and "lie" in problem and complaint in problem
 
 
+def test_every_result_of_a_rule_must_obey_its_law() -> None:
+    lying = Rule(
+        name="lie", before=lambda x: (x * 1, x * 2), after=lambda x: (x, x * 3), domain=several(points)
+    )
+    problem = lying.check(Generator().manual_seed(0))
+    assert problem is not None and "is not exact" in problem
+
+
 def points(generator: Generator) -> tuple[Tensor]:
     return (normal(generator, 4, 5),)
 
