@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-Inputs: TypeAlias = "tuple[Tensor, ...]"
-"""The positional arguments of one call."""
+Inputs: TypeAlias = "tuple[Any, ...]"
+"""The positional arguments of one call: tensors, and for decoders a cache of them."""
 
 Run: TypeAlias = Callable[..., object]
 """Takes the inputs as the module does; returns its output, or a sequence whose first output is judged."""
@@ -45,9 +45,9 @@ class Metric(Protocol):
 class Bundle(NamedTuple):
     """A model ready to compile.
 
-    The module is in eval mode and its parameters take no gradient. Dimension 0 of every input and output is
-    the batch, which is 1 in the example inputs. The calibration data can be iterated again, and are not those
-    of the test.
+    The module is in eval mode and its parameters take no gradient. Dimension 0 of every input and output that
+    has one is the batch, which is 1 in the example inputs. The calibration data can be iterated again, and
+    are not those of the test.
     """
 
     module: nn.Module

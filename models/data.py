@@ -44,16 +44,24 @@ def zipf_tokens(count: int, seed: int, *, length: int, vocabulary: int) -> tuple
     Every fourth sentence fills three quarters of the length and is padded with id 0 and mask 0: a mask that
     gets lost on the way shows.
     """
-    generator = torch.Generator().manual_seed(seed)
-    frequencies = 1 / torch.arange(1, vocabulary + 1, dtype=torch.float32)
 
-    def sentence(index: int) -> Inputs:
-        ids = torch.multinomial(frequencies, length, replacement=True, generator=generator)
+    def sentence(index: int, ids: Tensor) -> Inputs:
         used = length * 3 // 4 if index % 4 == 3 else length
         mask = (torch.arange(length) < used).long()
         return (ids * mask)[None], mask[None]
 
-    return tuple(sentence(index) for index in range(count))
+    drawn = zipf_prompts(count, seed, length=length, vocabulary=vocabulary)
+    return tuple(sentence(index, ids[0]) for index, ids in enumerate(drawn))
+
+
+def zipf_prompts(count: int, seed: int, *, length: int, vocabulary: int) -> tuple[Tensor, ...]:
+    """`count` prompts [1, length], ids drawn with P(id) ~ 1 / (id + 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    frequencies = 1 / torch.arange(1, vocabulary + 1, dtype=torch.float32)
+    return tuple(
+        torch.multinomial(frequencies, length, replacement=True, generator=generator)[None]
+        for _ in range(count)
+    )
 
 
 class Digits(NamedTuple):

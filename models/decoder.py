@@ -173,7 +173,11 @@ class Decoder(nn.Module):
         return self.head(self.norm(x)), memories
 
     def empty_cache(self, batch: int = 1, capacity: int | None = None) -> list[Pair]:
-        """Zeros; `capacity` is the number of tokens that it can hold (default: all positions)."""
+        """Zeros; `capacity` is how many tokens it can hold (default, and at most: all positions)."""
+        if (capacity or 0) > self.shape.positions:
+            raise ValueError(
+                f"A cache of {capacity} tokens is more than the {self.shape.positions} positions."
+            )
         shape = (batch, self.shape.kv_heads, capacity or self.shape.positions, self.shape.head_width)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.shape.depth)]
 

@@ -35,6 +35,13 @@ MODELS: dict[str, Entry] = {
     "bert_base": Entry(
         "qcompiler.models.bert:bert_base", "BERT-base encoder without pooler, 128 tokens", "random"
     ),
+    "llama_prefill": Entry(
+        "qcompiler.models.llama:llama_prefill", "LLaMA-style decoder, 134 M, a prompt of 128 tokens", "random"
+    ),
+    "llama_decode": Entry(
+        "qcompiler.models.llama:llama_decode", "LLaMA-style decoder, 134 M, one token after 128", "random"
+    ),
+    "gpt2": Entry("qcompiler.models.gpt2:gpt2", "GPT-2 small, one token after 128", "random"),
 }
 
 

@@ -1,5 +1,6 @@
 """Make the plan: placement, classes of values that share a scale, and the range of each by measured error."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 
 import networkx as nx
@@ -8,7 +9,8 @@ import torch
 from torch.fx import Node
 
 from qcompiler.errors import PlanError
-from qcompiler.ir import Graph, arguments, label, source_line, spec
+from qcompiler.ir import Graph, arguments, label, source_line
+from qcompiler.ir.spec import returns_float
 from qcompiler.numerics import (
     Format,
     Histogram,
@@ -111,14 +113,18 @@ def unplaced(graph: Graph, groups: Mapping[Node, Group]) -> Iterable[LayerPlan]:
     """Ops that the target has no integer row for, so that nothing float goes unmentioned."""
     inside = {node for group in groups.values() for node in (group.anchor, *group.chain)}
     for node in graph.fx.nodes:
-        found = spec(node)
-        computes = node.op == "call_function" and found is not None and found.dtype.is_floating_point
-        if computes and node not in inside and not has(node, Trait.MOVES_DATA):
+        if computes_float(node) and node not in inside and not has(node, Trait.MOVES_DATA):
+            op = str(node.target).removeprefix("aten.").removeprefix("qcompiler.").split(".")[0]
             yield LayerPlan(
-                node=node.name, label=label(node), op=str(node.target).removeprefix("aten.").split(".")[0],
-                kernel="float", precision="float", why="the target has no integer kernel for this op",
-                source=source_line(node) or "",
+                node=node.name, label=label(node), op=op, kernel="float", precision="float",
+                why="the target has no integer kernel for this op", source=source_line(node) or "",
             )  # fmt: skip
+
+
+def computes_float(node: Node) -> bool:
+    """Whether an op computes floats; taking a value apart is no computation."""
+    parting = (operator.getitem, aten.split.Tensor, aten.split_with_sizes.default)
+    return node.op == "call_function" and node.target not in parting and returns_float(node)
 
 
 def activation_format(layer: Recipe, target: Target) -> Format:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from qcompiler.api import export_onnx as export_onnx
     from qcompiler.api import load as load
     from qcompiler.ir import trace as trace
+    from qcompiler.language import LanguageModel as LanguageModel
+    from qcompiler.language import compile_decoder as compile_decoder
+    from qcompiler.language import load_decoder as load_decoder
     from qcompiler.recipe import Override as Override
     from qcompiler.recipe import Recipe as Recipe
 
@@ -28,6 +31,9 @@ PUBLIC = {
     "load": "qcompiler.api",
     "Compiled": "qcompiler.api",
     "trace": "qcompiler.ir",
+    "compile_decoder": "qcompiler.language",
+    "load_decoder": "qcompiler.language",
+    "LanguageModel": "qcompiler.language",
     "Recipe": "qcompiler.recipe",
     "Override": "qcompiler.recipe",
 }

@@ -22,6 +22,7 @@ from qcompiler.ir.trace import Model
 from qcompiler.job import Job, take
 from qcompiler.passes.check import Contract
 from qcompiler.passes.decide import Decision, decide
+from qcompiler.passes.forms import forms
 from qcompiler.plan import Plan
 from qcompiler.progress import Tell
 from qcompiler.proof import Proof, facts, prove, proven, quantized
@@ -104,7 +105,7 @@ def compile(
     engine = find_backend(backend, aim)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        job = take(model, example_inputs, calibration, steps.tell)
+        job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
         decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
         proof = prove(job, decision, engine, threads=threads, strict=strict, tell=steps.tell)
         race = raced(job, proof, engine, threads=threads, strict=strict, tell=steps.tell)
@@ -128,7 +129,7 @@ def explain(
     chosen, aim = find_recipe(recipe), find_target(target)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        job = take(model, example_inputs, calibration, steps.tell)
+        job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
         return decide(job.original, job.data, chosen, aim, tell=steps.tell)
 
 
@@ -166,7 +167,7 @@ def export_onnx(
         tempfile.TemporaryDirectory(prefix="qcompiler-") as folder,
     ):
         torch.manual_seed(seed)
-        job = take(model, example_inputs, calibration, steps.tell)
+        job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
         decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
         graph = quantized(decision)
         check_opset(graph, opset, aim)

@@ -12,11 +12,11 @@ from torch.export import ExportedProgram
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import Graph, flatten_inputs, trace
 from qcompiler.ir.text import tensor_bytes
-from qcompiler.ir.trace import Model, load_program, own_inputs
+from qcompiler.ir.trace import Axes, Model, load_program, own_inputs
 from qcompiler.passes.calibrate import batches
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.progress import Tell
-from qcompiler.rewrite import run
+from qcompiler.rewrite import Pipeline, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,21 @@ class Job:
         return next((x.shape[0] for x in self.timed if isinstance(x, Tensor) and x.dim()), 1)
 
 
-def take(model: Model, example_inputs: Any, calibration: Iterable[Any] | None, tell: Tell) -> Job:
-    """Trace a model into its canonical form, and settle what it is calibrated on."""
+def take(
+    model: Model,
+    example_inputs: Any,
+    calibration: Iterable[Any] | None,
+    tell: Tell,
+    *,
+    forms: Pipeline = (),
+    dynamic: Axes | None = None,
+) -> Job:
+    """Trace a model into its canonical form, then into `forms`, and settle what it is calibrated on."""
     tell("tracing", 0, None)
     name = Path(model).name if isinstance(model, str | Path) else type(model).__name__
     if isinstance(model, str | Path):
         model = load_program(Path(model))
-    graph = run(CANONICAL, trace(model, example_inputs))
+    graph = run((*CANONICAL, *forms), trace(model, example_inputs, dynamic=dynamic))
     data = settled(model, example_inputs, calibration)
     return Job(name=name, original=graph, data=data, example=example_inputs)
 

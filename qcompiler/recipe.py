@@ -84,10 +84,26 @@ class Recipe:
     def for_layer(self, *names: str) -> "Recipe":
         """The recipe as it holds for one layer, known by any of `names`; later overrides win."""
         layer = self
-        for override in self.overrides:
-            if any(fnmatch.fnmatchcase(name, override.pattern) for name in names):
-                layer = replace(layer, **dict(override.changes))
+        for override in self.overrides_of(*names):
+            layer = replace(layer, **dict(override.changes))
         return layer
+
+    def overrides_of(self, *names: str) -> tuple[Override, ...]:
+        """The overrides that speak of one layer, known by any of `names`."""
+        return tuple(
+            override
+            for override in self.overrides
+            if any(fnmatch.fnmatchcase(name, override.pattern) for name in names)
+        )
+
+    @property
+    def linear_mode(self) -> str:
+        """How linears compute: "static", "dynamic", "weight-only" or "float"."""
+        if self.weights is None:
+            return "float"
+        if self.activations is None:
+            return "weight-only"
+        return "dynamic" if self.dynamic else "static"
 
     def check_patterns(self, names: Iterable[Sequence[str]]) -> None:
         """Raise RecipeError for an override that matches none of the layers."""

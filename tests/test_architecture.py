@@ -33,6 +33,7 @@ LAYERS = (
     ("qcompiler.backends",),
     (
         "qcompiler.api",
+        "qcompiler.language",
         "qcompiler.job",
         "qcompiler.proof",
         "qcompiler.manifest",

@@ -83,6 +83,11 @@ def test_target_and_backend_of_the_extension_page_run_as_written(tmp_path: Path)
     assert name == "eager" and float(distance) < 1e-3
 
 
+def test_the_code_of_the_language_page_runs_as_written(tmp_path: Path) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/language-models.md")), tmp_path)
+    assert [len(line.split()) for line in printed.splitlines()] == [8, 8]
+
+
 def test_the_recipes_of_the_recipe_page_are_recipes(tmp_path: Path) -> None:
     (code,), (written,) = blocks(ROOT / "docs/recipes.md"), blocks(ROOT / "docs/recipes.md", "json")
     exec(code, {})

@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from qcompiler.backends.base import Execution
 from qcompiler.backends.ort.contract import read_execution
+from qcompiler.backends.ort.memory import BoundMemory
 from qcompiler.backends.ort.prepare import prepare
 from qcompiler.backends.ort.profile import profile_nodes
 from qcompiler.backends.ort.requirements import check_opset, default_opset, settings_for
@@ -46,6 +47,10 @@ class OrtExecutable:
 
     def execution(self, plan: Plan) -> Execution:
         return read_execution(self.optimized, plan)
+
+    def memory(self) -> BoundMemory:
+        """An empty cache of one sequence that stays where it is from call to call."""
+        return BoundMemory(self.session)
 
     def profile(self, inputs: Sequence[Tensor]) -> dict[str, float]:
         """Microseconds per run of every node, by planned name."""

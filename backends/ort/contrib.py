@@ -16,6 +16,12 @@ OPERATORS: Mapping[str, tuple[Sequence[str], Sequence[str], Mapping[str, str]]] 
     "MatMulIntegerToFloat": (
         ("A", "B", "a_scale", "b_scale", "a_zero_point?", "b_zero_point?", "bias?"), ("Y",), {},
     ),
+    "GroupQueryAttention": (
+        ("query", "key?", "value?", "past_key?", "past_value?", "seqlens_k", "total_sequence_length",
+         "cos_cache?", "sin_cache?"),
+        ("output", "present_key", "present_value"),
+        {"num_heads": "int", "kv_num_heads": "int", "do_rotary": "int", "scale": "float"},
+    ),
 }  # fmt: skip
 
 TYPES = [

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,10 @@ def names_by_op(graph: fx.Graph) -> dict[str, list[str]]:
 
 
 def main_of(parts: Sequence[onnx_ir.Node]) -> onnx_ir.Node:
-    """Of the ONNX nodes that one of ours becomes, the one that computes; else the last."""
-    return next((node for node in parts if node.op_type in COMPUTING), parts[-1])
+    """Of the ONNX nodes that one of ours becomes, the engine's own, or what computes; else the last."""
+    own = (node for node in parts if node.domain)
+    computing = (node for node in parts if node.op_type in COMPUTING)
+    return next(chain(own, computing), parts[-1])
 
 
 def rename_values(model: onnx_ir.Model, wanted: Mapping[str, onnx_ir.Value]) -> None:

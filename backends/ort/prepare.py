@@ -124,14 +124,15 @@ def flatten(draft: Draft, node: Node, source: Node, flattened: dict[Node, Node])
         )  # fmt: skip
     node.args = (flattened[source], *node.args[1:])
     draft.infer(node)
+    behind = node.next
     sizes = [
-        size if isinstance(size, int) else draft.call(aten.sym_size.int, given["q"], axis, before=node.next)
+        size if isinstance(size, int) else draft.call(aten.sym_size.int, given["q"], axis, before=behind)
         for axis, size in enumerate(shape)
     ]
     unknown = [axis for axis, size in enumerate(sizes) if isinstance(size, Node)]
     if len(unknown) == 1:
         sizes[unknown[0]] = -1
-    restored = draft.call(aten.view.default, node, sizes, before=node.next, origin=node)
+    restored = draft.call(aten.view.default, node, sizes, before=behind, origin=node)
     draft.replace(node, restored, only=[user for user in node.users if user is not restored])
 
 

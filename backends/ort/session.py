@@ -16,23 +16,26 @@ LEVELS = {"disabled": 0, "basic": 1, "extended": 2, "all": 99}
 SLOW_FUSIONS = ("SkipLayerNormFusion",)
 # Turns MatMul + Add into a Gemm, whose weight in few bits is not recognised when a ReLU follows.
 HIDING_FUSIONS = ("MatMulAddFusion",)
+# How MatMulNBits computes: 4 rounds its input to 8 bits per block, as the reference does. One step of a
+# decoder of 134 M parameters spends 3.2 ms in these kernels; 9.5 and 21 ms at levels 1 and 0.
+ACCURACY_LEVEL = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a model needs of a session besides its file; the manifest holds it.
 
-    arena: the engine keeps memory that it has used once. spinning: idle threads wait busily.
+    arena: the engine keeps memory that it has used once. spinning: idle threads wait busily. Denormals cost
+    a hundred times a normal number, and mean nothing to a network.
     """
 
     threads: int | None = None
     level: str = "all"
     disabled: tuple[str, ...] = SLOW_FUSIONS
+    accuracy_level: int = ACCURACY_LEVEL
     arena: bool = True
     spinning: bool = False
-    denormals_are_zero: bool = (
-        True  # they cost a hundred times a normal number, and mean nothing to a network
-    )
+    denormals_are_zero: bool = True
 
 
 def open_session(
@@ -52,6 +55,7 @@ def open_session(
     options.graph_optimization_level = ort.GraphOptimizationLevel(LEVELS[settings.level])
     options.enable_cpu_mem_arena = settings.arena
     options.add_session_config_entry("session.set_denormal_as_zero", flag(settings.denormals_are_zero))
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(settings.accuracy_level))
     options.add_session_config_entry("session.intra_op.allow_spinning", flag(settings.spinning))
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)

@@ -10,6 +10,7 @@ import onnxscript
 import torch
 
 from qcompiler.backends.ort.contrib import contrib
+from qcompiler.backends.ort.language import language
 
 qc = torch.ops.qcompiler
 
@@ -73,6 +74,7 @@ def translations(opset: int, *, portable: bool) -> dict[Any, Callable[..., Any]]
         qc.attention.default: attention,
         qc.pad_codes.default: pad_codes,
         qc.space_to_depth.default: space_to_depth,
+        **language(op),
     }
 
 

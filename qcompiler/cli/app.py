@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qcompiler.cli import bench, compile, demo, doctor, explain, export, models, report
+from qcompiler.cli import bench, compile, demo, doctor, explain, export, generate, models, report
 from qcompiler.cli.screen import complain
 from qcompiler.errors import QCompilerError
 
@@ -21,6 +21,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export.run,
     "explain": explain.run,
     "bench": bench.run,
+    "generate": generate.run,
     "report": report.run,
     "models": models.run,
     "doctor": doctor.run,

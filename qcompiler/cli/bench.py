@@ -72,7 +72,9 @@ def measured(
     from qcompiler.backends import AUTO, find_backend
     from qcompiler.job import take
     from qcompiler.passes.decide import decide
+    from qcompiler.passes.forms import forms
     from qcompiler.proof import quantized
+    from qcompiler.rewrite import run as applied
     from qcompiler.steps import Steps
     from qcompiler.target import find_target
     from qcompiler.tune.measure import ROUNDS, interleave
@@ -82,7 +84,9 @@ def measured(
         torch.manual_seed(seed)
         job = take(source.model, source.example_inputs, source.calibration, steps.tell)
         graphs = {FLOAT: job.original} | {
-            recipe.name: quantized(decide(job.original, job.data, recipe, aim, tell=steps.tell))
+            recipe.name: quantized(
+                decide(applied(forms(recipe, aim), job.original), job.data, recipe, aim, tell=steps.tell)
+            )
             for recipe in recipes
         }
         steps.tell("lowering")

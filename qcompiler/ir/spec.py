@@ -71,6 +71,13 @@ def is_float(node: Any) -> bool:
     return found is not None and found.dtype.is_floating_point
 
 
+def returns_float(node: Node) -> bool:
+    """Whether the result of a node, or the first of several, is a floating-point tensor."""
+    held = value(node)
+    first = held[0] if isinstance(held, tuple | list) and held else held
+    return isinstance(first, torch.Tensor) and first.is_floating_point()
+
+
 def module_path(node: Node) -> str:
     """Dotted path of the innermost module that made this node, '' at the top."""
     stack = node.meta.get("nn_module_stack") or {}

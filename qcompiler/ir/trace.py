@@ -3,7 +3,8 @@
     nn.Module | fx.GraphModule  --torch.export-->  ExportedProgram  --functionalise-->  Graph
     file.pt2                    --torch.export.load--^
 
-The first dimension of every input that has the example's batch size stays symbolic where the model allows it.
+The first dimension of every input that has the example's batch size stays symbolic where the model allows it,
+and so do the axes that the caller names.
 """
 
 import importlib
@@ -12,7 +13,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,19 @@ from qcompiler.ir.spec import spec
 Model = nn.Module | ExportedProgram | str | Path
 
 
-def trace(model: Model, example_inputs: Any = None) -> Graph:
+Axes = Mapping[str, Sequence[int]]
+
+
+def trace(model: Model, example_inputs: Any = None, *, dynamic: Axes | None = None) -> Graph:
     """Trace a model into a graph of stage "traced".
 
     `example_inputs` is a tensor, a tuple of arguments, or a dict of keyword arguments; an
-    ExportedProgram or a `.pt2` file brings its own. Raises TraceError naming the user's file and line,
-    InputError for inputs that the model cannot take.
+    ExportedProgram or a `.pt2` file brings its own. `dynamic` names further axes of an nn.Module's arguments
+    that may have any size in a call, {"tokens": (1,)}; the example must have at least 2 there.
+
+    Raises TraceError naming the user's file and line, InputError for inputs that the model cannot take.
     """
-    program, batched = exported(model, example_inputs)
+    program, batched = exported(model, example_inputs, dynamic or {})
     result = program.call_spec.out_spec
     try:
         with quiet(), leaves_only(program):
@@ -98,7 +104,13 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def exported(model: Model, example_inputs: Any) -> tuple[ExportedProgram, bool]:
+def exported(model: Model, example_inputs: Any, axes: Axes) -> tuple[ExportedProgram, bool]:
+    if axes and not isinstance(model, nn.Module):
+        raise InputError(
+            "an exported program cannot get dynamic axes",
+            why="its shapes were settled when it was exported",
+            fix="mark them in torch.export.export, or pass the module",
+        )
     match model:
         case ExportedProgram():
             return model, has_symbolic_batch(model)
@@ -106,7 +118,7 @@ def exported(model: Model, example_inputs: Any) -> tuple[ExportedProgram, bool]:
             program = load_program(Path(model))
             return program, has_symbolic_batch(program)
         case nn.Module():
-            return export_module(model, example_inputs)
+            return export_module(model, example_inputs, axes)
     raise InputError(
         f"cannot trace a {type(model).__name__}",
         why="a model is an nn.Module, a torch.fx.GraphModule, an ExportedProgram or a .pt2 file",
@@ -114,7 +126,7 @@ def exported(model: Model, example_inputs: Any) -> tuple[ExportedProgram, bool]:
     )
 
 
-def export_module(model: nn.Module, example_inputs: Any) -> tuple[ExportedProgram, bool]:
+def export_module(model: nn.Module, example_inputs: Any, axes: Axes) -> tuple[ExportedProgram, bool]:
     training = [name or "the model itself" for name, module in model.named_modules() if module.training]
     if training and not isinstance(model, fx.GraphModule):
         raise InputError(
@@ -127,6 +139,8 @@ def export_module(model: nn.Module, example_inputs: Any) -> tuple[ExportedProgra
     args, kwargs = as_call(example_inputs)
     check_rows(args, kwargs)
     register_types(check_runs(model, args, kwargs), model)
+    if axes:
+        return export_with_axes(model, args, kwargs, axes), True
     wide_args, wide_kwargs, dynamic = widen(args, kwargs)
     if dynamic is not None:
         try:
@@ -140,6 +154,67 @@ def export_module(model: nn.Module, example_inputs: Any) -> tuple[ExportedProgra
         return export(model, args, kwargs, None), False
     except Exception as error:
         raise explain_failure(model, error) from error
+
+
+def export_with_axes(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes: Axes
+) -> ExportedProgram:
+    """Export with the batch and the named axes symbolic; refuses where the model fixes one of them."""
+    wide_args, wide_kwargs, dynamic = widen(args, kwargs)
+    marks = arrange(dynamic, model)
+    given = arrange((args, kwargs), model)
+    for name, wanted in axes.items():
+        check_axes(name, wanted, given)
+        marks[name] = pytree.tree_map(
+            lambda mark, wanted=wanted: (mark or {}) | dict.fromkeys(wanted, Dim.AUTO),
+            marks[name],
+            is_leaf=is_mark,
+        )
+    try:
+        program = export(model, wide_args, wide_kwargs, marks)
+    except Exception as error:
+        raise explain_failure(model, error) from error
+    check_symbolic(program, axes)
+    return program
+
+
+def check_symbolic(program: ExportedProgram, axes: Axes) -> None:
+    """Refuse a model that fixes an axis that was asked to be free; the exporter does so without a word."""
+    for node in user_inputs(program):
+        found = spec(node)
+        wanted = next(
+            (axes[name] for name in axes if node.name == name or node.name.startswith(f"{name}_")), ()
+        )
+        for axis in wanted:
+            size = found.shape[axis] if found else 0
+            if isinstance(size, int):
+                raise TraceError(
+                    f"axis {axis} of input '{node.name}' cannot be dynamic",
+                    why=f"the model fixes its size to {size}",
+                    fix="leave it out, or let the model take its size from the input",
+                )
+
+
+def is_mark(found: Any) -> bool:
+    """A leaf among the marks: None, or axis -> Dim."""
+    return found is None or (isinstance(found, dict) and all(isinstance(key, int) for key in found))
+
+
+def check_axes(name: str, wanted: Sequence[int], given: Mapping[str, Any]) -> None:
+    """Only an axis of at least 2 can be traced as any size: the exporter takes 1 for a broadcast."""
+    if name not in given:
+        raise InputError(
+            f"there is no input '{name}' to be dynamic", why=f"the model takes {', '.join(given)}",
+            fix="correct the name",
+        )  # fmt: skip
+    for x in pytree.tree_leaves(given[name]):
+        short = isinstance(x, Tensor) and any(axis >= x.dim() or x.shape[axis] < 2 for axis in wanted)
+        if not isinstance(x, Tensor) or short:
+            shape = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(
+                f"axes {list(wanted)} of input '{name}' cannot be dynamic", why=f"the example has {shape}",
+                fix="give an example with at least 2 there",
+            )  # fmt: skip
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> ExportedProgram:

@@ -3,13 +3,14 @@
     def before(x: Tensor, w: Tensor, eps: float): return aten.mul.Tensor(x, w) ...
 
 Parameters annotated `Tensor` match any value, `Tensor | None` also an absent one, all others match a literal.
-Commutative ops are tried in both orders, so no rule is written twice.
+Commutative ops are tried in both orders, and the names of one op (view, reshape) match each other, so no rule
+is written twice. A function may return several values; all must be reached from the first, its root.
 """
 
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_type_hints
@@ -19,6 +20,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from qcompiler.ir import arguments, normalize_arguments
+from qcompiler.ir.graph import operator_of
 from qcompiler.rewrite.traits import Trait, has
 
 aten = torch.ops.aten
@@ -55,11 +57,14 @@ class Pattern:
         return RuleTracer().trace(self.function)
 
     @cached_property
-    def root(self) -> Node:
+    def results(self) -> tuple[Node, ...]:
         output = next(node for node in self.graph.nodes if node.op == "output")
-        root = output.args[0]
-        assert isinstance(root, Node), "a rule returns one value"
-        return root
+        returned = output.args[0]
+        return tuple(returned) if isinstance(returned, list | tuple) else (returned,)
+
+    @property
+    def root(self) -> Node:
+        return self.results[0]
 
     @cached_property
     def kinds(self) -> dict[str, str]:
@@ -68,15 +73,25 @@ class Pattern:
         names = inspect.signature(self.function).parameters
         return {name: KINDS.get(hints[name], "literal") for name in names}
 
-    def match(self, node: Node) -> "Match | None":
-        """The first way in which `node` is the root of this pattern, best one that nobody else reads."""
-        if node.op != "call_function" or node.target != self.root.target:
+    def match(self, node: Node, shared: Collection[Any] = ()) -> "Match | None":
+        """The first way in which `node` is the root of this pattern, best one that nobody else reads.
+
+        `shared` are the ops inside whose results may have other readers.
+        """
+        if not same_op(node, self.root):
             return None
         found = [
-            Match(root=node, bindings=bindings, covered=tuple(covered.values()), tapped=tapped(covered, node))
+            self.matched(bindings, covered, shared)
             for bindings, covered in self._unify(self.root, node, {}, {})
         ]
         return min(found, key=lambda match: match.tapped is not None, default=None)
+
+    def matched(self, bindings: Bindings, covered: dict[Node, Node], shared: Collection[Any]) -> "Match":
+        results = tuple(covered[result] for result in self.results)
+        return Match(
+            results=results, bindings=bindings, covered=tuple(covered.values()),
+            tapped=tapped(covered, results, shared),
+        )  # fmt: skip
 
     def _unify(
         self, pattern: Any, found: Any, bindings: Bindings, covered: dict[Node, Node]
@@ -87,7 +102,7 @@ class Pattern:
             if pattern in covered:
                 if covered[pattern] is found:
                     yield bindings, covered
-            elif isinstance(found, Node) and found.op == "call_function" and found.target == pattern.target:
+            elif isinstance(found, Node) and same_op(found, pattern):
                 for mine, theirs in orders(pattern, found):
                     yield from self._unify_all(mine, theirs, bindings, {**covered, pattern: found})
         elif isinstance(pattern, list | tuple):
@@ -123,21 +138,31 @@ KINDS: dict[Any, str] = {Tensor: "tensor", Tensor | None: "optional"}
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A place where a pattern fits: its root, what each parameter stands for, and the nodes it covers.
+    """A place where a pattern fits: its results, what each parameter stands for, and the nodes it covers.
 
     `tapped` is a covered node that something outside reads, so that it must stay.
     """
 
-    root: Node
+    results: tuple[Node, ...]
     bindings: Bindings
     covered: tuple[Node, ...]
     tapped: Node | None = None
 
+    @property
+    def root(self) -> Node:
+        return self.results[0]
+
+
+def same_op(found: Node, pattern: Node) -> bool:
+    """Whether two calls compute the same function, whatever strides its name speaks of."""
+    return found.op == "call_function" and operator_of(found) == operator_of(pattern)
+
 
 def orders(pattern: Node, found: Node) -> Iterator[tuple[list[Any], list[Any]]]:
     """The ways to pair the arguments of two calls of one op."""
-    mine, theirs = arguments(pattern), arguments(found)
+    mine = arguments(pattern)
     names = list(mine)
+    theirs = dict(zip(names, arguments(found).values(), strict=True))
     yield [mine[name] for name in names], [theirs[name] for name in names]
     if has(found, Trait.COMMUTES):
         first, second, *rest = names
@@ -145,10 +170,11 @@ def orders(pattern: Node, found: Node) -> Iterator[tuple[list[Any], list[Any]]]:
         yield [mine[name] for name in names], swapped
 
 
-def tapped(covered: dict[Node, Node], root: Node) -> Node | None:
+def tapped(covered: dict[Node, Node], results: Sequence[Node], shared: Collection[Any]) -> Node | None:
     """The first value inside the match that is read from outside it."""
     inside = set(covered.values())
-    return next((node for node in covered.values() if node is not root and set(node.users) - inside), None)
+    private = (node for node in covered.values() if node not in results and node.target not in shared)
+    return next((node for node in private if set(node.users) - inside), None)
 
 
 def same(first: Any, second: Any) -> bool:

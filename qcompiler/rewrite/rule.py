@@ -66,7 +66,8 @@ class Rule:
     Invariants: both functions take the same parameters; on every tuple from `domain` their results obey
     `law`; `where` returns None to allow a rewrite, or the sentence why it must not be made. `constants`
     are parameters that stand for constants of the model: where they do not, the place is not an instance
-    of `before`, and nothing is refused.
+    of `before`, and nothing is refused. Both may return several values, the last computed first. `shared`
+    are ops of `before` that may have other readers, who keep them: those that cost next to nothing.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Rule:
     law: Law = EXACT
     where: Where = always
     constants: tuple[str, ...] = ()
+    shared: tuple[Any, ...] = ()
 
     @cached_property
     def pattern(self) -> Pattern:
@@ -84,10 +86,18 @@ class Rule:
     def check(self, generator: torch.Generator) -> str | None:
         """Try the law on random inputs from the domain; the sentence how it breaks, or None."""
         for sample in self.domain(generator):
-            problem = self.law.broken_by(self.before(*sample), self.after(*sample))
-            if problem:
-                return f"rule '{self.name}' is not {self.law}: {problem}"
+            for before, after in zip(
+                several(self.before(*sample)), several(self.after(*sample)), strict=True
+            ):
+                problem = self.law.broken_by(before, after)
+                if problem:
+                    return f"rule '{self.name}' is not {self.law}: {problem}"
         return None
+
+
+def several(returned: Any) -> tuple[Any, ...]:
+    """What a side of a rule returns, as a tuple."""
+    return tuple(returned) if isinstance(returned, list | tuple) else (returned,)
 
 
 class Placed(fx.Proxy):
@@ -139,24 +149,26 @@ def apply_rules(graph: Graph, rules: Sequence[Rule]) -> Graph:
 
 def fire(rule: Rule, node: Node, draft: Draft, refused: set[tuple[str, Node]]) -> bool:
     """Try one rule at one node; whether the graph changed."""
-    if not is_live(node) or (match := rule.pattern.match(node)) is None:
+    if not is_live(node) or (match := rule.pattern.match(node, rule.shared)) is None:
         return False
     if any(draft.tensor(match.bindings[name]) is None for name in rule.constants):
         return False
     inserter = Inserter(draft, match)
-    reason = another_reader(match) or rule.where(match, draft)
+    reason = another_reader(match) or too_early(match) or rule.where(match, draft)
     if reason is None:
-        result = rule.after(**{name: inserter.given(bound) for name, bound in match.bindings.items()}).node
-        reason = changed_type(node, result)
+        made = rule.after(**{name: inserter.given(bound) for name, bound in match.bindings.items()})
+        results = [proxy.node for proxy in several(made)]
+        reason = next(filter(None, map(changed_type, match.results, results)), None)
     if reason is not None:
         if (rule.name, node) not in refused:
             draft.note(rule.name, label(node), "refused", reason)
         refused.add((rule.name, node))
-        for made in reversed(inserter.made):
-            draft.fx.erase_node(made)
+        for unwanted in reversed(inserter.made):
+            draft.fx.erase_node(unwanted)
         return False
     draft.note(rule.name, label(node), "applied")
-    draft.replace(node, result)
+    for old, new in zip(match.results, results, strict=True):
+        draft.replace(old, new)
     for dead in reversed(match.covered):
         remove_if_unread(dead, draft)
     remove_if_unread(node, draft)
@@ -165,6 +177,18 @@ def fire(rule: Rule, node: Node, draft: Draft, refused: set[tuple[str, Node]]) -
 
 def another_reader(match: Match) -> str | None:
     return f"'{label(match.tapped)}' has another reader" if match.tapped is not None else None
+
+
+def too_early(match: Match) -> str | None:
+    """The new values stand where the root was; nobody may want one before that."""
+    early = (
+        reader
+        for result in match.results[1:]
+        for reader in result.users
+        if reader not in match.covered and reader < match.root
+    )
+    reader = next(early, None)
+    return f"'{label(reader)}' reads a result of it earlier" if reader is not None else None
 
 
 def changed_type(before: Node, after: Node) -> str | None:

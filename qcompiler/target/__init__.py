@@ -2,6 +2,7 @@
 
 from qcompiler.target.base import (
     TARGETS,
+    AttentionKernel,
     KernelRow,
     Support,
     Target,
@@ -12,6 +13,6 @@ from qcompiler.target.base import (
 from qcompiler.target.cpu import ONNX_RUNTIME_CPU
 
 __all__ = [
-    "ONNX_RUNTIME_CPU", "TARGETS", "KernelRow", "Support", "Target", "WeightOnly", "find_target",
-    "register_target",
+    "ONNX_RUNTIME_CPU", "TARGETS", "AttentionKernel", "KernelRow", "Support", "Target", "WeightOnly",
+    "find_target", "register_target",
 ]  # fmt: skip

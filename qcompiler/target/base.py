@@ -63,6 +63,15 @@ class WeightOnly:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionKernel:
+    """A kernel for `qcompiler::cached_attention`, and the widths of a head that it takes."""
+
+    name: str
+    multiple: int = 1
+    rotary_multiple: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """Everything that the compiler may ask about where a model will run.
 
@@ -79,6 +88,8 @@ class Target:
     rows: tuple[KernelRow, ...]
     weight_only: tuple[WeightOnly, ...] = ()
     dynamic_kernel: str | None = None
+    attention: AttentionKernel | None = None
+    joins: frozenset[str] = frozenset()  # modes in which linears of one input are better one
     carries_moves: frozenset[Any] = frozenset()
     movement_kernel: str = "on codes"
     opset: Mapping[str, int] = field(default_factory=dict)  # lowest ONNX opset by format

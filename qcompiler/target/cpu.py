@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from qcompiler.ir import arguments
 from qcompiler.rewrite import Trait
-from qcompiler.target.base import KernelRow, Support, Target, WeightOnly, register_target
+from qcompiler.target.base import AttentionKernel, KernelRow, Support, Target, WeightOnly, register_target
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
@@ -101,6 +101,8 @@ ONNX_RUNTIME_CPU = register_target(
             WeightOnly(format="int8", kernel="MatMulNBits", blocks=(0, 32, 64, 128)),
         ),
         dynamic_kernel="MatMulIntegerToFloat",
+        attention=AttentionKernel(name="GroupQueryAttention", multiple=8, rotary_multiple=16),
+        joins=frozenset({"weight-only", "dynamic"}),
         carries_moves=MOVES,
         opset={
             "uint8": 13,

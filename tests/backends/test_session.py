@@ -64,6 +64,6 @@ def test_what_requires_a_gradient_is_read_without_one(session: Any) -> None:
 def test_the_settings_are_all_that_a_session_was_told() -> None:
     graph = run(CANONICAL, trace(nn.Linear(4, 4).eval(), torch.randn(2, 4)))
     assert Ort().settings(graph, threads=1) == {
-        "threads": 1, "level": "all", "disabled": ("SkipLayerNormFusion",), "arena": True, "spinning": False,
-        "denormals_are_zero": True,
+        "threads": 1, "level": "all", "disabled": ("SkipLayerNormFusion",), "accuracy_level": 4,
+        "arena": True, "spinning": False, "denormals_are_zero": True,
     }  # fmt: skip

@@ -252,3 +252,47 @@ def test_calls_are_checked(model: nn.Module, given: Any, complaint: str) -> None
     assert (complaint in str(caught.value) and "traced for" in str(caught.value)) or "not a tensor" in str(
         caught.value
     )
+
+
+def test_named_axes_take_any_size() -> None:
+    def doubled(tokens: Tensor, table: Tensor) -> Tensor:
+        return table[tokens + torch.arange(tokens.shape[1])]
+
+    model, table = of(doubled), torch.randn(50, 4)
+
+    class Named(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return doubled(tokens, table)
+
+    graph = trace(Named().eval(), (torch.zeros(1, 3, dtype=torch.int64),), dynamic={"tokens": (1,)})
+    found = spec(graph.inputs[0])
+    assert found is not None and not any(isinstance(size, int) for size in found.shape)
+    for shape in ((1, 3), (2, 7), (3, 1)):
+        same(lambda tokens: model(tokens, table), graph, torch.ones(shape, dtype=torch.int64))
+
+
+class TwoColumns(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "axes", "error", "sentence"),
+    [
+        (TwoColumns(), (torch.ones(3, 2),), {"y": (1,)}, InputError, "no input 'y' to be dynamic"),
+        (TwoColumns(), (torch.ones(3, 2),), {"x": (2,)}, InputError, r"the example has \[3, 2\]"),
+        (nn.Identity(), (torch.ones(3, 1),), {"input": (1,)}, InputError, r"the example has \[3, 1\]"),
+        (TwoColumns(), (torch.ones(3, 2),), {"x": (1,)}, TraceError, "the model fixes its size to 2"),
+    ],
+)
+def test_axes_that_cannot_be_dynamic_are_refused(
+    model: nn.Module, inputs: Any, axes: dict[str, tuple[int, ...]], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        trace(model.eval(), inputs, dynamic=axes)
+
+
+def test_an_exported_program_takes_no_axes() -> None:
+    program = torch.export.export(TwoColumns(), (torch.ones(3, 2),))
+    with pytest.raises(InputError, match="an exported program cannot get dynamic axes"):
+        trace(program, dynamic={"x": (0,)})

@@ -96,6 +96,14 @@ def test_a_lying_rule_is_reported(after: Any, law: Law, complaint: str) -> None:
     assert problem is not None and "lie" in problem and complaint in problem
 
 
+def test_every_result_of_a_rule_must_obey_its_law() -> None:
+    lying = Rule(
+        name="lie", before=lambda x: (x * 1, x * 2), after=lambda x: (x, x * 3), domain=several(points)
+    )
+    problem = lying.check(Generator().manual_seed(0))
+    assert problem is not None and "is not exact" in problem
+
+
 def points(generator: Generator) -> tuple[Tensor]:
     return (normal(generator, 4, 5),)
 
@@ -208,6 +216,7 @@ def test_what_stands_for_a_constant_only_matches_one(rule: str, inputs: tuple[st
         ("global-pool", {"axes": [1, 2, 3]}, "not height and width"),
         ("global-pool", {"x": torch.rand(2, 3, 4, dtype=torch.float64), "axes": [1, 2]}, "height and width"),
         ("adaptive-pool-is-global", {"x": torch.rand(2, 3, 4, dtype=torch.float64)}, "not [N, C, H, W]"),
+        ("select-before-linear", {"dim": -1, "index": 2}, "it selects an output feature, not a row"),
         ("matmul-is-linear", {"w": torch.rand(2, 8, 6, dtype=torch.float64)}, "3 dimensions, not 2"),
         ("rms-norm", {"weight": torch.rand(5, 16, dtype=torch.float64)}, "not a vector"),
         ("addmm-is-linear", {"b": torch.rand(5, 6, dtype=torch.float64)}, "not a vector"),

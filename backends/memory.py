@@ -1,0 +1,74 @@
+"""What a decoder remembers between calls: its keys and values.
+
+feed(tokens [1, T])  -->  logits, with the cache of T tokens more
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from qcompiler.backends.base import Executable
+from qcompiler.ir import Graph, spec
+
+qc = torch.ops.qcompiler
+
+
+class Memory(Protocol):
+    """The cache of one sequence; `length` tokens of it are filled."""
+
+    length: int
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """[1, T] tokens behind those fed before  -->  what the decoder returns for them, less the cache."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """An executable that can keep the cache of its graph in place."""
+
+    def memory(self) -> Memory: ...
+
+
+class HeldMemory:
+    """The cache that each call returns, handed to the next one; for every executable."""
+
+    def __init__(self, executable: Executable) -> None:
+        self.executable = executable
+        self.cache = [torch.zeros(1, *shape[1:]) for shape in cache_shapes(executable.graph)]
+        self.length = 0
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        returned = self.executable([tokens, torch.tensor(self.length), *self.cache])
+        logits: Tensor
+        logits, *self.cache = pytree.tree_leaves(returned)
+        self.length += tokens.shape[1]
+        return logits
+
+
+def memory_of(executable: Executable) -> Memory:
+    """An empty memory: in place where the engine can and the graph allows it."""
+    if isinstance(executable, Remembers) and writes_in_place(executable.graph):
+        return executable.memory()
+    return HeldMemory(executable)
+
+
+def cache_shapes(graph: Graph) -> list[tuple[int, ...]]:
+    """The shapes of a decoder's inputs behind tokens and start."""
+    return [found.shape for node in graph.inputs[2:] if (found := spec(node)) is not None]
+
+
+def writes_in_place(graph: Graph) -> bool:
+    """Whether each cache that is returned is the one that was given, with rows written into it.
+
+    Only then may both be one buffer: the op reads nothing of the past where it writes the present.
+    """
+    given, returned = graph.inputs[2:], graph.results[1:]
+    calls = [node.args[0] if node.op == "call_function" and node.args else None for node in returned]
+    pasts = [
+        call.args[position % 2 + 1]  # type: ignore[union-attr]  # keys, values, keys, ...
+        for position, call in enumerate(calls)
+        if getattr(call, "target", None) is qc.cached_attention.default
+    ]
+    return pasts == given and all(len(node.users) == 1 for node in given)

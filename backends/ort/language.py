@@ -1,0 +1,45 @@
+"""The operators of language models as ONNX: RMS norm in the form that is fused, attention over a cache.
+
+rms_norm(x, w)                 -->  x / sqrt(mean(x^2) + eps) * w      becomes SimplifiedLayerNormalization
+cached_attention(qkv, ...)     -->  com.microsoft GroupQueryAttention  its queries, keys and values packed
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx
+import torch
+
+from qcompiler.backends.ort.contrib import contrib
+
+aten = torch.ops.aten
+qc = torch.ops.qcompiler
+INT32 = onnx.TensorProto.INT32
+
+
+def language(op: Any) -> dict[Any, Callable[..., Any]]:
+    """The translations, in the operators of one opset."""
+
+    def rms_norm(x: Any, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Any:
+        """Division by the root, since ONNX Runtime does not fuse a product with its reciprocal."""
+        axes = op.Constant(value_ints=list(range(-len(shape), 0)))
+        mean = op.ReduceMean(op.Pow(x, op.Constant(value_float=2.0)), axes, keepdims=1)
+        small = torch.finfo(torch.float32).eps if eps is None else eps
+        normed = op.Div(x, op.Sqrt(op.Add(mean, op.Constant(value_float=small))))
+        return normed if weight is None else op.Mul(normed, weight)
+
+    def cached_attention(
+        qkv: Any, past_keys: Any, past_values: Any, positions: Any, cos: Any, sin: Any,
+        heads: int, scale: float | None = None,
+    ) -> Any:  # fmt: skip
+        """The kernel wants the last position once per sequence, and the number of rows up to it."""
+        last = op.Cast(op.Gather(positions, op.Constant(value_ints=[-1])), to=INT32)
+        batch = op.Shape(qkv, start=0, end=1)
+        total = op.Add(last, op.Cast(op.Constant(value_ints=[1]), to=INT32))
+        given = {} if scale is None else {"scale": scale}
+        return contrib("GroupQueryAttention")(
+            qkv, None, None, past_keys, past_values, op.Expand(last, batch), total, cos, sin,
+            num_heads=heads, kv_num_heads=past_keys.shape[1], do_rotary=int(cos is not None), **given,
+        )  # fmt: skip
+
+    return {aten.rms_norm.default: rms_norm, qc.cached_attention.default: cached_attention}

@@ -1,0 +1,42 @@
+"""A decoder in ONNX Runtime whose cache stays where it is: past and present are one buffer."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qcompiler.backends.ort.session import flushing_denormals
+
+
+class BoundMemory:
+    """The cache of one sequence, bound to the inputs and outputs of a session.
+
+    Invariant: the session's inputs are tokens, start and the cache, its outputs logits and the cache, in the
+    same order.
+    """
+
+    def __init__(self, session: Any) -> None:
+        import onnxruntime as ort
+
+        self.session, self.binding = session, session.io_binding()
+        (self.tokens, self.start, *pasts) = session.get_inputs()
+        (self.logits, *presents) = session.get_outputs()
+        self.buffers = []
+        for past, present in zip(pasts, presents, strict=True):
+            shape = [1, *past.shape[1:]]  # the batch may be symbolic; a sequence is one row
+            buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+            self.binding.bind_ortvalue_input(past.name, buffer)
+            self.binding.bind_ortvalue_output(present.name, buffer)
+            self.buffers.append(buffer)
+        self.length = 0
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """[1, T] tokens behind those fed before  -->  the logits that the session returns for them."""
+        self.binding.bind_cpu_input(self.tokens.name, np.ascontiguousarray(tokens.numpy()))
+        self.binding.bind_cpu_input(self.start.name, np.array(self.length, np.int64))
+        self.binding.bind_output(self.logits.name, "cpu")
+        with flushing_denormals():
+            self.session.run_with_iobinding(self.binding)
+        self.length += tokens.shape[1]
+        return torch.from_numpy(self.binding.get_outputs()[-1].numpy())

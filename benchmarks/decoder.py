@@ -1,0 +1,192 @@
+"""A decoder of 134 M parameters: a prompt and a step against what other tools export of it.
+
+    python benchmarks/decoder.py [--out benchmarks/results/decoder.json]
+
+The others run the model with a growing cache, as most libraries export it: in float, and with int4 weights in
+blocks of 128, rounded to nearest, by ONNX Runtime's own tool. All contenders of a case run interleaved in one
+process on one thread; CPU time, median of per-round ratios; SQNR of the logits against the float module on
+the same caches. Writes JSON and a Markdown table. Run on a quiet machine.
+"""
+
+import argparse
+import json
+import logging
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from qcompiler.backends.ort import Ort
+from qcompiler.backends.ort.memory import BoundMemory
+from qcompiler.backends.ort.session import Settings, open_session, run_session
+from qcompiler.job import take
+from qcompiler.manifest import versions
+from qcompiler.models.decoder import Growing
+from qcompiler.models.decoding import PROMPT, prompt_bundle, step_bundle
+from qcompiler.models.llama import LLAMA
+from qcompiler.numerics import sqnr
+from qcompiler.passes.decide import decide
+from qcompiler.passes.forms import forms
+from qcompiler.progress import silent
+from qcompiler.proof import quantized
+from qcompiler.recipe import Recipe, find_recipe
+from qcompiler.target import find_target
+from qcompiler.target.machine import this_cpu
+from qcompiler.tune.measure import Timing, interleave
+
+BLOCK = 128
+INT4 = find_recipe({"base": "w4a16", "name": f"w4a16, blocks of {BLOCK}", "group_size": BLOCK})
+RECIPES = (find_recipe("int8-dynamic"), find_recipe({"base": "w8a16", "group_size": BLOCK}), INT4)
+FLOAT, NBITS = "growing cache, float", f"growing cache, MatMulNBits {BLOCK}"
+Run = Callable[[Any], Tensor]  # the inputs of a functional call -> logits
+
+
+def growing(module: Any, inputs: Any, folder: Path) -> dict[str, Run]:
+    """The peers: exported in float, then with its weights in int4."""
+    call = as_growing(inputs)
+    path = folder / "float.onnx"
+    with torch.no_grad():
+        program = torch.export.export(Growing(module), call)
+    torch.onnx.export(
+        program, (), str(path), dynamo=True, opset_version=21, verbose=False, external_data=False
+    )
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(path), bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=4
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(folder / "nbits.onnx"), False)
+    return {
+        FLOAT: session_of(path),
+        NBITS: session_of(folder / "nbits.onnx"),
+    }
+
+
+def as_growing(inputs: Any) -> tuple[Any, ...]:
+    """The same call with a cache that is as long as what is in it."""
+    tokens, start, cache = inputs
+    filled = int(start)
+    pairs = [tuple(x[:, :, :filled].contiguous() for x in pair) for pair in cache]
+    return (tokens, pairs) if filled else (tokens,)
+
+
+def session_of(path: Path) -> Run:
+    session = open_session(path, Settings(threads=1, disabled=()))
+    return lambda inputs: run_session(session, pytree.tree_leaves(as_growing(inputs)))[0]
+
+
+def compiled(module: Any, inputs: Any, calibration: Sequence[Any], recipe: Recipe) -> Any:
+    """Quantized and lowered without the guard, which compares with float only."""
+    target = find_target("cpu")
+    job = take(module, inputs, calibration, silent, forms=forms(recipe, target))
+    decision = decide(job.original, job.data, recipe, target)
+    return Ort(target).lower(quantized(decision), threads=1)
+
+
+def prompt_runner(executable: Any) -> Run:
+    return lambda inputs: executable(pytree.tree_leaves(inputs))[0]
+
+
+def step_runner(executable: Any) -> Run:
+    """In place: the cache of the inputs is copied in once, before anything is timed."""
+    memory: BoundMemory = executable.memory()
+    held: list[Any] = [None]
+
+    def run(inputs: Any) -> Tensor:
+        tokens, start, cache = inputs
+        if held[0] is not cache:
+            held[0] = cache
+            for buffer, rows in zip(memory.buffers, pytree.tree_leaves(cache), strict=True):
+                buffer.update_inplace(rows.numpy())
+        memory.length = int(start)
+        return memory.feed(tokens)
+
+    return run
+
+
+def case(name: str, make: Any, runner: Callable[[Any], Run], folder: Path) -> dict[str, Any]:
+    """Time all contenders on the example, and judge them on the test samples."""
+    module, example, calibration, metric = make(LLAMA)
+    contenders = growing(module, example, folder)
+    for recipe in RECIPES:
+        contenders[recipe.name] = runner(compiled(module, example, calibration, recipe))
+    wanted = torch.cat([expected.float() for expected in metric.expected])
+    quality = {
+        name: sqnr(wanted, torch.cat([run(inputs) for inputs in metric.inputs()]))
+        for name, run in contenders.items()
+    }
+    calls = {name: ready(run, example) for name, run in contenders.items()}
+    return {"case": name, "rows": rows(interleave(calls), quality)}
+
+
+def ready(run: Run, inputs: Any) -> Callable[[], Tensor]:
+    """A call on the example; the first one brings its cache in, so that no round pays for it."""
+    run(inputs)
+    return lambda: run(inputs)
+
+
+def rows(timing: Timing, quality: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "contender": name,
+            "ms": timing.median(name) * 1e3,
+            "over_float": timing.ratio(FLOAT, name),
+            "over_nbits": timing.ratio(NBITS, name),
+            "rounds": timing.ratios(FLOAT, name),
+            "sqnr_db": quality[name],
+        }
+        for name in timing.seconds
+    ]
+
+
+COLUMNS = ("case", "contender", "ms", "over float", "rounds", "over MatMulNBits", "SQNR dB")
+
+
+def table(cases: Sequence[Mapping[str, Any]]) -> str:
+    lines = [COLUMNS, tuple("---" for _ in COLUMNS)]
+    lines += [
+        (
+            found["case"], row["contender"], f"{row['ms']:.2f}", f"{row['over_float']:.2f}x",
+            f"{min(row['rounds']):.2f} to {max(row['rounds']):.2f}", f"{row['over_nbits']:.2f}x",
+            f"{row['sqnr_db']:.1f}",
+        )
+        for found in cases
+        for row in found["rows"]
+    ]  # fmt: skip
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decoder.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger().setLevel(logging.WARNING)  # importing the peers' tool turns on everybody's notes
+    with tempfile.TemporaryDirectory() as folder:
+        found = [
+            case("prompt", prompt_bundle, prompt_runner, Path(folder)),
+            case("step", step_bundle, step_runner, Path(folder)),
+        ]
+    cpu = {"name": this_cpu().name, "features": list(this_cpu().features)}
+    data = {"commit": commit(), "cpu": cpu, "versions": versions(), "prompt": PROMPT, "cases": found}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    given.out.with_suffix(".md").write_text(table(found))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The forms that a target computes in one kernel; what they are is the target's data.
+
+FORMS(recipe, target) = siblings joined >> attention over a cache as one op         canonical --> canonical
+"""
+
+from typing import Any
+
+from torch.fx import Node
+
+from qcompiler.ir import label
+from qcompiler.ir.spec import module_path
+from qcompiler.passes.rules.attention import JOINS, attention_for
+from qcompiler.passes.siblings import join_siblings
+from qcompiler.recipe import Recipe
+from qcompiler.rewrite import Pass, Pipeline, apply_rules
+from qcompiler.target import Target
+
+
+def forms(recipe: Recipe, target: Target) -> Pipeline:
+    """The passes that bring a canonical graph into the forms of one target."""
+    passes = []
+    if target.joins:
+        passes.append(named(
+            "join siblings", lambda graph: join_siblings(graph, lambda node: kind(node, recipe, target))
+        ))  # fmt: skip
+    if target.attention is not None:
+        rules = attention_for(target.attention)
+        passes.append(named("recognise attention over a cache", lambda graph: apply_rules(graph, rules)))
+        # A pass of its own: only now has what was split no other readers.
+        passes.append(named("join what was split", lambda graph: apply_rules(graph, JOINS)))
+    return tuple(passes)
+
+
+def named(name: str, apply: Any) -> Pass:
+    return Pass(name=name, apply=apply, requires="canonical", ensures="canonical")
+
+
+def kind(node: Node, recipe: Recipe, target: Target) -> Any:
+    """How a linear will be computed, as far as siblings must agree in it; None where joining does not pay."""
+    names = (module_path(node), node.name, label(node))
+    layer = recipe.for_layer(*names)
+    mode = layer.linear_mode
+    # Siblings of which an override names some stay apart, so that the names in a recipe keep their meaning.
+    patterns = tuple(override.pattern for override in recipe.overrides_of(*names))
+    return (mode, patterns) if mode in target.joins else None

@@ -1,0 +1,289 @@
+"""Language models: a decoder compiled once for prompts and steps, and the loop that generates.
+
+    compile_decoder : (decoder, recipe, ...) -> LanguageModel
+    generate        : (prompt, ...) -> token, token, ...
+
+A decoder is an nn.Module with the method empty_cache(batch, capacity) and the call
+
+    tokens [B, T], start, cache  -->  logits [B, T, vocabulary], cache
+
+The length T stays symbolic, so a prompt, a part of one and a step run on one graph and one set of weights.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompiler import api
+from qcompiler.api import Compiled
+from qcompiler.backends import AUTO, find_backend
+from qcompiler.backends.memory import Memory, cache_shapes, memory_of
+from qcompiler.errors import ArtifactError, CalibrationError, InputError
+from qcompiler.ir import Graph, spec
+from qcompiler.job import take
+from qcompiler.passes.decide import decide
+from qcompiler.passes.forms import forms
+from qcompiler.proof import prove
+from qcompiler.recipe import Recipe, find_recipe
+from qcompiler.report import Report
+from qcompiler.steps import Steps
+from qcompiler.target import Target, find_target
+
+PROMPTS, PROMPT_LENGTH = 2, 33  # without calibration data: random prompts, to compare and to time on
+
+
+class Last(nn.Module):
+    """The decoder with the logits of its last token only, [B, vocabulary]: the others are not asked for."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, tokens: Tensor, start: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        logits, cache = self.decoder(tokens, start, cache)
+        return logits[:, -1], cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel:
+    """A compiled decoder. Several sequences may be generated at a time; each has a cache of its own."""
+
+    compiled: Compiled
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens a sequence may have."""
+        return cache_shapes(self.compiled.graph)[0][2]
+
+    @property
+    def vocabulary(self) -> int:
+        found = spec(self.compiled.graph.results[0])
+        return int(found.shape[-1]) if found else 0
+
+    def memory(self) -> Memory:
+        """An empty cache for one sequence."""
+        return memory_of(self.compiled.executable)
+
+    def generate(
+        self,
+        tokens: Sequence[int] | Tensor,
+        max_new_tokens: int | None = None,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        stop: Iterable[int] = (),
+    ) -> Iterator[int]:
+        """The tokens that follow a prompt, one by one; ends behind a token of `stop`, which it gives, too.
+
+        max_new_tokens: as many as the cache has room for if None.
+        temperature: 0 for the likeliest token, else a draw from softmax(logits / temperature).
+        top_k: draws are among so many likeliest tokens.
+
+        Raises InputError, before anything is computed, for a prompt that does not fit.
+        """
+        prompt = as_prompt(tokens, self.vocabulary)
+        room = self.capacity - prompt.shape[1] + 1  # the last token is given and not remembered
+        check_room(prompt.shape[1], max_new_tokens, self.capacity)
+        if temperature < 0 or (top_k is not None and top_k < 1):
+            raise InputError(
+                f"temperature {temperature} and top_k {top_k} describe no distribution",
+                fix="use a temperature of at least 0 and a top_k of at least 1",
+            )
+        count = room if max_new_tokens is None else max_new_tokens
+        choice = Choice(temperature=temperature, top_k=top_k, generator=torch.Generator().manual_seed(seed))
+        return following(self.memory(), prompt, count, choice, frozenset(stop))
+
+    def report(self) -> Report:
+        """What was decided, what runs, how exact and how fast a step is."""
+        return self.compiled.report()
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact folder, as `Compiled.save` does."""
+        self.compiled.save(path)
+
+
+def compile_decoder(
+    decoder: nn.Module,
+    *,
+    capacity: int | None = None,
+    calibration: Iterable[Tensor] | None = None,
+    recipe: str | Path | Mapping[str, Any] | Recipe = "w4a16",
+    target: str | Target = "cpu",
+    backend: str = AUTO,
+    strict: bool = False,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> LanguageModel:
+    """Quantize a decoder and prove it on prompts and on steps; see `compile` for what is not said here.
+
+    capacity: how many tokens a sequence may have; all positions of the decoder if absent.
+    calibration: prompts [1, T] of at least 3 tokens; random ones if absent, which a recipe that takes ranges
+        from data refuses.
+    """
+    chosen, aim = find_recipe(recipe), find_target(target)
+    engine = find_backend(backend, aim)
+    if calibration is None and chosen.linear_mode == "static":
+        raise CalibrationError(
+            f"recipe '{chosen.name}' takes ranges from data, and there are no prompts",
+            fix="pass calibration=[...], or use a recipe without, such as 'int8-dynamic'",
+        )
+    with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        steps.tell("running the decoder")
+        data = calls(decoder, prompts(decoder, calibration, capacity), capacity)
+        job = take(
+            Last(decoder).eval(),
+            data[0],
+            data,
+            steps.tell,
+            forms=forms(chosen, aim),
+            dynamic={"tokens": (1,)},
+        )
+        job = replace(job, name=type(decoder).__name__, example=data[1])  # what is timed is a step
+        decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
+        proof = prove(job, decision, engine, threads=threads, strict=strict, tell=steps.tell)
+        race = api.raced(job, proof, engine, threads=threads, strict=strict, tell=steps.tell)
+        compiled = api.assembled(job, proof, race, engine, threads=threads, seed=seed)
+    return LanguageModel(compiled=compiled)
+
+
+def load_decoder(path: str | Path, *, threads: int | None = None) -> LanguageModel:
+    """Open what `LanguageModel.save` wrote; checks every file and executes nothing of it."""
+    compiled = api.load(path, threads=threads)
+    if not is_decoder(compiled.graph):
+        raise ArtifactError(
+            f"'{path}' holds no decoder",
+            why="it does not map tokens, start and a cache to logits and a cache",
+            fix="open it with qcompiler.load, or save what compile_decoder returned",
+        )  # fmt: skip
+    return LanguageModel(compiled=compiled)
+
+
+def is_decoder(graph: Graph) -> bool:
+    """Whether a graph is called as a decoder with the logits of its last token."""
+    given, returned = [[spec(node) for node in nodes] for nodes in (graph.inputs, graph.results)]
+    if len(given) < 4 or len(returned) != len(given) - 1 or None in given or None in returned:
+        return False
+    ranks = [len(found.shape) for found in (*given, *returned) if found]
+    kinds = {found.dtype for found in given[:2] if found}
+    return ranks == [2, 0, *[4] * (len(given) - 2), 2, *[4] * (len(returned) - 1)] and kinds == {torch.int64}
+
+
+# ---------------------------------------------------------------- what a decoder is compiled on
+
+
+def prompts(decoder: nn.Module, given: Iterable[Tensor] | None, capacity: int | None) -> list[Tensor]:
+    """The calibration data, or random tokens for want of any."""
+    if given is not None:
+        found = list(given)
+        short = next((x for x in found if x.dim() != 2 or x.shape[0] != 1 or x.shape[1] < 3), None)
+        if not found or short is not None:
+            have = "nothing" if short is None else f"a tensor of shape {list(short.shape)}"
+            raise CalibrationError(
+                f"the prompts hold {have}", why="a prompt is [1, T] of at least 3 tokens",
+                fix="pass a list of such tensors",
+            )  # fmt: skip
+        return found
+    cache = emptied(decoder, capacity)
+    length = min(PROMPT_LENGTH, cache[0][0].shape[2])
+    start = torch.tensor(0)
+    with torch.no_grad():
+        vocabulary = decoder(torch.zeros(1, 2, dtype=torch.int64), start, cache)[0].shape[-1]
+    return list(torch.randint(vocabulary, (PROMPTS, 1, length)))
+
+
+def emptied(decoder: nn.Module, capacity: int | None) -> Any:
+    """The decoder's own empty cache for one sequence."""
+    make = getattr(decoder, "empty_cache", None)
+    if make is None:
+        raise InputError(
+            f"a {type(decoder).__name__} is no decoder", why="it has no method empty_cache(batch, capacity)",
+            fix="wrap it in one; docs/language-models.md says what a decoder is",
+        )  # fmt: skip
+    try:
+        return make(1, capacity)
+    except ValueError as error:
+        raise InputError(str(error).rstrip("."), fix="choose a smaller capacity") from error
+
+
+def calls(decoder: nn.Module, given: Sequence[Tensor], capacity: int | None) -> list[Any]:
+    """Two calls per prompt: all but its last token into an empty cache, then the last behind them."""
+    found: list[Any] = []
+    empty = emptied(decoder, capacity)
+    for prompt in given:
+        check_room(prompt.shape[1], None, empty[0][0].shape[2])
+        before, last = prompt[:, :-1], prompt[:, -1:]
+        with torch.no_grad():
+            _, cache = decoder(before, torch.tensor(0), empty)
+        found += [(before, torch.tensor(0), empty), (last, torch.tensor(before.shape[1]), cache)]
+    return found
+
+
+# ---------------------------------------------------------------- generation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How a token is chosen among the logits [vocabulary]."""
+
+    temperature: float
+    top_k: int | None
+    generator: torch.Generator
+
+    def of(self, logits: Tensor) -> int:
+        if self.temperature == 0:
+            return int(logits.argmax())
+        kept = logits if self.top_k is None else logits.topk(min(self.top_k, len(logits))).values
+        allowed = logits.masked_fill(logits < kept.min(), -torch.inf) / self.temperature
+        return int(torch.multinomial(allowed.softmax(-1), 1, generator=self.generator))
+
+
+def following(
+    memory: Memory, prompt: Tensor, count: int, choice: Choice, stop: frozenset[int]
+) -> Iterator[int]:
+    """feed, choose, give; a token is fed only when the one after it is asked for."""
+    fed = prompt
+    for _ in range(count):
+        token = choice.of(memory.feed(fed)[0])
+        yield token
+        if token in stop:
+            return
+        fed = torch.tensor([[token]])
+
+
+def as_prompt(tokens: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
+    """[1, T]; refuses what the decoder has no embedding for."""
+    prompt = torch.as_tensor(tokens, dtype=torch.int64)
+    prompt = prompt if prompt.dim() == 2 else prompt.reshape(1, -1)
+    if prompt.shape[0] != 1 or not prompt.shape[1]:
+        raise InputError(
+            f"the prompt has shape {list(prompt.shape)}", why="it is one sequence of at least one token",
+            fix="pass a list of token ids",
+        )  # fmt: skip
+    low, high = int(prompt.min()), int(prompt.max())
+    if low < 0 or high >= vocabulary:
+        raise InputError(
+            f"the prompt has a token {low if low < 0 else high}", why=f"the vocabulary has {vocabulary}",
+            fix="use the tokenizer that belongs to the model",
+        )  # fmt: skip
+    return prompt
+
+
+def check_room(length: int, more: int | None, capacity: int) -> None:
+    """The prompt, and all new tokens but the last, must fit into the cache."""
+    needed = length + max((more or 1) - 1, 0)
+    if needed > capacity or (more is not None and more < 0):
+        asked = "" if more is None else f" and {more} new ones are asked for"
+        raise InputError(
+            f"the prompt has {length} tokens{asked}", why=f"the cache holds {capacity}",
+            fix="shorten it, or compile the decoder with a larger capacity",
+        )  # fmt: skip
+
+
+__all__ = ["LanguageModel", "compile_decoder", "load_decoder"]

@@ -1,0 +1,79 @@
+"""`qcompiler generate`: tokens on stdout, their rate on stderr, and one sentence per refusal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from qcompiler.cli import app
+from qcompiler.cli.generate import summary
+
+Run = Callable[[str], Result]
+
+SMALL = """
+import torch
+from qcompiler.models.decoder import Decoder, Shape
+from qcompiler.models.decoding import random_decoder
+
+
+def decoder():
+    shape = Shape(vocabulary=60, width=64, hidden=64, depth=1, heads=4, kv_heads=2, positions=32)
+    return random_decoder(shape, std=0.1), (torch.zeros(1, 4, dtype=torch.int64),)
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.py").write_text(SMALL)
+    command = f"generate {folder}/small.py:decoder -p 5,6 -n 6 --capacity 16 --threads 1 -o {folder}/small.qc"
+    return folder / "small.qc", CliRunner().invoke(app, command.split())
+
+
+def test_tokens_go_to_stdout_and_their_rate_to_stderr(saved: tuple[Path, Result]) -> None:
+    _, result = saved
+    assert result.exit_code == 0, result.stderr
+    assert len(result.stdout.split()) == 6
+    assert all(0 <= int(word) < 60 for word in result.stdout.split())
+    assert re.search(
+        r"prompt of 2 tokens: first new one after \d+ ms; 5 more at [\d.]+ tokens/s", result.stderr
+    )
+
+
+def test_a_saved_decoder_gives_the_same(saved: tuple[Path, Result], run: Run) -> None:
+    folder, first = saved
+    result = run(f"generate {folder} -p 5,6 -n 6 --threads 1 -q")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, first.stdout, "")
+    assert len(run(f"generate {folder} --threads 1 -q").stdout.split()) == 9  # a prompt of 8, a cache of 16
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("-p 1,two", "the prompt '1,two' is not a list of token ids"),
+        ("-p 1,60", "the prompt has a token 60, because the vocabulary has 60"),
+        ("-p 1 -n 20", "the prompt has 1 tokens and 20 new ones are asked for, because the cache holds 16"),
+    ],
+)
+def test_what_is_refused(saved: tuple[Path, Result], run: Run, options: str, sentence: str) -> None:
+    result = run(f"generate {saved[0]} {options}")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert sentence in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_model_that_is_no_decoder_is_refused(run: Run) -> None:
+    result = run("generate zoo:mlp -p 1")
+    assert result.exit_code == 1
+    assert "is no decoder, because it has no method empty_cache" in result.stderr
+
+
+def test_the_rate_is_that_of_the_steps() -> None:
+    assert (
+        summary(3, [0.5, 0.6, 0.7])
+        == "prompt of 3 tokens: first new one after 500 ms; 2 more at 10.0 tokens/s"
+    )
+    assert summary(3, [0.5]) == "prompt of 3 tokens: first new one after 500 ms"

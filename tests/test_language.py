@@ -1,0 +1,158 @@
+"""Decoders as a user compiles them: what is generated, what is saved, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+import qcompiler as qc
+from qcompiler import api
+from qcompiler.backends.ort.memory import BoundMemory
+from qcompiler.errors import ArtifactError, InputError, QCompilerError
+from qcompiler.ir import format_text
+from tests.models.test_decoder import small
+
+CAPACITY = 24
+
+
+def made(
+    recipe: str = "w4a16", family: Literal["llama", "gpt2"] = "llama", **options: Any
+) -> qc.LanguageModel:
+    """Without the speed guard: which of two models this small is faster changes from run to run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "raced", lambda *_, **__: None)
+        return qc.compile_decoder(
+            small(family), recipe=recipe, threads=1, progress=False, **{"capacity": CAPACITY, **options}
+        )
+
+
+@pytest.fixture(scope="module")
+def model() -> qc.LanguageModel:
+    return made()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("recipe", ["w4a16", "int8-dynamic"])
+def test_greedy_tokens_are_those_of_the_reference(family: Literal["llama", "gpt2"], recipe: str) -> None:
+    engine, reference = made(recipe, family), made(recipe, family, backend="reference")
+    for prompt in ([3, 1, 4], [15]):
+        assert list(engine.generate(prompt, 20)) == list(reference.generate(prompt, 20))
+
+
+def test_the_prompt_in_float_gives_what_the_decoder_gives() -> None:
+    """With every layer in float, generation is the decoder's own, token by token."""
+    decoder = small("llama")
+    float_recipe = qc.Recipe(name="float", weights=None, activations=None)
+    model = qc.compile_decoder(decoder, capacity=CAPACITY, recipe=float_recipe, threads=1, progress=False)
+    tokens = [3, 1, 4]
+    for token in model.generate(tokens, 12):
+        logits, _ = decoder(torch.tensor([tokens]), torch.tensor(0), decoder.empty_cache(1, CAPACITY))
+        assert token == int(logits[0, -1].argmax())
+        tokens.append(token)
+
+
+def test_one_graph_serves_prompts_and_steps_in_place(model: qc.LanguageModel) -> None:
+    text = format_text(model.compiled.graph)
+    assert text.count("qcompiler.cached_attention") == 2
+    assert isinstance(model.memory(), BoundMemory)
+    assert (model.capacity, model.vocabulary) == (CAPACITY, 50)
+    # The head is computed for the last token alone.
+    assert "aten.select.int(linear" not in text and "aten.select.int(rms_norm" in text
+
+
+def test_generations_do_not_disturb_one_another(model: qc.LanguageModel) -> None:
+    alone = list(model.generate([7, 8], 8))
+    first, second = model.generate([7, 8], 8), model.generate([30], 8)
+    assert [token for pair in zip(first, second, strict=True) for token in pair][::2] == alone
+
+
+def test_it_streams_and_stops(model: qc.LanguageModel) -> None:
+    tokens = list(model.generate([7, 8], 8))
+    stream = model.generate([7, 8])
+    assert next(stream) == tokens[0]
+    cut = list(model.generate([7, 8], 8, stop=[tokens[2]]))
+    assert cut == tokens[: tokens.index(tokens[2]) + 1]
+    assert list(model.generate([7, 8], 0)) == []
+
+
+def test_it_fills_the_cache_to_the_end(model: qc.LanguageModel) -> None:
+    assert len(list(model.generate([1] * (CAPACITY - 3)))) == 4
+    assert len(list(model.generate([1] * CAPACITY))) == 1
+
+
+def test_draws_repeat_with_their_seed_and_obey_top_k(model: qc.LanguageModel) -> None:
+    hot = [list(model.generate([5], 12, temperature=5.0, seed=seed)) for seed in (0, 0, 1)]
+    assert hot[0] == hot[1] != hot[2]
+    assert list(model.generate([5], 12, temperature=5.0, top_k=1)) == list(model.generate([5], 12))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        (([1] * 25,), {}, "the prompt has 25 tokens, because the cache holds 24; shorten it"),
+        (
+            ([1] * 20, 6),
+            {},
+            "the prompt has 20 tokens and 6 new ones are asked for, because the cache holds 24",
+        ),
+        (([],), {}, "the prompt has shape"),
+        (([50],), {}, "the prompt has a token 50, because the vocabulary has 50"),
+        (([-1],), {}, "the prompt has a token -1"),
+        (([1], -1), {}, "-1 new ones are asked for"),
+        (([1],), {"temperature": -1.0}, "describe no distribution"),
+        (([1],), {"top_k": 0}, "describe no distribution"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_at_once(
+    model: qc.LanguageModel, arguments: Any, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        model.generate(*arguments, **options)
+
+
+def test_a_saved_model_generates_the_same(model: qc.LanguageModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.qc")
+    loaded = qc.load_decoder(tmp_path / "model.qc", threads=1)
+    assert list(loaded.generate([9, 9, 9])) == list(model.generate([9, 9, 9]))
+    assert loaded.capacity == CAPACITY
+    assert loaded.report().to_dict()["manifest"]["session"]["accuracy_level"] == 4
+
+
+def test_another_model_is_no_decoder(tmp_path: Path) -> None:
+    linear = torch.nn.Linear(4, 4).eval()
+    qc.compile(linear, torch.randn(2, 4), threads=1, progress=False).save(tmp_path / "linear.qc")
+    with pytest.raises(ArtifactError, match="holds no decoder"):
+        qc.load_decoder(tmp_path / "linear.qc")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"recipe": "int8"}, "recipe 'int8' takes ranges from data, and there are no prompts"),
+        ({"calibration": []}, "the prompts hold nothing"),
+        (
+            {"capacity": 33},
+            "A cache of 33 tokens is more than the 32 positions; choose a smaller capacity",
+        ),
+        ({"calibration": [torch.ones(1, 2, dtype=torch.int64)]}, r"a tensor of shape \[1, 2\]"),
+        ({"calibration": [torch.ones(1, 25, dtype=torch.int64)]}, "the cache holds 24"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(QCompilerError, match=sentence):
+        made(**{"recipe": "w4a16", **options})
+
+
+def test_a_model_without_a_cache_is_refused() -> None:
+    with pytest.raises(InputError, match="a Linear is no decoder, because it has no method empty_cache"):
+        qc.compile_decoder(torch.nn.Linear(2, 2), progress=False)
+
+
+def test_static_integers_are_calibrated_on_prompts_and_steps() -> None:
+    given: list[Tensor] = [torch.randint(50, (1, 16)) for _ in range(3)]
+    static = made("int8", calibration=given)
+    assert len(list(static.generate([1, 2, 3], 6))) == 6
