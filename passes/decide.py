@@ -4,16 +4,19 @@ decide : (canonical graph, data, recipe, target) -> Decision
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qcompiler.ir import Graph, Note, evaluate, flatten_inputs
+from qcompiler.ir.edit import with_tensors
+from qcompiler.passes.awq import scale_channels
 from qcompiler.passes.bias import correct_bias
-from qcompiler.passes.calibrate import Ranges, batches, calibrate, no_data
+from qcompiler.passes.calibrate import Ranges, batches, calibrate, flat_batches, no_data
 from qcompiler.passes.equalize import equalize
 from qcompiler.passes.fuse import fuse
 from qcompiler.passes.placement import place
 from qcompiler.passes.plan import make_plan, values_to_observe
+from qcompiler.passes.round_weights import Rounded, round_weights
 from qcompiler.passes.simulate import expected_sqnr
 from qcompiler.passes.smooth import norm_outputs, smooth
 from qcompiler.plan import Plan
@@ -21,6 +24,7 @@ from qcompiler.progress import Tell, silent
 from qcompiler.recipe import Recipe
 from qcompiler.target import Target
 
+WHOLE = "whole graph"
 JUDGED = 4  # batches on which two candidates are compared
 
 
@@ -33,12 +37,18 @@ class Decision:
     ranges: Ranges
     recipe: Recipe
     target: Target
+    rounded: Mapping[str, Rounded] = field(default_factory=dict)  # layers whose weight is on its grid
 
     def keeping_float(self, floats: Mapping[str, str]) -> "Decision":
-        """The same decision with some layers in float (anchor name -> why), from the same ranges."""
-        groups = fuse(self.graph, self.target)
-        plan = make_plan(self.graph, groups, self.ranges, self.recipe, self.target, floats)
-        return replace(self, plan=plan)
+        """The same decision with some layers in float (anchor name -> why), from the same ranges.
+
+        A weight that was rounded for its layer gets its float values back.
+        """
+        back = {found.constant: found.before for layer, found in self.rounded.items() if layer in floats}
+        graph = with_tensors(self.graph, back)
+        plan = make_plan(graph, fuse(graph, self.target), self.ranges, self.recipe, self.target, floats)
+        kept = {layer: found for layer, found in self.rounded.items() if layer not in floats}
+        return replace(self, graph=graph, plan=on_grids(plan, kept), rounded=kept)
 
     def all_float(self, original: Graph, why: str) -> "Decision":
         """The decision to ship the float graph as it was."""
@@ -61,6 +71,7 @@ def decide(
         best = judge.better(best, planned(smoothed, data, recipe, target, tell), "smooth")
     if recipe.equalize:
         best = judge.better(best, planned(equalize(best.graph), data, recipe, target, tell), "equalize")
+    best = with_rounded_weights(best, judge, data, tell)
     if recipe.bias_correction and best.plan.weights:
         corrected = replace(best, graph=correct_bias(best.graph, best.plan, best.ranges))
         best = judge.better(best, corrected, "correct-bias")
@@ -73,6 +84,38 @@ def planned(graph: Graph, data: Sequence[Any], recipe: Recipe, target: Target, t
     ranges = calibrate(graph, data, values_to_observe(choices), tell=tell)
     plan = make_plan(graph, groups, ranges, recipe, target)
     return Decision(graph=graph, plan=plan, ranges=ranges, recipe=recipe, target=target)
+
+
+def with_rounded_weights(best: Decision, judge: "Judge", data: Sequence[Any], tell: Tell) -> Decision:
+    """Round with care where the recipe asks for it, also behind AWQ's scaling; the better one is kept."""
+    flat = list(flat_batches(best.graph, data))
+    methods = {spec.method for spec in best.plan.weights}
+    first = best
+    if methods & {"hqq", "gptq", "best"}:
+        best = judge.better(best, rounded(first, flat, tell), "round")
+    if methods & {"awq", "best"}:
+        layers = {spec.layer for spec in first.plan.weights if spec.method in ("awq", "best")}
+        judged = [note for note in best.graph.notes if note.rule == "round" and note.node == WHOLE]
+        graph = scale_channels(first.graph.noting(judged), first.plan, flat, layers)
+        scaled = planned(graph, data, first.recipe, first.target, tell)
+        best = judge.better(best, rounded(scaled, flat, tell), "awq")
+    return best
+
+
+def rounded(decision: Decision, flat: Sequence[Sequence[Any]], tell: Tell) -> Decision:
+    found = round_weights(decision.graph, decision.plan, flat, tell=tell)
+    plan = on_grids(decision.plan, found.layers)
+    return replace(decision, graph=found.graph, plan=plan, rounded=found.layers)
+
+
+def on_grids(plan: Plan, layers: Mapping[str, Rounded]) -> Plan:
+    """The plan that reads the scales of rounded weights back from them."""
+    weights = tuple(
+        replace(spec, observer="grid", method=layers[spec.layer].method, scores=layers[spec.layer].scores)
+        if spec.layer in layers else replace(spec, method="nearest")
+        for spec in plan.weights
+    )  # fmt: skip
+    return replace(plan, weights=weights)
 
 
 def floats_only(plan: Plan) -> bool:
@@ -104,5 +147,5 @@ class Judge:
 
 def noting(decision: Decision, method: str, outcome: str, reason: str) -> Decision:
     """The same decision, with what was done about the whole graph on record."""
-    note = Note(stage="canonical", rule=method, node="whole graph", outcome=outcome, reason=reason)
+    note = Note(stage="canonical", rule=method, node=WHOLE, outcome=outcome, reason=reason)
     return replace(decision, graph=decision.graph.noting([note]))

@@ -36,7 +36,11 @@ class ValueSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSpec:
-    """One weight of one layer: format and granularity; scales follow from the weight itself."""
+    """One weight of one layer: format and granularity; scales follow from the weight itself.
+
+    A weight whose observer is "grid" has its final values already, and is reproduced bit for bit; `method` is
+    then the way of rounding that was kept, and `scores` the SQNR in dB of the layer's output by each tried.
+    """
 
     layer: str
     argument: str
@@ -45,6 +49,8 @@ class WeightSpec:
     group_size: int = 0
     observer: str = "minmax"
     limit: int = 0  # largest |code|, 0 for the format's own
+    method: str = "nearest"
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,10 @@ from typing import Any
 from qcompiler.errors import RecipeError
 from qcompiler.numerics import CANDIDATES, parse_format
 
-LAYER_KEYS = ("weights", "activations", "dynamic", "group_size", "observers", "weight_observer")
+LAYER_KEYS = (
+    "weights", "activations", "dynamic", "group_size", "observers", "weight_observer", "weight_method",
+)  # fmt: skip
+WEIGHT_METHODS = ("nearest", "hqq", "gptq", "awq", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,8 @@ class Recipe:
     dynamic: activations of linears get their range at run time; convolutions then stay float.
     group_size: one scale per so many weights along the reduction; 0 is one per output channel.
     observers: candidate ranges, among which the measured error chooses for every tensor.
-    weight_observer: "minmax" or "mse", per output channel.
+    weight_observer: "minmax" or "mse", for every scale of a weight.
+    weight_method: how weights of linears are rounded: "nearest", "hqq", "gptq", "awq", or "best" of these.
     smooth: SmoothQuant's exponent (arXiv 2211.10438), 0 to search it per norm, None for off.
     equalize: cross-layer equalization (arXiv 1906.04721, section 4.1); bias_correction: section 4.2.
     """
@@ -54,6 +58,7 @@ class Recipe:
     group_size: int = 0
     observers: tuple[str, ...] = tuple(CANDIDATES)
     weight_observer: str = "minmax"
+    weight_method: str = "nearest"
     smooth: float | None = None
     equalize: bool = False
     bias_correction: bool = False
@@ -73,6 +78,10 @@ class Recipe:
         if self.weight_observer not in ("minmax", "mse"):
             raise RecipeError(
                 f"unknown weight observer '{self.weight_observer}'", fix="use 'minmax' or 'mse'"
+            )
+        if self.weight_method not in WEIGHT_METHODS:
+            raise RecipeError(
+                f"unknown weight method '{self.weight_method}'", fix=f"use one of {', '.join(WEIGHT_METHODS)}"
             )
         if self.smooth is not None and not 0 <= self.smooth <= 1:
             raise RecipeError(f"smooth is {self.smooth}", why="it is an exponent between 0 and 1")
@@ -110,6 +119,7 @@ KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "group_size": ((int,), "a number of weights, or 0"),
     "observers": ((tuple,), "a list of names"),
     "weight_observer": ((str,), "'minmax' or 'mse'"),
+    "weight_method": ((str,), f"one of {', '.join(WEIGHT_METHODS)}"),
     "smooth": ((int, float, type(None)), "an exponent between 0 and 1, or null"),
     "equalize": ((bool,), "true or false"),
     "bias_correction": ((bool,), "true or false"),
