@@ -55,10 +55,11 @@ def picking(index: int) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moments:
-    """H = sum x x^T [in, in] in float64, and mean |x| per channel."""
+    """H = sum x x^T [in, in] in float64, mean |x| per channel, and over how many rows x."""
 
     second: Tensor
     magnitude: Tensor
+    rows: int
 
     @classmethod
     def of(cls, batches: Iterable[Tensor]) -> "Moments":
@@ -68,7 +69,7 @@ class Moments:
             second = second + (rows.t() @ rows).double()
             magnitude = magnitude + rows.abs().sum(0, dtype=torch.float64)
             count += len(rows)
-        return cls(second=second, magnitude=magnitude / max(count, 1))
+        return cls(second=second, magnitude=magnitude / max(count, 1), rows=count)
 
     def power(self, error: Tensor) -> float:
         """||E X||^2 = tr(E H E^T) for E [out, in]."""

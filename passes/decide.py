@@ -73,7 +73,8 @@ def decide(
         best = judge.better(best, planned(equalize(best.graph), data, recipe, target, tell), "equalize")
     best = with_rounded_weights(best, judge, data, tell)
     if recipe.bias_correction and best.plan.weights:
-        corrected = replace(best, graph=correct_bias(best.graph, best.plan, best.ranges))
+        exact = {layer: found.before for layer, found in best.rounded.items()}
+        corrected = replace(best, graph=correct_bias(best.graph, best.plan, best.ranges, exact))
         best = judge.better(best, corrected, "correct-bias")
     return best
 
@@ -92,14 +93,22 @@ def with_rounded_weights(best: Decision, judge: "Judge", data: Sequence[Any], te
     methods = {spec.method for spec in best.plan.weights}
     first = best
     if methods & {"hqq", "gptq", "best"}:
-        best = judge.better(best, rounded(first, flat, tell), "round")
+        careful = rounded(first, flat, tell)
+        best = with_refusals(judge.better(best, careful, "round"), careful)
     if methods & {"awq", "best"}:
         layers = {spec.layer for spec in first.plan.weights if spec.method in ("awq", "best")}
         judged = [note for note in best.graph.notes if note.rule == "round" and note.node == WHOLE]
         graph = scale_channels(first.graph.noting(judged), first.plan, flat, layers)
         scaled = planned(graph, data, first.recipe, first.target, tell)
-        best = judge.better(best, rounded(scaled, flat, tell), "awq")
+        careful = rounded(scaled, flat, tell)
+        best = with_refusals(judge.better(best, careful, "awq"), careful)
     return best
+
+
+def with_refusals(kept: Decision, candidate: Decision) -> Decision:
+    """What the candidate could not do stays on record, whether it was kept or not."""
+    refused = [note for note in candidate.graph.notes if note.outcome == "refused"]
+    return replace(kept, graph=kept.graph.noting([n for n in refused if n not in kept.graph.notes]))
 
 
 def rounded(decision: Decision, flat: Sequence[Sequence[Any]], tell: Tell) -> Decision:

@@ -49,11 +49,15 @@ def clip(weight: Tensor, planned: WeightSpec, moments: Moments) -> Tensor:
 
 
 def gptq(weight: Tensor, planned: WeightSpec, moments: Moments) -> Tensor | None:
+    if moments.rows < weight.shape[1]:
+        return None  # H has no full rank: what is compensated on these rows would be lost on others
     return compensated(weight, moments.second, lambda part: shortened(weight_params(part, planned)))
 
 
 def gptq_ordered(weight: Tensor, planned: WeightSpec, moments: Moments) -> Tensor | None:
     """Columns by falling power, on the scales of the clip search."""
+    if moments.rows < weight.shape[1]:
+        return None
     return compensated(
         weight, moments.second, lambda part: shortened(clipped(part, planned, moments)), ordered=True
     )
@@ -154,6 +158,10 @@ def round_weights(
         constant = draft.constant(f"{old.target}.rounded", weight, before=node)
         node.replace_input_with(old, constant)
         figures = ", ".join(f"{key} {value:.2f}" for key, value in scores.items())
+        missing = [key for key in METHODS[wanted[name].method] if key not in scores]
+        if missing:
+            reason = f"{' and '.join(missing)} need as many rows of data as the layer has inputs"
+            draft.note("round", label(node), "refused", reason)
         draft.note("round", label(node), "applied", f"{method} of {figures} dB")
         layers[name] = Rounded(method=method, scores=scores, constant=str(constant.target), before=before)
     return Rounding(graph=draft.finish(), layers=layers)

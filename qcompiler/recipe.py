@@ -16,7 +16,7 @@ from qcompiler.numerics import CANDIDATES, parse_format
 LAYER_KEYS = (
     "weights", "activations", "dynamic", "group_size", "observers", "weight_observer", "weight_method",
 )  # fmt: skip
-WEIGHT_METHODS = ("nearest", "hqq", "gptq", "awq", "best")
+WEIGHT_METHODS = ("nearest", "hqq", "awq", "gptq", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Recipe:
     group_size: one scale per so many weights along the reduction; 0 is one per output channel.
     observers: candidate ranges, among which the measured error chooses for every tensor.
     weight_observer: "minmax" or "mse", for every scale of a weight.
-    weight_method: how weights of linears are rounded: "nearest", "hqq", "gptq", "awq", or "best" of these.
+    weight_method: how weights of linears are rounded: "nearest", "hqq", "awq", "gptq", or "best" of these.
     smooth: SmoothQuant's exponent (arXiv 2211.10438), 0 to search it per norm, None for off.
     equalize: cross-layer equalization (arXiv 1906.04721, section 4.1); bias_correction: section 4.2.
     """
@@ -148,7 +148,22 @@ RECIPES: dict[str, Recipe] = {
         Recipe(name="int8", smooth=0.5, bias_correction=True),
         Recipe(name="int8-dynamic", dynamic=True),
         Recipe(name="w8a16", weights="int8", activations=None),
-        Recipe(name="w4a16", weights="int4", activations=None, group_size=32, weight_observer="mse"),
+        Recipe(
+            name="w4a16",
+            weights="int4",
+            activations=None,
+            group_size=32,
+            weight_observer="mse",
+            weight_method="gptq",
+        ),
+        Recipe(
+            name="w4a16-best",
+            weights="uint4",
+            activations=None,
+            group_size=32,
+            weight_observer="mse",
+            weight_method="best",
+        ),
         Recipe(name="fp8", weights="float8_e4m3fn", activations="float8_e4m3fn", observers=("minmax",)),
     )
 }

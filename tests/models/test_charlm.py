@@ -41,7 +41,11 @@ def test_other_characters_become_question_marks_and_an_empty_folder_is_refused(t
 
 def test_windows_are_stretches_of_the_text() -> None:
     rows = windows(torch.arange(100), 8, 10, torch.Generator().manual_seed(0))
-    assert rows.shape == (8, 10) and ((rows[:, 1:] - rows[:, :-1]) == 1).all() and len(set(rows[:, 0].tolist())) > 1
+    assert (
+        rows.shape == (8, 10)
+        and ((rows[:, 1:] - rows[:, :-1]) == 1).all()
+        and len(set(rows[:, 0].tolist())) > 1
+    )
 
 
 def test_the_rate_warms_up_and_falls_to_nothing() -> None:

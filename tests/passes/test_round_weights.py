@@ -13,6 +13,7 @@ from qcompiler.ir import Graph, arguments, evaluate, trace
 from qcompiler.numerics import PerGroup, dequantize, parse_format, quantize, sqnr
 from qcompiler.passes.abreast import Moments
 from qcompiler.passes.awq import EXPONENTS, best_factor, normalised, rounding_error, scale_channels
+from qcompiler.passes.bias import correct_bias
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.passes.decide import Decision, decide, planned
 from qcompiler.passes.gptq import compensated
@@ -102,7 +103,9 @@ def test_gptq_is_closer_at_the_output_than_nearest(format: str, group: int) -> N
         assert found is not None
         errors[name] = output_error(weight, found, x)
     assert errors["gptq"] < 0.8 * errors["nearest"]
-    assert errors["gptq-ordered"] < 0.5 * errors["nearest"]  # powers are uneven: the strong columns come first
+    assert (
+        errors["gptq-ordered"] < 0.5 * errors["nearest"]
+    )  # powers are uneven: the strong columns come first
 
 
 def test_gptq_passes_what_it_says_on_by_hand() -> None:
@@ -243,7 +246,9 @@ def test_the_graph_holds_the_weights_that_the_codes_decode_to(method: str, base:
     quantized = run((materialize(found.plan), *SIMPLIFY_QDQ), found.graph)
     for spec in specs:
         stored = arguments(arguments(quantized.by_name[spec.layer])["weight"])
-        codes, scale, zero = (quantized.tensors[str(stored[key].target)] for key in ("q", "scale", "zero_point"))
+        codes, scale, zero = (
+            quantized.tensors[str(stored[key].target)] for key in ("q", "scale", "zero_point")
+        )
         decoded = torch.ops.qcompiler.dequantize(
             codes, scale, zero, stored["format"], stored["axis"], stored["block"]
         )
@@ -270,6 +275,32 @@ def test_a_layer_put_back_to_float_gets_its_weight_back() -> None:
     partly = found.keeping_float({one: "as asked"})
     assert partly.rounded.keys() == found.rounded.keys() - {one}
     assert {spec.observer for spec in partly.plan.weights} == {"grid"}
+
+
+def test_every_method_of_a_recipe_is_a_row_and_tries_nearest_too() -> None:
+    assert tuple(METHODS) == WEIGHT_METHODS
+    assert all("nearest" in tried and {*tried} <= CANDIDATES.keys() for tried in METHODS.values())
+
+
+def test_with_fewer_rows_than_inputs_gptq_is_not_tried_and_says_so() -> None:
+    data = [torch.randn(1, 9, 32)]
+    graph = run(CANONICAL, trace(Gated().eval(), data[0]))
+    found = decide(graph, data, find_recipe("w4a16"), ONNX_RUNTIME_CPU)
+    assert all(spec.scores.keys() <= {"nearest"} for spec in found.plan.weights)
+    reasons = {note.reason for note in found.graph.notes if (note.rule, note.outcome) == ("round", "refused")}
+    assert "gptq and gptq-ordered need as many rows of data as the layer has inputs" in reasons
+
+
+def test_biases_are_corrected_for_weights_that_were_rounded_before() -> None:
+    graph, _, found = decided("gptq", "int8", smooth=None, bias_correction=False)
+    exact = {layer: kept.before for layer, kept in found.rounded.items()}
+    corrected = correct_bias(found.graph, found.plan, found.ranges, exact)
+    name = next(iter(exact))
+    inputs = found.ranges[str(graph.by_name[name].args[0])].mean
+    error = found.graph.tensors[found.rounded[name].constant] - exact[name]
+    old, new = (g.tensors[str(arguments(g.by_name[name])["bias"].target)] for g in (found.graph, corrected))
+    torch.testing.assert_close(old - new, error @ inputs, rtol=1e-3, atol=1e-6)
+    assert (old != new).any()
 
 
 def test_a_layer_may_have_its_own_method() -> None:
