@@ -3,7 +3,7 @@
     python benchmarks/weights.py [--seeds 0 1 2] [--out benchmarks/results/weights.json]
 
 Trains one model per seed (about a minute each), then decides every recipe and runs the quantized graph with
-Q/DQ in place. Writes JSON and a Markdown table: perplexity lost in percent, seed by seed; bits per weight with
+Q/DQ in place. Writes JSON and a Markdown table: perplexity lost in percent, seed by seed; bits per weight and
 its share of scale and zero point; SQNR of the layers' outputs, median over layers; seconds to decide.
 """
 
@@ -60,7 +60,6 @@ def measure(graph: Graph, subject: Bundle, recipe: dict[str, Any]) -> dict[str, 
         "bits": bits(decision),
         "perplexity": subject.metric(lambda tokens: evaluate(coded, [tokens]))["perplexity"],
         "layer_sqnr_db": layer_sqnr(decision),
-        "methods": [spec.method for spec in decision.plan.weights],
         "notes": [str(note) for note in decision.graph.notes if note.node == "whole graph"],
     }
 

@@ -65,7 +65,7 @@ class Moments:
     def of(cls, batches: Iterable[Tensor]) -> "Moments":
         second, magnitude, count = torch.zeros(()), torch.zeros(()), 0
         for x in batches:
-            rows = x.detach().flatten(0, -2).float()
+            rows = x.detach().reshape(-1, x.shape[-1]).float()
             second = second + (rows.t() @ rows).double()
             magnitude = magnitude + rows.abs().sum(0, dtype=torch.float64)
             count += len(rows)

@@ -11,7 +11,7 @@ from qcompiler.ir import Graph, Note, evaluate, flatten_inputs
 from qcompiler.ir.edit import with_tensors
 from qcompiler.passes.awq import scale_channels
 from qcompiler.passes.bias import correct_bias
-from qcompiler.passes.calibrate import Ranges, batches, calibrate, flat_batches, no_data
+from qcompiler.passes.calibrate import Ranges, batches, calibrate, check_finite, flat_batches, no_data
 from qcompiler.passes.equalize import equalize
 from qcompiler.passes.fuse import fuse
 from qcompiler.passes.placement import place
@@ -89,9 +89,12 @@ def planned(graph: Graph, data: Sequence[Any], recipe: Recipe, target: Target, t
 
 def with_rounded_weights(best: Decision, judge: "Judge", data: Sequence[Any], tell: Tell) -> Decision:
     """Round with care where the recipe asks for it, also behind AWQ's scaling; the better one is kept."""
-    flat = list(flat_batches(best.graph, data))
-    methods = {spec.method for spec in best.plan.weights}
-    first = best
+    methods = {spec.method for spec in best.plan.weights} - {"nearest"}
+    if not methods:
+        return best
+    first, flat = best, list(flat_batches(best.graph, data))
+    for number, batch in enumerate(flat, start=1):
+        check_finite(first.graph, batch, number)
     if methods & {"hqq", "gptq", "best"}:
         careful = rounded(first, flat, tell)
         best = with_refusals(judge.better(best, careful, "round"), careful)
@@ -102,7 +105,7 @@ def with_rounded_weights(best: Decision, judge: "Judge", data: Sequence[Any], te
         scaled = planned(graph, data, first.recipe, first.target, tell)
         careful = rounded(scaled, flat, tell)
         best = with_refusals(judge.better(best, careful, "awq"), careful)
-    return best
+    return replace(best, plan=on_grids(best.plan, best.rounded))
 
 
 def with_refusals(kept: Decision, candidate: Decision) -> Decision:
@@ -118,7 +121,7 @@ def rounded(decision: Decision, flat: Sequence[Sequence[Any]], tell: Tell) -> De
 
 
 def on_grids(plan: Plan, layers: Mapping[str, Rounded]) -> Plan:
-    """The plan that reads the scales of rounded weights back from them."""
+    """The plan that reads the scales of rounded weights back from them, and says nearest of all others."""
     weights = tuple(
         replace(spec, observer="grid", method=layers[spec.layer].method, scores=layers[spec.layer].scores)
         if spec.layer in layers else replace(spec, method="nearest")

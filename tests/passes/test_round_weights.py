@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompiler.errors import PlanError
+from qcompiler.errors import CalibrationError, PlanError
 from qcompiler.ir import Graph, arguments, evaluate, trace
 from qcompiler.numerics import PerGroup, dequantize, parse_format, quantize, sqnr
 from qcompiler.passes.abreast import Moments
 from qcompiler.passes.awq import EXPONENTS, best_factor, normalised, rounding_error, scale_channels
 from qcompiler.passes.bias import correct_bias
 from qcompiler.passes.canonicalize import CANONICAL
-from qcompiler.passes.decide import Decision, decide, planned
+from qcompiler.passes.decide import Decision, Judge, decide, planned
 from qcompiler.passes.gptq import compensated
 from qcompiler.passes.grid import read_grid, short, shortened
 from qcompiler.passes.hqq import half_quadratic, loss
 from qcompiler.passes.materialize import materialize
-from qcompiler.passes.round_weights import CANDIDATES, METHODS, rounded
+from qcompiler.passes.round_weights import CANDIDATES, METHODS, round_weights, rounded
 from qcompiler.passes.simplify import SIMPLIFY_QDQ
 from qcompiler.passes.weights import weight_params
 from qcompiler.plan import WeightSpec, plan_from_json, plan_to_json
@@ -301,6 +301,29 @@ def test_biases_are_corrected_for_weights_that_were_rounded_before() -> None:
     old, new = (g.tensors[str(arguments(g.by_name[name])["bias"].target)] for g in (found.graph, corrected))
     torch.testing.assert_close(old - new, error @ inputs, rtol=1e-3, atol=1e-6)
     assert (old != new).any()
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "best"])
+def test_what_does_not_measure_better_leaves_no_trace(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "score", lambda self, decision: 0.0)
+    graph, _, found = decided(method)
+    assert not found.rounded and found.graph.tensors.keys() == graph.tensors.keys()
+    assert {(spec.method, spec.observer) for spec in found.plan.weights} == {("nearest", "mse")}
+
+
+def test_data_that_is_not_finite_is_refused_by_its_batch() -> None:
+    data = [torch.randn(4, 9, 32), torch.full((4, 9, 32), torch.nan)]
+    graph = run(CANONICAL, trace(Gated().eval(), data[0]))
+    with pytest.raises(CalibrationError, match="calibration batch 2 contains NaN"):
+        decide(graph, data, find_recipe("w4a16"), ONNX_RUNTIME_CPU)
+
+
+def test_a_layer_without_batch_dimension_is_rounded() -> None:
+    x = torch.randn(32)
+    graph = run(CANONICAL, trace(nn.Linear(32, 4).eval(), x))
+    plan = planned(graph, [x], find_recipe("w4a16"), ONNX_RUNTIME_CPU, silent).plan
+    found = round_weights(graph, plan, [[torch.randn(32)] for _ in range(40)])
+    assert [layer.scores.keys() for layer in found.layers.values()] == [{*METHODS["gptq"]}]
 
 
 def test_a_layer_may_have_its_own_method() -> None:
