@@ -1,6 +1,6 @@
 """A decoder of 134 M parameters: a prompt and a step against what other tools export of it.
 
-    python benchmarks/decoder.py [--out benchmarks/results/decoder.json]
+    python -m benchmarks.decoder [--out benchmarks/results/decoder.json]
 
 The others run the model with a growing cache, as most libraries export it: in float, and with int4 weights in
 blocks of 128, rounded to nearest, by ONNX Runtime's own tool. All contenders of a case run interleaved in one
@@ -11,7 +11,6 @@ the same caches. Writes JSON and a Markdown table. Run on a quiet machine.
 import argparse
 import json
 import logging
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from benchmarks.records import commit, machine, table
 from qcompiler.backends.ort import Ort
 from qcompiler.backends.ort.memory import BoundMemory
 from qcompiler.backends.ort.session import Settings, open_session, run_session
@@ -38,7 +38,6 @@ from qcompiler.progress import silent
 from qcompiler.proof import quantized
 from qcompiler.recipe import Recipe, find_recipe
 from qcompiler.target import find_target
-from qcompiler.target.machine import this_cpu
 from qcompiler.tune.measure import Timing, interleave
 
 BLOCK = 128
@@ -148,9 +147,8 @@ def rows(timing: Timing, quality: Mapping[str, float]) -> list[dict[str, Any]]:
 COLUMNS = ("case", "contender", "ms", "over float", "rounds", "over MatMulNBits", "SQNR dB")
 
 
-def table(cases: Sequence[Mapping[str, Any]]) -> str:
-    lines = [COLUMNS, tuple("---" for _ in COLUMNS)]
-    lines += [
+def page(cases: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
         (
             found["case"], row["contender"], f"{row['ms']:.2f}", f"{row['over_float']:.2f}x",
             f"{min(row['rounds']):.2f} to {max(row['rounds']):.2f}", f"{row['over_nbits']:.2f}x",
@@ -159,12 +157,7 @@ def table(cases: Sequence[Mapping[str, Any]]) -> str:
         for found in cases
         for row in found["rows"]
     ]  # fmt: skip
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    return table(COLUMNS, lines)
 
 
 def main() -> None:
@@ -174,18 +167,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decoder.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
+    at = commit()  # before the first figure: files may change meanwhile
     logging.getLogger().setLevel(logging.WARNING)  # importing the peers' tool turns on everybody's notes
     with tempfile.TemporaryDirectory() as folder:
         found = [
             case("prompt", prompt_bundle, prompt_runner, Path(folder)),
             case("step", step_bundle, step_runner, Path(folder)),
         ]
-    cpu = {"name": this_cpu().name, "features": list(this_cpu().features)}
-    data = {"commit": commit(), "cpu": cpu, "versions": versions(), "prompt": PROMPT, "cases": found}
+    data = {"commit": at, **machine(), "versions": versions(), "prompt": PROMPT, "cases": found}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(table(found))
-    print(table(found))
+    given.out.with_suffix(".md").write_text(page(found))
+    print(page(found))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 b  -->  b - (W' - W) E[x]        W' = D(Q(W)), E[x] per input channel from calibration
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -14,8 +16,13 @@ from qcompiler.passes.weights import weight_params
 from qcompiler.plan import Plan
 
 
-def correct_bias(graph: Graph, plan: Plan, ranges: Ranges) -> Graph:
-    """Correct every planned layer whose input was observed."""
+def correct_bias(
+    graph: Graph, plan: Plan, ranges: Ranges, exact: Mapping[str, Tensor] | None = None
+) -> Graph:
+    """Correct every planned layer whose input was observed.
+
+    exact: the weights of layers that hold rounded ones in the graph already.
+    """
     draft = Draft(graph)
     nodes = {node.name: node for node in draft.nodes}
     for planned in plan.weights:
@@ -28,7 +35,8 @@ def correct_bias(graph: Graph, plan: Plan, ranges: Ranges) -> Graph:
             continue
         weight = draft.tensors[str(given[planned.argument].target)]
         params = weight_params(weight, planned)
-        shift = mean_error(dequantize(quantize(weight, params), params) - weight, statistics.mean, given)
+        wanted = (exact or {}).get(planned.layer, weight)
+        shift = mean_error(dequantize(quantize(weight, params), params) - wanted, statistics.mean, given)
         set_bias(draft, node, shift)
         draft.note("correct-bias", label(node), "applied")
     return draft.finish()

@@ -4,16 +4,19 @@ decide : (canonical graph, data, recipe, target) -> Decision
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qcompiler.ir import Graph, Note, evaluate, flatten_inputs
+from qcompiler.ir.edit import with_tensors
+from qcompiler.passes.awq import scale_channels
 from qcompiler.passes.bias import correct_bias
-from qcompiler.passes.calibrate import Ranges, batches, calibrate, no_data
+from qcompiler.passes.calibrate import Ranges, batches, calibrate, check_finite, flat_batches, no_data
 from qcompiler.passes.equalize import equalize
 from qcompiler.passes.fuse import fuse
 from qcompiler.passes.placement import place
 from qcompiler.passes.plan import make_plan, values_to_observe
+from qcompiler.passes.round_weights import Rounded, round_weights
 from qcompiler.passes.run_time import trades, with_run_time_ranges
 from qcompiler.passes.simulate import expected_sqnr
 from qcompiler.passes.smooth import norm_outputs, smooth
@@ -22,6 +25,7 @@ from qcompiler.progress import Tell, silent
 from qcompiler.recipe import Recipe
 from qcompiler.target import Target
 
+WHOLE = "whole graph"
 JUDGED = 4  # batches on which two candidates are compared
 
 
@@ -34,12 +38,18 @@ class Decision:
     ranges: Ranges
     recipe: Recipe
     target: Target
+    rounded: Mapping[str, Rounded] = field(default_factory=dict)  # layers whose weight is on its grid
 
     def keeping_float(self, floats: Mapping[str, str]) -> "Decision":
-        """The same decision with some layers in float (anchor name -> why), from the same ranges."""
-        groups = fuse(self.graph, self.target)
-        plan = make_plan(self.graph, groups, self.ranges, self.recipe, self.target, floats)
-        return replace(self, plan=plan)
+        """The same decision with some layers in float (anchor name -> why), from the same ranges.
+
+        A weight that was rounded for its layer gets its float values back.
+        """
+        back = {found.constant: found.before for layer, found in self.rounded.items() if layer in floats}
+        graph = with_tensors(self.graph, back)
+        plan = make_plan(graph, fuse(graph, self.target), self.ranges, self.recipe, self.target, floats)
+        kept = {layer: found for layer, found in self.rounded.items() if layer not in floats}
+        return replace(self, graph=graph, plan=on_grids(plan, kept), rounded=kept)
 
     def all_float(self, original: Graph, why: str) -> "Decision":
         """The decision to ship the float graph as it was."""
@@ -64,8 +74,10 @@ def decide(
         best = judge.better(best, planned(equalize(best.graph), data, recipe, target, tell), "equalize")
     if recipe.dynamic_where_better:
         best = with_ranges_where_better(best, judge)
+    best = with_rounded_weights(best, judge, data, tell)
     if recipe.bias_correction and best.plan.weights:
-        corrected = replace(best, graph=correct_bias(best.graph, best.plan, best.ranges))
+        exact = {layer: found.before for layer, found in best.rounded.items()}
+        corrected = replace(best, graph=correct_bias(best.graph, best.plan, best.ranges, exact))
         best = judge.better(best, corrected, "correct-bias")
     return best
 
@@ -93,6 +105,49 @@ def with_ranges_where_better(best: Decision, judge: "Judge") -> Decision:
         for trade in found
     ]  # fmt: skip
     return replace(kept, graph=kept.graph.noting(notes))
+
+
+def with_rounded_weights(best: Decision, judge: "Judge", data: Sequence[Any], tell: Tell) -> Decision:
+    """Round with care where the recipe asks for it, also behind AWQ's scaling; the better one is kept."""
+    methods = {spec.method for spec in best.plan.weights} - {"nearest"}
+    if not methods:
+        return best
+    first, flat = best, list(flat_batches(best.graph, data))
+    for number, batch in enumerate(flat, start=1):
+        check_finite(first.graph, batch, number)
+    if methods & {"hqq", "gptq", "best"}:
+        careful = rounded(first, flat, tell)
+        best = with_refusals(judge.better(best, careful, "round"), careful)
+    if methods & {"awq", "best"}:
+        layers = {spec.layer for spec in first.plan.weights if spec.method in ("awq", "best")}
+        judged = [note for note in best.graph.notes if note.rule == "round" and note.node == WHOLE]
+        graph = scale_channels(first.graph.noting(judged), first.plan, flat, layers)
+        scaled = planned(graph, data, first.recipe, first.target, tell)
+        careful = rounded(scaled, flat, tell)
+        best = with_refusals(judge.better(best, careful, "awq"), careful)
+    return replace(best, plan=on_grids(best.plan, best.rounded))
+
+
+def with_refusals(kept: Decision, candidate: Decision) -> Decision:
+    """What the candidate could not do stays on record, whether it was kept or not."""
+    refused = [note for note in candidate.graph.notes if note.outcome == "refused"]
+    return replace(kept, graph=kept.graph.noting([n for n in refused if n not in kept.graph.notes]))
+
+
+def rounded(decision: Decision, flat: Sequence[Sequence[Any]], tell: Tell) -> Decision:
+    found = round_weights(decision.graph, decision.plan, flat, tell=tell)
+    plan = on_grids(decision.plan, found.layers)
+    return replace(decision, graph=found.graph, plan=plan, rounded=found.layers)
+
+
+def on_grids(plan: Plan, layers: Mapping[str, Rounded]) -> Plan:
+    """The plan that reads the scales of rounded weights back from them, and says nearest of all others."""
+    weights = tuple(
+        replace(spec, observer="grid", method=layers[spec.layer].method, scores=layers[spec.layer].scores)
+        if spec.layer in layers else replace(spec, method="nearest")
+        for spec in plan.weights
+    )  # fmt: skip
+    return replace(plan, weights=weights)
 
 
 def floats_only(plan: Plan) -> bool:
@@ -124,5 +179,5 @@ class Judge:
 
 def noting(decision: Decision, method: str, outcome: str, reason: str) -> Decision:
     """The same decision, with what was done about the whole graph on record."""
-    note = Note(stage="canonical", rule=method, node="whole graph", outcome=outcome, reason=reason)
+    note = Note(stage="canonical", rule=method, node=WHOLE, outcome=outcome, reason=reason)
     return replace(decision, graph=decision.graph.noting([note]))

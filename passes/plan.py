@@ -167,7 +167,7 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
         check_weight_only(format.name, size, group, target)
     return WeightSpec(
         layer=group.anchor.name, argument=str(group.row.weight), format=format.name, axis=0, group_size=size,
-        observer=layer.weight_observer, limit=weight_limit(choice, target),
+        observer=layer.weight_observer, limit=weight_limit(choice, target), method=layer.weight_method,
         float_bias=choice.mode != "static" or bool(group.row.to_float and not choice.output_codes),
     )  # fmt: skip
 

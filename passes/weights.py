@@ -3,6 +3,7 @@
 s[c] = max|W[c]| / qmax        or the scale of least squared error among a grid of smaller ranges
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,12 +15,15 @@ from qcompiler.numerics import (
     PerChannel,
     PerGroup,
     QuantParams,
+    Scheme,
     dequantize,
     params_from_range,
     parse_format,
     quantize,
     reduce_range,
 )
+from qcompiler.passes.grid import read_grid
+from qcompiler.passes.groups import summed
 from qcompiler.plan import WeightSpec
 
 MOST_BIAS = 2**30  # half of what 32 bits hold; the other half is for the products
@@ -27,21 +31,32 @@ SHRINKS = tuple(1 - step / 50 for step in range(1, 21))  # 0.98 .. 0.60 of the f
 
 
 def weight_params(tensor: Tensor, planned: WeightSpec) -> QuantParams:
-    """Scale and (zero) zero point of a weight [out, in, ...] as its spec says.
+    """Scale and zero point of a weight [out, in, ...] as its spec says.
 
     A smaller range than the full one would pass the limit, so with one there is nothing to search.
     """
-    format = parse_format(planned.format)
-    granularity: Granularity = PerChannel(axis=planned.axis)
-    if planned.group_size:
-        granularity = PerGroup(axis=1, size=planned.group_size)
+    format, granularity = parse_format(planned.format), granularity_of(planned)
+    if planned.observer == "grid":
+        assert isinstance(format, IntFormat)
+        return read_grid(tensor, format, granularity)
     lo, hi = reduce_range(tensor, granularity)
     if isinstance(format, IntFormat) and 0 < planned.limit < format.qmax:
         # Codes up to the limit use the scale of a range that is wider by as much as they are narrower.
         wider = format.qmax / planned.limit
         return params_from_range(lo * wider, hi * wider, format, granularity, scheme="symmetric")
-    params = params_from_range(lo, hi, format, granularity, scheme="symmetric")
-    return params if planned.observer == "minmax" else least_error(tensor, lo, hi, params)
+    params = params_from_range(lo, hi, format, granularity, scheme=scheme_of(planned))
+    return params if planned.observer == "minmax" else least_error(tensor, params, squared)
+
+
+def granularity_of(planned: WeightSpec) -> Granularity:
+    return PerGroup(axis=1, size=planned.group_size) if planned.group_size else PerChannel(axis=planned.axis)
+
+
+def scheme_of(planned: WeightSpec) -> Scheme:
+    """Groups of an unsigned format have zero points of their own; integer kernels take none but zero."""
+    format = parse_format(planned.format)
+    has_zeros = bool(planned.group_size) and isinstance(format, IntFormat) and not format.signed
+    return "asymmetric" if has_zeros else "symmetric"
 
 
 def with_room_for_bias(params: QuantParams, bias: Tensor, input_scale: float) -> QuantParams:
@@ -59,24 +74,38 @@ def bias_codes(bias: Tensor, input_scale: float, weight_scale: Tensor) -> Tensor
     return torch.round(bias.double() / step.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
 
 
-def least_error(tensor: Tensor, lo: Tensor, hi: Tensor, best: QuantParams) -> QuantParams:
-    """For every scale, the range whose rounding and clipping errors together are least."""
+Measure = Callable[[Tensor, QuantParams], Tensor]
+"""An error [out, in, ...] -> what it costs, in the shape of the scales."""
 
-    def error(params: QuantParams) -> Tensor:
-        return summed((dequantize(quantize(tensor, params), params) - tensor) ** 2, params)
 
-    scale, least = best.scale, error(best)
-    for shrink in SHRINKS:
-        tried = params_from_range(lo * shrink, hi * shrink, best.format, best.granularity, scheme="symmetric")
-        found = error(tried)
-        scale = torch.where(found < least, tried.scale, scale)
+def squared(error: Tensor, params: QuantParams) -> Tensor:
+    return summed(error * error, params)
+
+
+def least_error(
+    tensor: Tensor, full: QuantParams, measure: Measure, shrinks: Sequence[float] = SHRINKS
+) -> QuantParams:
+    """For every scale, the range whose rounding and clipping errors together cost least."""
+
+    def cost(params: QuantParams) -> Tensor:
+        return measure(dequantize(quantize(tensor, params), params) - tensor, params)
+
+    lo, hi = reduce_range(tensor, full.granularity)
+    unsigned = isinstance(full.format, IntFormat) and not full.format.signed
+    scheme: Scheme = "asymmetric" if unsigned and isinstance(full.granularity, PerGroup) else "symmetric"
+    best, least = full, cost(full)
+    for shrink in shrinks:
+        tried = params_from_range(lo * shrink, hi * shrink, full.format, full.granularity, scheme=scheme)
+        found = cost(tried)
+        best = chosen(found < least, tried, best)
         least = torch.minimum(found, least)
-    return replace(best, scale=scale)
+    return best
 
 
-def summed(lost: Tensor, params: QuantParams) -> Tensor:
-    """Sum over the elements of each scale, in the shape of the scales."""
-    if isinstance(params.granularity, PerGroup):
-        rows, columns = lost.shape
-        return lost.reshape(rows, columns // params.granularity.size, -1).sum(2)
-    return lost.flatten(1).sum(1)
+def chosen(where: Tensor, first: QuantParams, second: QuantParams) -> QuantParams:
+    """Of every scale, the first one's parameters where a condition holds, elsewhere the second one's."""
+    return replace(
+        second,
+        scale=torch.where(where, first.scale, second.scale),
+        zero_point=torch.where(where, first.zero_point, second.zero_point),
+    )

@@ -93,7 +93,7 @@ def compile(
     example_inputs: a tensor, a tuple of arguments or a dict of keywords, on which the model is traced and
         timed; an exported program has its own.
     calibration: iterable of batches in the same forms; the example inputs if absent.
-    recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "fp8", a .json file, a
+    recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", a .json file, a
         mapping or a Recipe.
     backend: "ort", "reference", or "auto" for the target's own.
     strict: a layer planned in integers that the engine runs in float is an error (ContractError).

@@ -38,6 +38,8 @@ class ValueSpec:
 class WeightSpec:
     """One weight of one layer: format and granularity; scales follow from the weight itself.
 
+    A weight whose observer is "grid" has its final values already, and is reproduced bit for bit; `method` is
+    then the way of rounding that was kept, and `scores` the SQNR in dB of the layer's output by each tried.
     float_bias: the kernel adds the layer's bias to a float result, so that the bias stays as it is.
     """
 
@@ -49,6 +51,8 @@ class WeightSpec:
     observer: str = "minmax"
     limit: int = 0  # largest |code|, 0 for the format's own
     float_bias: bool = False
+    method: str = "nearest"
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

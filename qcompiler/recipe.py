@@ -13,7 +13,10 @@ from typing import Any
 from qcompiler.errors import RecipeError
 from qcompiler.numerics import CANDIDATES, parse_format
 
-LAYER_KEYS = ("weights", "activations", "dynamic", "group_size", "observers", "weight_observer")
+LAYER_KEYS = (
+    "weights", "activations", "dynamic", "group_size", "observers", "weight_observer", "weight_method",
+)  # fmt: skip
+WEIGHT_METHODS = ("nearest", "hqq", "awq", "gptq", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,8 @@ class Recipe:
     dynamic_where_better: so do single linears whose input that serves, by measured error and time.
     group_size: one scale per so many weights along the reduction; 0 is one per output channel.
     observers: candidate ranges, among which the measured error chooses for every tensor.
-    weight_observer: "minmax" or "mse", per output channel.
+    weight_observer: "minmax" or "mse", for every scale of a weight.
+    weight_method: how weights of linears are rounded: "nearest", "hqq", "awq", "gptq", or "best" of these.
     smooth: SmoothQuant's exponent (arXiv 2211.10438), 0 to search it per norm, None for off.
     equalize: cross-layer equalization (arXiv 1906.04721, section 4.1); bias_correction: section 4.2.
     """
@@ -56,6 +60,7 @@ class Recipe:
     group_size: int = 0
     observers: tuple[str, ...] = tuple(CANDIDATES)
     weight_observer: str = "minmax"
+    weight_method: str = "nearest"
     smooth: float | None = None
     equalize: bool = False
     bias_correction: bool = False
@@ -75,6 +80,10 @@ class Recipe:
         if self.weight_observer not in ("minmax", "mse"):
             raise RecipeError(
                 f"unknown weight observer '{self.weight_observer}'", fix="use 'minmax' or 'mse'"
+            )
+        if self.weight_method not in WEIGHT_METHODS:
+            raise RecipeError(
+                f"unknown weight method '{self.weight_method}'", fix=f"use one of {', '.join(WEIGHT_METHODS)}"
             )
         if self.smooth is not None and not 0 <= self.smooth <= 1:
             raise RecipeError(f"smooth is {self.smooth}", why="it is an exponent between 0 and 1")
@@ -129,6 +138,7 @@ KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "group_size": ((int,), "a number of weights, or 0"),
     "observers": ((tuple,), "a list of names"),
     "weight_observer": ((str,), "'minmax' or 'mse'"),
+    "weight_method": ((str,), f"one of {', '.join(WEIGHT_METHODS)}"),
     "smooth": ((int, float, type(None)), "an exponent between 0 and 1, or null"),
     "equalize": ((bool,), "true or false"),
     "bias_correction": ((bool,), "true or false"),
@@ -158,7 +168,22 @@ RECIPES: dict[str, Recipe] = {
         Recipe(name="int8-mixed", smooth=0.5, bias_correction=True, dynamic_where_better=True),
         Recipe(name="int8-dynamic", dynamic=True),
         Recipe(name="w8a16", weights="int8", activations=None),
-        Recipe(name="w4a16", weights="int4", activations=None, group_size=32, weight_observer="mse"),
+        Recipe(
+            name="w4a16",
+            weights="int4",
+            activations=None,
+            group_size=32,
+            weight_observer="mse",
+            weight_method="gptq",
+        ),
+        Recipe(
+            name="w4a16-best",
+            weights="uint4",
+            activations=None,
+            group_size=32,
+            weight_observer="mse",
+            weight_method="best",
+        ),
         Recipe(name="fp8", weights="float8_e4m3fn", activations="float8_e4m3fn", observers=("minmax",)),
     )
 }

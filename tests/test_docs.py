@@ -12,7 +12,7 @@ import pytest
 
 from qcompiler.cli.app import VERBS
 from qcompiler.models import names
-from qcompiler.recipe import RECIPES, find_recipe
+from qcompiler.recipe import RECIPES, WEIGHT_METHODS, find_recipe
 from qcompiler.target import find_target
 from tests.test_architecture import LAYERS
 
@@ -96,6 +96,14 @@ def test_the_recipes_of_the_recipe_page_are_recipes(tmp_path: Path) -> None:
     assert find_recipe(path).for_layer("layer4.0").activations is None
 
 
+def test_the_code_of_the_weights_page_runs_as_written(tmp_path: Path) -> None:
+    """The best candidate is the one kept; by GPTQ, as the page shows."""
+    (code,) = blocks(ROOT / "docs/weights.md")
+    lines = run(code, tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == ["linear", "linear_1"]
+    assert all(line.split()[1].startswith("gptq") and "'nearest': 2" in line for line in lines)
+
+
 # ---------------------------------------------------------------- links, words
 
 
@@ -157,6 +165,10 @@ def test_the_figures_of_the_recipes_are_those_of_the_table() -> None:
         assert cells[4] == (str(recipe.group_size) if recipe.group_size else "per channel")
         assert cells[5] == ("off" if recipe.smooth is None else str(recipe.smooth))
         assert cells[6] == ("yes" if recipe.bias_correction else "no")
+
+
+def test_the_weight_methods_are_those_of_the_recipe() -> None:
+    assert first_column(section(ROOT / "docs/weights.md", "Weights in few bits")) == [*WEIGHT_METHODS]
 
 
 def test_the_models_are_those_of_the_registry() -> None:

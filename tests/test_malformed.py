@@ -250,7 +250,7 @@ INPUTS: dict[str, tuple[dict[str, Any], type[QCompilerError], *tuple[str, ...]]]
         {"recipe": {"base": "w4a16", "group_size": 7}}, PlanError, "7", "32", "0/linear",
     ),
     "no kernel for the weights": (
-        {"recipe": {"base": "w4a16", "weights": "uint4"}}, PlanError, "uint4", "0/linear",
+        {"recipe": {"base": "w4a16", "weights": "uint8"}}, PlanError, "uint8", "0/linear",
     ),
     "target lacks the format": ({"recipe": {"weights": "int7"}}, TargetError, "int7", "cpu"),
 }  # fmt: skip

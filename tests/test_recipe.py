@@ -72,6 +72,10 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
         ({"observers": ["median"]}, r"unknown observer 'median', because known are minmax"),
         ({"observers": []}, r"unknown observer ''"),
         ({"weight_observer": "kl"}, r"unknown weight observer 'kl'"),
+        (
+            {"weight_method": "magic"},
+            r"unknown weight method 'magic'; use one of nearest, hqq, awq, gptq, best",
+        ),
         ({"smooth": 1.5}, r"smooth is 1.5"),
         ({"group_size": -1}, r"group_size is -1"),
         ({"overrides": [{"weights": None}]}, r'an override is .*write \{"pattern"'),

@@ -88,7 +88,8 @@ def tensors(plan: "Plan") -> list[dict[str, Any]]:
     weights = [
         {"node": weight.layer, "label": f"{labels.get(weight.layer, weight.layer)}.{weight.argument}",
          "format": weight.format, "range": None, "granularity": granularity(weight),
-         "observer": weight.observer, "why": "a constant of the layer"}
+         "observer": weight.method if weight.observer == "grid" else weight.observer,
+         "why": "a constant of the layer"}
         for weight in plan.weights
     ]  # fmt: skip
     return values + weights

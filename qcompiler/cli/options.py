@@ -18,7 +18,9 @@ Model = Annotated[
 RecipeName = Annotated[
     str,
     typer.Option(
-        "--recipe", "-r", help="int8, int8-mixed, int8-dynamic, w8a16, w4a16, fp8, or a .json file."
+        "--recipe",
+        "-r",
+        help="int8, int8-mixed, int8-dynamic, w8a16, w4a16, w4a16-best, fp8, or a .json file.",
     ),
 ]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="Where the model will run.")]

@@ -98,6 +98,7 @@ ONNX_RUNTIME_CPU = register_target(
         rows=ROWS,
         weight_only=(
             WeightOnly(format="int4", kernel="MatMulNBits", blocks=(16, 32, 64, 128)),
+            WeightOnly(format="uint4", kernel="MatMulNBits", blocks=(16, 32, 64, 128)),
             WeightOnly(format="int8", kernel="MatMulNBits", blocks=(0, 32, 64, 128)),
         ),
         dynamic_kernel="MatMulIntegerToFloat",

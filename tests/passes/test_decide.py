@@ -131,9 +131,11 @@ def test_a_refused_method_leaves_the_graph_as_it_was(graphs: Graphs, monkeypatch
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_decides_every_kind_of_model(graphs: Graphs, model: str, recipe: str) -> None:
     found = decided(graphs, model, recipe)
-    assert Judge.on(*graphs[model]).score(found) > (10 if recipe in ("w4a16", "fp8") else 20)
+    assert Judge.on(*graphs[model]).score(found) > (10 if recipe.startswith(("w4a16", "fp8")) else 20)
     precisions = {layer.precision for layer in found.plan.layers if layer.op == "linear"}
-    assert precisions == {{"w4a16": "int4", "fp8": "float8_e4m3fn"}.get(recipe, "int8")}
+    assert precisions == {
+        {"w4a16": "int4", "w4a16-best": "uint4", "fp8": "float8_e4m3fn"}.get(recipe, "int8")
+    }
 
 
 def test_the_same_data_decides_the_same(graphs: Graphs, thorough: dict[str, Decision]) -> None:
