@@ -113,8 +113,8 @@ def main() -> None:
         for name, recipe in track(list(cases()), f"measuring {seed}"):
             found.setdefault(name, []).append(measure(graph, subject, recipe))
     record = {
-        "commit": at, **machine(), "seeds": given.seeds, "steps": given.steps, "versions": versions(["torch"]),
-        "cases": found,
+        "commit": at, **machine(), "versions": versions(["torch"]),
+        "seeds": given.seeds, "steps": given.steps, "cases": found,
     }  # fmt: skip
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(record, indent=1) + "\n")
