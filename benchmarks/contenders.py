@@ -9,7 +9,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers import inductor, openvino, ort, ort_dynamic, ort_nbits, ort_static, ours
+from benchmarks.peers import (
+    inductor,
+    openvino,
+    ort,
+    ort_dynamic,
+    ort_nbits,
+    ort_static,
+    ours,
+    ours_decoder,
+)
 from benchmarks.peers.base import Peer
 from benchmarks.records import versions
 from benchmarks.workloads import Kind
@@ -68,11 +77,26 @@ CONTENDERS: dict[str, Contender] = {
     "ours-int8": Contender(
         title="qcompiler int8", peer=ours.Compile(recipe="int8"), kinds=("cnn", "transformer"), ours=True,
     ),
-    # Language models take the general row for a prompt. A decoder of its own is one more row here, of
-    # kinds ("prefill", "decode") and with its class beside `Compile` in peers/ours.py.
+    "ours-int8-mixed": Contender(
+        title="qcompiler int8 mixed", peer=ours.Compile(recipe="int8-mixed"), kinds=("transformer",),
+        ours=True,
+    ),
     "ours-int8-dynamic": Contender(
-        title="qcompiler int8 dynamic", peer=ours.Compile(recipe="int8-dynamic"),
-        kinds=("transformer", "prefill"), ours=True,
+        title="qcompiler int8 dynamic", peer=ours.Compile(recipe="int8-dynamic"), kinds=("transformer",),
+        ours=True,
+    ),
+    "ours-decoder-int8": Contender(
+        title="qcompiler decoder, int8 dynamic", peer=ours_decoder.Decode(recipe="int8-dynamic"),
+        kinds=LANGUAGE, ours=True,
+    ),
+    "ours-decoder-8": Contender(
+        title="qcompiler decoder, weights int8, groups of 128",
+        peer=ours_decoder.Decode(recipe={"base": "w8a16", "group_size": 128}), kinds=("decode",), ours=True,
+    ),
+    "ours-decoder-4": Contender(
+        title="qcompiler decoder, weights int4, groups of 128",
+        peer=ours_decoder.Decode(recipe={"base": "w4a16", "group_size": 128}), kinds=("decode",), bits=4,
+        ours=True,
     ),
     BASELINE: Contender(title="ONNX Runtime float", peer=ort.Float(), kinds=ALL, bits=32),
     "onnxruntime-static": Contender(
