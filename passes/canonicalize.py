@@ -1,6 +1,7 @@
 """One normal form for every model: identities gone, constants folded, duplicates merged, rules applied.
 
-CANONICAL = identities >> constants >> functions >> constants >> contractions >> identities >> duplicates
+CANONICAL = identities >> constants >> functions >> constants >> contractions >> identities >> rows
+            >> constants >> duplicates
 """
 
 from dataclasses import replace
@@ -12,6 +13,8 @@ from torch.fx import Node
 
 from qcompiler.ir import Draft, Graph, Note, arguments, module_path, spec, value
 from qcompiler.ir.graph import operator_of
+from qcompiler.passes.duplicates import is_random, merge_duplicates
+from qcompiler.passes.narrow import narrow
 from qcompiler.passes.rules import ARITHMETIC, LINEAR
 from qcompiler.rewrite import Pass, Trait, apply_rules, has
 
@@ -86,29 +89,9 @@ def is_foldable(node: Node) -> bool:
     return all(read.op == "get_attr" for read in node.all_input_nodes)
 
 
-def is_random(node: Node) -> bool:
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
-
-
 def grows(result: Tensor, node: Node, draft: Draft) -> bool:
     given = sum(draft.tensors[str(read.target)].numel() for read in node.all_input_nodes)
     return result.numel() > max(GROWTH * given, SMALL)
-
-
-def merge_duplicates(graph: Graph) -> Graph:
-    """Two equal calls on equal arguments become one. exact"""
-    draft = Draft(graph)
-    seen: dict[Any, Node] = {}
-    for node in draft.nodes:
-        if node.op not in ("call_function", "get_attr") or is_random(node):
-            continue
-        key = repr((node.op, str(node.target), node.args, node.kwargs))
-        kept = seen.setdefault(key, node)
-        if kept is not node:
-            draft.replace(node, kept)
-            draft.fx.erase_node(node)
-    return draft.finish()
 
 
 def merge_into_contractions(graph: Graph) -> Graph:
@@ -134,5 +117,7 @@ CANONICAL = (
     name(fold_constants, "fold constants"),
     name(merge_into_contractions, "merge into contractions"),
     name(remove_identities, "remove identities"),
+    name(narrow, "compute the rows that are read"),
+    name(fold_constants, "fold constants"),
     name(merge_duplicates, "merge duplicates", ensures="canonical"),
 )

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from qcompiler.ir import Draft, Graph, arguments, label
-from qcompiler.passes.canonicalize import merge_duplicates
+from qcompiler.passes.duplicates import merge_duplicates
 from qcompiler.rewrite import Pass, Trait, has
 
 qc = torch.ops.qcompiler

@@ -287,23 +287,6 @@ def bias_is_vector(match: Match, draft: Draft) -> str | None:
     return None if fits else "its bias is not a vector of the output features"
 
 
-# ---------------------------------------------------------------- one row of many
-
-
-def selected_linear(x: Tensor, w: Tensor, b: Maybe, dim: int, index: int) -> Any:
-    return aten.select.int(aten.linear.default(x, w, b), dim, index)
-
-
-def linear_of_selected(x: Tensor, w: Tensor, b: Maybe, dim: int, index: int) -> Any:
-    return aten.linear.default(aten.select.int(x, dim, index), w, b)
-
-
-def selects_rows(match: Match, draft: Draft) -> str | None:
-    found, dim = spec(match.bindings["x"]), match.bindings["dim"]
-    dims = len(found.shape) if found else 1
-    return None if dim % dims != dims - 1 else "it selects an output feature, not a row"
-
-
 LINEAR = (
     *(batch_norm_into_conv(dims) for dims in (1, 2, 3)),
     Rule(
@@ -354,11 +337,6 @@ LINEAR = (
         name="pad-into-conv", before=padded_conv, after=conv_with_padding, law=FOLDING,
         domain=several(lambda g: (*conv_sample(2)(g), choose(g, [1, 1, 2, 2], [0, 0, 1, 1]))),
         where=pad_is_symmetric,
-    ),
-    Rule(
-        name="select-before-linear", before=selected_linear, after=linear_of_selected, law=FOLDING,
-        domain=several(lambda g: (*linear_sample(g), choose(g, 0, 1, -2), choose(g, 0, -1))),
-        where=selects_rows,
     ),
     Rule(
         name="addmm-is-linear", constants=("w",), before=addmm, after=addmm_linear, law=FOLDING,

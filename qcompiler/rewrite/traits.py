@@ -36,6 +36,7 @@ class Trait(Flag):
     MIXES_CHANNELS = auto()  # a contraction with a weight: conv, linear, matmul
     REDUCES = auto()  # averages or sums over an axis
     JOINS = auto()  # concatenates several tensors
+    ROWWISE = auto()  # f(x)[i] = f(x[i]) for the leading axes of its first operand
     IDENTITY = auto()  # f(x) = x in inference
 
 
@@ -48,7 +49,7 @@ TRAITS: dict[Any, Trait] = {
     aten.conv1d.default: T.MIXES_CHANNELS | T.LINEAR | T.HOMOGENEOUS,
     aten.conv2d.default: T.MIXES_CHANNELS | T.LINEAR | T.HOMOGENEOUS,
     aten.conv3d.default: T.MIXES_CHANNELS | T.LINEAR | T.HOMOGENEOUS,
-    aten.linear.default: T.MIXES_CHANNELS | T.LINEAR | T.HOMOGENEOUS,
+    aten.linear.default: T.MIXES_CHANNELS | T.LINEAR | T.HOMOGENEOUS | T.ROWWISE,
     aten.matmul.default: T.MIXES_CHANNELS | T.LINEAR | T.HOMOGENEOUS,
     aten.bmm.default: T.MIXES_CHANNELS | T.LINEAR | T.HOMOGENEOUS,
     # clamps
@@ -74,6 +75,9 @@ TRAITS: dict[Any, Trait] = {
     aten.avg_pool2d.default: T.REDUCES | T.MONOTONE | T.LINEAR | T.HOMOGENEOUS,
     aten.max_pool2d.default: T.SELECTS | T.MONOTONE | T.HOMOGENEOUS,
     aten.amax.default: T.SELECTS | T.MONOTONE | T.HOMOGENEOUS,
+    # norms over the last axes
+    aten.layer_norm.default: T.ROWWISE,
+    aten.rms_norm.default: T.ROWWISE,
     # joining
     aten.cat.default: T.JOINS | T.MONOTONE | T.HOMOGENEOUS | T.LINEAR,
     # data movement

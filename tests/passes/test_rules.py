@@ -216,7 +216,6 @@ def test_what_stands_for_a_constant_only_matches_one(rule: str, inputs: tuple[st
         ("global-pool", {"axes": [1, 2, 3]}, "not height and width"),
         ("global-pool", {"x": torch.rand(2, 3, 4, dtype=torch.float64), "axes": [1, 2]}, "height and width"),
         ("adaptive-pool-is-global", {"x": torch.rand(2, 3, 4, dtype=torch.float64)}, "not [N, C, H, W]"),
-        ("select-before-linear", {"dim": -1, "index": 2}, "it selects an output feature, not a row"),
         ("matmul-is-linear", {"w": torch.rand(2, 8, 6, dtype=torch.float64)}, "3 dimensions, not 2"),
         ("rms-norm", {"weight": torch.rand(5, 16, dtype=torch.float64)}, "not a vector"),
         ("addmm-is-linear", {"b": torch.rand(5, 6, dtype=torch.float64)}, "not a vector"),

@@ -22,6 +22,8 @@ EXAMPLES: dict[Any, tuple[tuple[int, ...], tuple[Any, ...]]] = {
     aten.conv1d.default: ((2, 4, 6), (torch.randn(5, 4, 3, dtype=torch.float64),)),
     aten.conv2d.default: (IMAGE, (torch.randn(5, 4, 3, 3, dtype=torch.float64), None, [2, 2], [1, 1])),
     aten.conv3d.default: ((2, 4, 5, 5, 5), (torch.randn(5, 4, 3, 3, 3, dtype=torch.float64),)),
+    aten.layer_norm.default: (MATRIX, ([8], torch.randn(8, dtype=torch.float64))),
+    aten.rms_norm.default: (MATRIX, ([8], torch.randn(8, dtype=torch.float64))),
     aten.linear.default: (MATRIX, (torch.randn(5, 8, dtype=torch.float64),)),
     aten.matmul.default: (MATRIX, (torch.randn(8, 5, dtype=torch.float64),)),
     aten.bmm.default: ((2, 3, 8), (torch.randn(2, 8, 5, dtype=torch.float64),)),
@@ -147,6 +149,11 @@ def passes_a_quantizer(f: Op, draw: Callable[[], list[Tensor]]) -> bool:
     return all(answers)
 
 
+def treats_rows_alone(f: Op, draw: Callable[[], list[Tensor]]) -> bool:
+    first, *rest = draw()
+    return all(close(f(first, *rest)[i], f(first[i], *rest)) for i in range(len(first)))
+
+
 def averages(f: Op, draw: Callable[[], list[Tensor]]) -> bool:
     given = draw()
     return f(*given).numel() < given[0].numel()
@@ -166,6 +173,7 @@ CHECKS: dict[Trait, tuple[Check, ...]] = {
     Trait.REDUCES: (averages,),
     Trait.JOINS: (keeps_elements, passes_a_quantizer),
     Trait.IDENTITY: (is_identity,),
+    Trait.ROWWISE: (treats_rows_alone,),
 }
 # A product is linear and homogeneous in each factor alone; every other op in all its operands together.
 BILINEAR: dict[Trait, tuple[Check, ...]] = {

@@ -1,0 +1,91 @@
+"""Compute only the rows that are read: a selection moves up through ops that treat every row by itself.
+
+f(x, y)[i]  -->  f(x[i], y[i])        f elementwise, or on the last axes of x only        exact
+
+So the head of a classifier that reads one token leaves one token for the last block behind its attention.
+"""
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from qcompiler.ir import Draft, Graph, arguments, label, spec
+from qcompiler.passes.duplicates import merge_duplicates
+from qcompiler.rewrite import Trait, has
+
+aten = torch.ops.aten
+RULE = "narrow"
+LEAST_RANK = 3  # what remains is a matrix at least: kernels want rows
+
+
+def narrow(graph: Graph) -> Graph:
+    """Move selections up until none can move; two that become equal are one, and move on together."""
+    while True:
+        draft = Draft(graph)
+        moved = [node for node in draft.nodes if is_selection(node) and move_up(draft, node)]
+        graph = merge_duplicates(draft.finish())
+        if not moved:
+            return graph
+
+
+def is_selection(node: Node) -> bool:
+    return node.target is aten.select.int and isinstance(node.args[0], Node)
+
+
+def move_up(draft: Draft, selection: Node) -> bool:
+    """Rewrite one selection; whether it could be."""
+    read, dim, index = selection.args
+    assert isinstance(read, Node) and isinstance(dim, int)
+    rank = len(shape_of(read))
+    if len(read.users) != 1 or rank < LEAST_RANK or dim % rank >= rank - whole_axes(read):
+        return False
+    given, behind = operands(read), rank - dim % rank  # axes are counted from the end, as broadcasting does
+    if not all(aligned(read, operand, behind) for operand in given):
+        return False
+    args = [
+        selected(draft, arg, behind, index, selection) if isinstance(arg, Node) and arg in given else arg
+        for arg in read.args
+    ]
+    assert callable(read.target)
+    keywords: dict[str, Any] = dict(read.kwargs)
+    made = draft.call(read.target, *args, before=selection, origin=read, **keywords)
+    draft.note(RULE, label(read), "applied")
+    draft.replace(selection, made)
+    draft.fx.erase_node(selection)
+    return True
+
+
+def whole_axes(node: Node) -> int:
+    """How many of the last axes an op needs whole: all of them, unless it treats rows by themselves."""
+    if has(node, Trait.ELEMENTWISE):
+        return 0
+    if not has(node, Trait.ROWWISE):
+        return len(shape_of(node))
+    return len(arguments(node).get("normalized_shape", [None]))
+
+
+def operands(node: Node) -> list[Node]:
+    """The tensors whose rows an op combines: all of an elementwise one, the first of a rowwise one."""
+    given = [arg for arg in node.args if isinstance(arg, Node)]
+    return given if has(node, Trait.ELEMENTWISE) else given[:1]
+
+
+def aligned(node: Node, operand: Node, behind: int) -> bool:
+    """Whether an operand has the result's size along an axis, or is repeated along it."""
+    own, whole = shape_of(operand), shape_of(node)
+    return len(own) < behind or str(own[-behind]) in ("1", str(whole[-behind]))
+
+
+def selected(draft: Draft, operand: Node, behind: int, index: Any, before: Node) -> Node:
+    """operand[index] along an axis; [0] where it is repeated, and itself where it lacks the axis."""
+    shape = shape_of(operand)
+    if len(shape) < behind:
+        return operand
+    chosen = 0 if shape[-behind] == 1 else index
+    return draft.call(aten.select.int, operand, len(shape) - behind, chosen, before=before, origin=before)
+
+
+def shape_of(node: Node) -> tuple[Any, ...]:
+    found = spec(node)
+    return found.shape if found is not None else ()
