@@ -94,9 +94,9 @@ CONTENDERS: dict[str, Contender] = {
         peer=ours_decoder.Decode(recipe={"base": "w8a16", "group_size": 128}), kinds=("decode",), ours=True,
     ),
     "ours-decoder-4": Contender(
-        title="qcompiler decoder, weights int4, groups of 128",
-        peer=ours_decoder.Decode(recipe={"base": "w4a16", "group_size": 128}), kinds=("decode",), bits=4,
-        ours=True,
+        title="qcompiler decoder, weights uint4, groups of 128",
+        peer=ours_decoder.Decode(recipe={"base": "w4a16", "weights": "uint4", "group_size": 128}),
+        kinds=("decode",), bits=4, ours=True,
     ),
     BASELINE: Contender(title="ONNX Runtime float", peer=ort.Float(), kinds=ALL, bits=32),
     "onnxruntime-static": Contender(

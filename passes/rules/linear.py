@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from qcompiler.ir import Draft, spec
 from qcompiler.passes.rules.conditions import both, constant, per_channel, rank
+from qcompiler.passes.rules.patches import PATCHES
 from qcompiler.passes.rules.sample import choose, normal, positive, several
 from qcompiler.rewrite import Match, Rule, reals
 
@@ -288,6 +289,7 @@ def bias_is_vector(match: Match, draft: Draft) -> str | None:
 
 
 LINEAR = (
+    PATCHES,
     *(batch_norm_into_conv(dims) for dims in (1, 2, 3)),
     Rule(
         name="batch-norm-into-linear", before=linear_norm, after=linear_normed, law=FOLDING,
