@@ -18,7 +18,8 @@ INT32 = onnx.TensorProto.INT32
 
 
 def language(op: Any) -> dict[Any, Callable[..., Any]]:
-    """The translations, in the operators of one opset."""
+    """The translations of one export, in the operators of one opset."""
+    batches: dict[str, Any] = {}  # read once: a shape per layer is as many operators in every step
 
     def rms_norm(x: Any, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Any:
         """Division by the root, since ONNX Runtime does not fuse a product with its reciprocal."""
@@ -34,11 +35,13 @@ def language(op: Any) -> dict[Any, Callable[..., Any]]:
     ) -> Any:  # fmt: skip
         """The kernel wants the last position once per sequence, and the number of rows up to it."""
         last = op.Cast(op.Gather(positions, op.Constant(value_ints=[-1])), to=INT32)
-        batch = op.Shape(qkv, start=0, end=1)
+        size = str(qkv.shape[0])
+        if size not in batches:
+            batches[size] = op.Shape(qkv, start=0, end=1)
         total = op.Add(last, op.Cast(op.Constant(value_ints=[1]), to=INT32))
         given = {} if scale is None else {"scale": scale}
         return contrib("GroupQueryAttention")(
-            qkv, None, None, past_keys, past_values, op.Expand(last, batch), total, cos, sin,
+            qkv, None, None, past_keys, past_values, op.Expand(last, batches[size]), total, cos, sin,
             num_heads=heads, kv_num_heads=past_keys.shape[1], do_rotary=int(cos is not None), **given,
         )  # fmt: skip
 
