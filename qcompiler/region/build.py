@@ -3,6 +3,7 @@
 build : (module, calls) -> Built        the same answers in the same form; never fails for want of a kernel
 """
 
+import copy
 import fnmatch
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -29,12 +30,22 @@ from qcompiler.proof import prove
 from qcompiler.recipe import Recipe
 from qcompiler.region.capture import bound, inputs, is_number, resolved
 from qcompiler.region.program import program
-from qcompiler.region.split import Islands, Seen, cut, input_written, inspect, is_island, order_matters, probe
+from qcompiler.region.split import (
+    Islands,
+    Seen,
+    apart,
+    cut,
+    input_written,
+    inspect,
+    is_contraction,
+    is_island,
+    op_name,
+    order_matters,
+    probe,
+)
 from qcompiler.target import Target, find_target
 from qcompiler.tune.measure import interleave
 
-# Ops that are worth a kernel on integers, by what torch.compile calls them.
-CONTRACTIONS = ("conv", "linear", "matmul", "addmm", "bmm", "einsum", "mm")
 ROUNDS = 3  # of timing a part, of which the median counts
 
 
@@ -54,7 +65,6 @@ class Settings:
 class Piece:
     """A part of a region: on the engine (`compiled`), or torch's, because `why`."""
 
-    run: Callable[..., Any]
     nodes: int
     ops: tuple[str, ...]
     source: str | None
@@ -86,7 +96,7 @@ def build(module: fx.GraphModule, calls: Sequence[Sequence[Any]], settings: Sett
 
 def assemble(module: fx.GraphModule, calls: Sequence[Sequence[Any]], settings: Settings) -> Built:
     seen = Seen.of(module, calls[0])
-    if not has_contraction(module):
+    if not any(map(is_contraction, module.graph.nodes)):
         return in_torch(module, calls, "there is nothing in it to quantize")
     if (why := input_written(seen)) is not None:
         return in_torch(module, calls, why)
@@ -96,7 +106,7 @@ def assemble(module: fx.GraphModule, calls: Sequence[Sequence[Any]], settings: S
             return in_integers(module, calls, settings)
         except (QCompilerError, NotImplementedError) as error:
             why = str(error)
-            islands = probe(module, seen, settings.backend)
+            islands = probe(module, seen, settings.backend, error)
     if not islands:
         return in_torch(module, calls, why or "")
     if (why := order_matters(seen)) is not None:
@@ -228,7 +238,8 @@ def applicable(recipe: Recipe, graph: Graph) -> Recipe:
 def in_torch(
     module: fx.GraphModule, calls: Sequence[Sequence[Any]], why: str, *, island: bool = False
 ) -> Built:
-    piece = described(module, calls, module, why=why, island=island)
+    # Timed as a copy, for it may write to what is the user's.
+    piece = described(module, [apart(calls[0])], copy.deepcopy(module), why=why, island=island)
     return Built(run=module, pieces=(piece,))
 
 
@@ -238,7 +249,7 @@ def described(
     """A piece with what a reader knows it by, and its time on the first recorded call."""
     work = [node for node in module.graph.nodes if node.op.startswith("call")]
     return Piece(
-        run=run, nodes=len(work), ops=tuple(dict.fromkeys(map(op_name, work))),
+        nodes=len(work), ops=tuple(dict.fromkeys(map(op_name, work))),
         source=next((line for line in map(source_line, work) if line), None),
         microseconds=microseconds(run, calls[0]), **facts,
     )  # fmt: skip
@@ -247,25 +258,6 @@ def described(
 @torch.no_grad()
 def microseconds(run: Callable[..., Any], call: Sequence[Any]) -> float:
     return interleave({"part": lambda: run(*call)}, rounds=ROUNDS).median("part") * 1e6
-
-
-def has_contraction(module: fx.GraphModule) -> bool:
-    return any(
-        any(word in op_name(node).lower() for word in CONTRACTIONS)
-        for node in module.graph.nodes
-        if node.op.startswith("call")
-    )
-
-
-def op_name(node: Node) -> str:
-    """conv2d, relu, mylib.nms: an op as its user calls it."""
-    if node.op == "call_module":
-        return type(node.graph.owning_module.get_submodule(str(node.target))).__name__  # type: ignore[union-attr]
-    if node.op == "call_function" and isinstance(
-        node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket
-    ):
-        return str(node.target).removesuffix(".default")
-    return str(getattr(node.target, "__name__", node.target))
 
 
 def picking(run: Callable[..., Any], positions: Sequence[int]) -> Callable[..., Any]:

@@ -122,12 +122,12 @@ def about(number: int, region: Region, session: Regions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def runs_on(region: Region, session: Regions) -> str:
+def runs_on(region: Region, session: Regions) -> list[str]:
     """What executes a region's calls now."""
     if region.state != "compiled":
-        return "torch"
+        return ["torch"]
     rest = any(piece.compiled is None for piece in region.pieces)
-    return f"{session.settings.backend.name} and torch" if rest else session.settings.backend.name
+    return [session.settings.backend.name, *(["torch"] if rest else [])]
 
 
 def share(region: Region, session: Regions) -> float | None:

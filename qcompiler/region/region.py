@@ -95,13 +95,13 @@ class Region:
     def compile(self) -> None:
         """Only the thread that set the state to "compiling" comes here; others go on in float meanwhile."""
         try:
-            with torch.inference_mode(False), torch.no_grad(), quiet():
+            with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), quiet():
                 built = build(self.capture.module, self.records, self.settings)
         except Exception as error:  # whatever went wrong, the float path works
             self.why, self.state = first_line(error), "torch"
             warnings.warn(f"a region stays in float, because {self.why}", stacklevel=2)
         else:
-            self.why = "" if built.compiled else next(piece.why for piece in built.pieces)
+            self.why = "" if built.compiled else heaviest(built.pieces).why
             if built.compiled:
                 self.built = built
             self.pieces = built.pieces
@@ -140,6 +140,11 @@ class Region:
     def count(self, what: str) -> None:
         with self.lock:
             self.calls[what] += 1
+
+
+def heaviest(pieces: Sequence[Piece]) -> Piece:
+    """The part that counts; an island only if there is nothing else."""
+    return max(pieces, key=lambda piece: (not piece.island, piece.microseconds))
 
 
 def copy(given: Any) -> Any:

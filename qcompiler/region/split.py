@@ -3,6 +3,7 @@
 conv -> nms -> linear   -->   [conv] -> nms -> [linear]
 """
 
+import copy
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from torch.fx import Node
 from torch.fx.passes.split_module import split_module
 
 from qcompiler.backends.base import Backend
+from qcompiler.errors import TraceError
 from qcompiler.ir import value
-from qcompiler.ir.spec import is_float
+from qcompiler.ir.spec import is_float, spec
 from qcompiler.ir.trace import first_line
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.region.capture import inputs, is_number, version
@@ -35,9 +37,10 @@ class Seen:
 
     @classmethod
     def of(cls, module: fx.GraphModule, given: Sequence[Any]) -> "Seen":
-        watch = Watch(module)
+        """Run a copy: what a module writes to may be the user's."""
+        watch = Watch(copy.deepcopy(module), graph=module.graph)
         with torch.no_grad():
-            watch.run(*given)
+            watch.run(*apart(given))
         return cls(values=dict(watch.env), writes=tuple(watch.writes))
 
     def homes(self) -> dict[int, list[Node]]:
@@ -49,11 +52,16 @@ class Seen:
         return found
 
 
+def apart(given: Sequence[Any]) -> list[Any]:
+    """The same values in memory of their own."""
+    return [x.detach().clone() if isinstance(x, Tensor) else x for x in given]
+
+
 class Watch(fx.Interpreter):
     """Runs a module, keeps its values, and notes what is written in place."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
+    def __init__(self, module: fx.GraphModule, *, graph: fx.Graph) -> None:
+        super().__init__(module, garbage_collect_values=False, graph=graph)
         self.writes: list[tuple[Node, Node]] = []
 
     def run_node(self, n: Node) -> Any:
@@ -124,18 +132,31 @@ def shared(module: fx.GraphModule, seen: Seen) -> dict[Node, str]:
     return found
 
 
-def probe(module: fx.GraphModule, seen: Seen, backend: Backend) -> dict[Node, str]:
-    """Try every kind of op by itself: those that the backend refuses."""
-    return refused([node for node in module.graph.nodes if node.op.startswith("call")], seen.values, backend)
+def probe(module: fx.GraphModule, seen: Seen, backend: Backend, error: Exception) -> dict[Node, str]:
+    """Which ops are to blame for an error of the whole: every kind of op is tried by itself.
+
+    What torch cannot export for any size, and yet exports op by op, is cut at the ops on open sizes.
+    """
+    nodes = [node for node in module.graph.nodes if node.op.startswith("call")]
+    if not isinstance(error, TraceError):
+        return refused(nodes, seen.values, backend)
+    why = f"torch cannot export it for any size: {error.why}"
+    return refused(nodes, seen.values, None) or {
+        node: why for node in nodes if not is_contraction(node) and has_open_sizes(node)
+    }
 
 
-def refused(nodes: Sequence[Node], values: Mapping[Node, Any], backend: Backend) -> dict[Node, str]:
+def has_open_sizes(node: Node) -> bool:
+    return any(False in kind_of(given)[1:] for given in (node, *node.all_input_nodes))
+
+
+def refused(nodes: Sequence[Node], values: Mapping[Node, Any], backend: Backend | None) -> dict[Node, str]:
     verdicts: dict[tuple[Any, ...], str | None] = {}
     found = {}
     for node in nodes:
         if not any(isinstance(x, Tensor) for x in leaves(values[node])) or node.target is operator.getitem:
             continue
-        kind = (node.target, *(is_float(given) for given in node.all_input_nodes), str(node.kwargs))
+        kind = (node.target, *map(kind_of, node.all_input_nodes), str(node.kwargs))
         if kind not in verdicts:
             verdicts[kind] = objection(node, values, backend)
         if verdicts[kind] is not None:
@@ -143,8 +164,14 @@ def refused(nodes: Sequence[Node], values: Mapping[Node, Any], backend: Backend)
     return found
 
 
-def objection(node: Node, values: Mapping[Node, Any], backend: Backend) -> str | None:
-    """Why a backend cannot compute one op, found by lowering it alone; None if it can."""
+def kind_of(given: Node) -> tuple[bool, ...]:
+    """Float or not, and which of its sizes are open."""
+    shape = known.shape if (known := spec(given)) else ()
+    return is_float(given), *(isinstance(size, int) for size in shape)
+
+
+def objection(node: Node, values: Mapping[Node, Any], backend: Backend | None) -> str | None:
+    """Why one op, alone, cannot be traced or computed by a backend; None if it can."""
     tensors = [given for given in node.all_input_nodes if isinstance(values[given], Tensor)]
     if not tensors:
         return None
@@ -156,8 +183,9 @@ def objection(node: Node, values: Mapping[Node, Any], backend: Backend) -> str |
     graph.output((copied,))
     try:
         alone = fx.GraphModule(node.graph.owning_module or torch.nn.Module(), graph)
-        graph_of = traced(alone, [values[given] for given in tensors])
-        backend.lower(run(CANONICAL, graph_of), threads=1)
+        graph_of = run(CANONICAL, traced(alone, [values[given] for given in tensors]))
+        if backend is not None:
+            backend.lower(graph_of, threads=1)
     except Exception as error:
         return getattr(error, "why", None) or first_line(error)
     return None
@@ -194,3 +222,22 @@ def cut(module: fx.GraphModule, islands: Islands) -> fx.GraphModule:
 def is_island(name: str) -> bool:
     """Whether a part of `cut` is torch's, by its name."""
     return int(name.rsplit("_", maxsplit=1)[-1]) % 2 == 1
+
+
+# Ops that are worth a kernel on integers, by what torch.compile calls them.
+CONTRACTIONS = ("conv", "linear", "matmul", "addmm", "bmm", "einsum", "mm")
+
+
+def is_contraction(node: Node) -> bool:
+    return node.op.startswith("call") and any(word in op_name(node).lower() for word in CONTRACTIONS)
+
+
+def op_name(node: Node) -> str:
+    """conv2d, relu, mylib.nms: an op as its user calls it."""
+    if node.op == "call_module":
+        return type(node.graph.owning_module.get_submodule(str(node.target))).__name__  # type: ignore[union-attr]
+    if node.op == "call_function" and isinstance(
+        node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket
+    ):
+        return str(node.target).removesuffix(".default")
+    return str(getattr(node.target, "__name__", node.target))
