@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler as qc
-from qcompiler.errors import ArtifactError, InputError, TraceError
+from qcompiler.errors import ArtifactError, CalibrationError, InputError, TraceError
 from qcompiler.region import Regions, backend, region, region_report
 from qcompiler.region.build import build, on_reference
 from qcompiler.region.model import ByRegion
@@ -351,7 +351,8 @@ def test_compile_falls_back_to_regions_and_names_the_line(tmp_path: Path) -> Non
     assert by_op(found)["conv2d"] == (2, 2) and by_op(found)["linear"] == (2, 2)
     assert found["refused"][0]["rule"] == "whole-model"
     assert found["accuracy"]["sqnr_db"] > 30 and found["accuracy"]["samples"] == 4
-    assert "2 of 2" in str(compiled.report()) or "Regions" in str(compiled.report())
+    assert "Regions   region 0 at " in str(compiled.report())
+    assert sum(row["share"] for row in found["regions"]["regions"]) == pytest.approx(1)
     for x in data:
         assert torch.equal(compiled(x), on_exact_arithmetic(compiled, x))
     with pytest.raises(ArtifactError, match="between the regions runs your Python"):
@@ -363,3 +364,10 @@ def test_compile_falls_back_to_regions_and_names_the_line(tmp_path: Path) -> Non
 def test_strict_keeps_the_error_of_tracing() -> None:
     with pytest.raises(TraceError, match="depends on the values"):
         qc.compile(EarlyExit().eval(), images(), strict=True, progress=False)
+
+
+def test_a_model_of_regions_needs_data_and_eval_mode() -> None:
+    with pytest.warns(UserWarning, match="region by region"), pytest.raises(CalibrationError, match="empty"):
+        qc.compile(EarlyExit().eval(), images(), calibration=[], progress=False)
+    with pytest.raises(InputError, match="training mode"):
+        qc.compile(EarlyExit(), images(), progress=False)

@@ -14,7 +14,7 @@ from torch import nn
 from qcompiler.api import Compiled
 from qcompiler.recipe import recipe_to_mapping
 from qcompiler.region.build import Piece
-from qcompiler.region.region import COMPILED, Region
+from qcompiler.region.region import CALIBRATING, Region
 from qcompiler.region.session import Regions
 from qcompiler.target.machine import this_cpu
 
@@ -105,7 +105,6 @@ def nodes(parts: Sequence[tuple[str, Compiled]]) -> dict[str, Any]:
 def about(number: int, region: Region, session: Regions) -> dict[str, Any]:
     """One region: where it is, what runs it, how often and for how long."""
     integer = [piece for piece in region.pieces if piece.compiled is not None]
-    spent = sum(piece.microseconds for piece in region.pieces)
     return {
         "name": f"region {number}",
         "source": region.source,
@@ -117,7 +116,7 @@ def about(number: int, region: Region, session: Regions) -> dict[str, Any]:
         "runs_on": runs_on(region, session),
         "islands": sum(piece.island for piece in region.pieces),
         "calls": dict(region.calls),
-        "time_us": spent if region.state == "compiled" else None,
+        "time_us": time(region.pieces) if region.pieces else None,
         "share": share(region, session),
     }  # fmt: skip
 
@@ -131,9 +130,13 @@ def runs_on(region: Region, session: Regions) -> list[str]:
 
 
 def share(region: Region, session: Regions) -> float | None:
-    """Of the time of all compiled regions, each as often as it was called."""
-    total = sum(time(region.pieces) * region.calls[COMPILED] for region in session.regions)
-    return time(region.pieces) * region.calls[COMPILED] / total if total else None
+    """Of the time of all regions that are settled, each as often as it was called since."""
+    total = sum(spent(region) for region in session.regions)
+    return spent(region) / total if total else None
+
+
+def spent(region: Region) -> float:
+    return time(region.pieces) * (sum(region.calls.values()) - region.calls[CALIBRATING])
 
 
 def time(pieces: Sequence[Piece]) -> float:

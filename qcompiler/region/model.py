@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from qcompiler import evidence
 from qcompiler.api import Compiled
 from qcompiler.backends.base import Backend, Executable
-from qcompiler.errors import ArtifactError, TraceError
+from qcompiler.errors import ArtifactError, CalibrationError, TraceError
 from qcompiler.ir import Graph
 from qcompiler.ir.trace import quiet
 from qcompiler.job import settled
@@ -83,6 +83,10 @@ def by_region(
     warnings.warn(f"{why}, because {because.why}; it is compiled region by region", stacklevel=3)
     data = settled(model, example_inputs, calibration)
     calls: list[Call] = list(batches(data))
+    if not calls:
+        raise CalibrationError(
+            "the calibration data are empty", why="ranges come from calls", fix="pass at least one batch"
+        )
     regions = Regions(
         recipe=settings.recipe, calibrate=KEPT, target=settings.target, backend=settings.backend.name,
         threads=settings.threads, seed=settings.seed, waits=True,
