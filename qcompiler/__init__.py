@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qcompiler.language import load_decoder as load_decoder
     from qcompiler.recipe import Override as Override
     from qcompiler.recipe import Recipe as Recipe
+    from qcompiler.region import region_report as region_report
 
 # Public name -> where it lives.
 PUBLIC = {
@@ -33,6 +34,7 @@ PUBLIC = {
     "trace": "qcompiler.ir",
     "compile_decoder": "qcompiler.language",
     "load_decoder": "qcompiler.language",
+    "region_report": "qcompiler.region",
     "LanguageModel": "qcompiler.language",
     "Recipe": "qcompiler.recipe",
     "Override": "qcompiler.recipe",

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from qcompiler import artifact, manifest
 from qcompiler.backends import AUTO, find_backend
 from qcompiler.backends.base import Backend, Engine, Executable
 from qcompiler.backends.guard import Verdict, guard
-from qcompiler.errors import ContractError
+from qcompiler.errors import ContractError, TraceError
 from qcompiler.ir import Graph, flatten_inputs
 from qcompiler.ir.trace import Model
 from qcompiler.job import Job, take
@@ -96,7 +97,8 @@ def compile(
     recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", a .json file, a
         mapping or a Recipe.
     backend: "ort", "reference", or "auto" for the target's own.
-    strict: a layer planned in integers that the engine runs in float is an error (ContractError).
+    strict: a layer planned in integers that the engine runs in float is an error (ContractError), and so is
+        a model that cannot be traced as a whole (TraceError); else it is compiled region by region.
     threads: of the engine; default all cores this process may use.
 
     Raises a QCompilerError that says what, where, why and what to do.
@@ -105,7 +107,16 @@ def compile(
     engine = find_backend(backend, aim)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
+        try:
+            job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
+        except TraceError as error:
+            if strict or not error.is_control_flow or not isinstance(model, nn.Module):
+                raise
+            from qcompiler.region.build import Settings
+            from qcompiler.region.model import by_region
+
+            wanted = Settings(recipe=chosen, target=aim, backend=engine, threads=threads, seed=seed)
+            return by_region(model, example_inputs, calibration, wanted, because=error, tell=steps.tell)
         decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
         proof = prove(job, decision, engine, threads=threads, strict=strict, tell=steps.tell)
         race = raced(job, proof, engine, threads=threads, strict=strict, tell=steps.tell)

@@ -21,7 +21,9 @@ class QCompilerError(Exception):
 
 
 class TraceError(QCompilerError):
-    """The model could not be turned into a graph."""
+    """The model could not be turned into a graph; `is_control_flow` where its Python depends on the data."""
+
+    is_control_flow = False
 
 
 class InputError(QCompilerError):

@@ -34,6 +34,7 @@ LAYERS = (
     (
         "qcompiler.api",
         "qcompiler.language",
+        "qcompiler.region",
         "qcompiler.job",
         "qcompiler.proof",
         "qcompiler.manifest",

@@ -73,6 +73,12 @@ def test_the_code_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     assert printed.count("float, because its operand") == 2
 
 
+def test_the_code_of_the_page_on_regions_runs_as_written(tmp_path: Path) -> None:
+    """Both ways into region mode find both regions and the branch between them."""
+    printed = run("\n".join(blocks(ROOT / "docs/regions.md")), tmp_path)
+    assert printed.count("Breaks") == 2 and printed.count("region 1 at ") == 2
+
+
 def test_target_and_backend_of_the_extension_page_run_as_written(tmp_path: Path) -> None:
     """The target keeps linears alone; `compile` knows the backend, which agrees with the reference."""
     found = [block for block in blocks(EXTENDING) if "register_target(replace" in block or "Eager" in block]

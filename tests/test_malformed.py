@@ -219,7 +219,9 @@ INPUTS: dict[str, tuple[dict[str, Any], type[QCompilerError], *tuple[str, ...]]]
     "model is None": ({"model": None}, InputError, "NoneType"),
     "model is a class": ({"model": Mlp}, InputError, "nn.Module"),
     "model writes a buffer": ({"model": Counter().eval()}, TraceError, "'calls'"),
-    "model branches on data": ({"model": Branch().eval()}, TraceError, f"{HERE}:", "if x.sum() > 0"),
+    "model branches on data": (
+        {"model": Branch().eval(), "strict": True}, TraceError, f"{HERE}:", "if x.sum() > 0",
+    ),
     "data are a string": ({"calibration": "images"}, CalibrationError, "str"),
     "data are bytes": ({"calibration": b"images"}, CalibrationError, "bytes"),
     "data are a tensor": ({"calibration": rows()}, CalibrationError, "Tensor"),

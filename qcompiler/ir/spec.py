@@ -44,7 +44,7 @@ DTYPE_NAMES = {
 
 def value(node: Node) -> Any:
     """The fake tensor (or symbolic number) that stands for this node's result."""
-    return node.meta.get("val")
+    return node.meta.get("val", node.meta.get("example_value"))  # torch.compile's graphs say it otherwise
 
 
 def set_value(node: Node, fake: Any) -> None:
@@ -81,7 +81,11 @@ def returns_float(node: Node) -> bool:
 def module_path(node: Node) -> str:
     """Dotted path of the innermost module that made this node, '' at the top."""
     stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]).removeprefix("L['self'].") if stack else ""
+    return OWNER.sub("", str(list(stack.values())[-1][0])) if stack else ""
+
+
+# L['self'].blocks.0, where the method calls its module `self`
+OWNER = re.compile(r"^L\['\w+'\]\.?")
 
 
 def source_line(node: Node) -> str | None:

@@ -441,12 +441,14 @@ def is_users_control_flow(error: Exception) -> bool:
 def explain_failure(model: Model, error: Exception) -> TraceError:
     position = user_position(error)
     if is_users_control_flow(error):
-        return TraceError(
+        found = TraceError(
             f"{type(model).__name__} cannot be traced",
             node=position,
             why="the path through the code depends on the values of a tensor, or on Python that has no graph",
             fix="express the choice with torch.where, or compile the parts before and after it",
         )
+        found.is_control_flow = True
+        return found
     return TraceError(
         f"{type(model).__name__} cannot be traced",
         node=position,

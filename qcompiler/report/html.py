@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcompiler.errors import ArtifactError
 from qcompiler.report import plots, words
+from qcompiler.report.regions import regions
 from qcompiler.report.summary import LOW_SQNR_DB, given_up, part, refusals, rows, summarize
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def page(data: Mapping[str, Any]) -> str:
         ],
         refused=refusals(data),
         given_up=given_up(data),
+        regions=list(regions(data)),
         manifest=words.flatten(part(data, "manifest")),
     )
 

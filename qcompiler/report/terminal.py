@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qcompiler.report.regions import regions
 from qcompiler.report.summary import given_up, refusals, summarize
 from qcompiler.report.words import cut, plural, shorten, some
 
@@ -41,7 +42,9 @@ def renderable(data: Mapping[str, Any]) -> "RenderableType":
 
 
 def lists(data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Title and lines of what was given up and what was refused; empty ones are left out."""
+    """Title and lines of regions, of what was given up and what was refused; empty ones are left out."""
+    for title, told in regions(data):
+        yield title, first([cut(line, 2 * REASON) for line in told])
     surrendered, groups = given_up(data), refusals(data)
     if surrendered:
         count = sum(len(labels) for labels, _ in surrendered)
