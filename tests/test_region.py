@@ -371,3 +371,17 @@ def test_a_model_of_regions_needs_data_and_eval_mode() -> None:
         qc.compile(EarlyExit().eval(), images(), calibration=[], progress=False)
     with pytest.raises(InputError, match="training mode"):
         qc.compile(EarlyExit(), images(), progress=False)
+
+
+def test_torch_finds_the_backend_by_its_name() -> None:
+    """Through the entry point of the installed package; options arrive, and what is wrong in them is said."""
+    model, x = Straight().eval(), images()
+    compiled = torch_compile(
+        model, backend="qcompiler", options={"recipe": "int8", "calibrate": 2, "guard": False}
+    )
+    wanted = model(x)
+    for _ in range(4):
+        found = compiled(x)
+    assert 0 < (found - wanted).abs().max() < 0.05
+    with pytest.raises(Exception, match="there is no recipe 'int9'"):
+        torch_compile(Straight().eval(), backend="qcompiler", options={"recipe": "int9"})(x)
