@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from qcompiler.backends.base import Executable
+from qcompiler.errors import InputError
 from qcompiler.ir import Graph, spec
 
 qc = torch.ops.qcompiler
@@ -31,6 +32,15 @@ class Remembers(Protocol):
     def memory(self) -> Memory: ...
 
 
+def check_fits(length: int, tokens: Tensor, capacity: int) -> None:
+    """Refuse tokens that the cache has no room for: behind its end an engine writes elsewhere, or nowhere."""
+    if length + tokens.shape[1] > capacity:
+        raise InputError(
+            f"{tokens.shape[1]} tokens behind {length} do not fit", why=f"the cache holds {capacity}",
+            fix="begin a new sequence, or compile the decoder with a larger capacity",
+        )  # fmt: skip
+
+
 class HeldMemory:
     """The cache that each call returns, handed to the next one; for every executable."""
 
@@ -40,6 +50,7 @@ class HeldMemory:
         self.length = 0
 
     def feed(self, tokens: Tensor) -> Tensor:
+        check_fits(self.length, tokens, self.cache[0].shape[2])
         returned = self.executable([tokens, torch.tensor(self.length), *self.cache])
         logits: Tensor
         logits, *self.cache = pytree.tree_leaves(returned)

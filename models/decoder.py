@@ -174,11 +174,10 @@ class Decoder(nn.Module):
 
     def empty_cache(self, batch: int = 1, capacity: int | None = None) -> list[Pair]:
         """Zeros; `capacity` is how many tokens it can hold (default, and at most: all positions)."""
-        if (capacity or 0) > self.shape.positions:
-            raise ValueError(
-                f"A cache of {capacity} tokens is more than the {self.shape.positions} positions."
-            )
-        shape = (batch, self.shape.kv_heads, capacity or self.shape.positions, self.shape.head_width)
+        rows = self.shape.positions if capacity is None else capacity
+        if not 0 < rows <= self.shape.positions:
+            raise ValueError(f"A cache holds 1 to {self.shape.positions} tokens, not {rows}.")
+        shape = (batch, self.shape.kv_heads, rows, self.shape.head_width)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.shape.depth)]
 
 

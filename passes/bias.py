@@ -42,6 +42,22 @@ def correct_bias(
     return draft.finish()
 
 
+Correction = tuple[str, Tensor]
+"""The constant that holds a corrected bias, and what it was before (zeros for none)."""
+
+
+def corrections(before: Graph, after: Graph, plan: Plan) -> dict[str, Correction]:
+    """Layer -> correction, so that a layer that goes back to float can have its own bias back."""
+    found: dict[str, Correction] = {}
+    for planned in plan.weights:
+        old, new = (arguments(graph.by_name[planned.layer]).get("bias") for graph in (before, after))
+        if isinstance(new, Node) and new.op == "get_attr" and getattr(old, "target", None) != new.target:
+            corrected = after.tensors[str(new.target)]
+            own = before.tensors[str(old.target)] if isinstance(old, Node) else torch.zeros_like(corrected)
+            found[planned.layer] = (str(new.target), own)
+    return found
+
+
 def channels_observed(statistics: Statistics, layer: Node) -> bool:
     """Whether the means were taken along the axis that this layer contracts."""
     assert isinstance(layer.args[0], Node)

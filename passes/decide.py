@@ -10,7 +10,7 @@ from typing import Any
 from qcompiler.ir import Graph, Note, evaluate, flatten_inputs
 from qcompiler.ir.edit import with_tensors
 from qcompiler.passes.awq import scale_channels
-from qcompiler.passes.bias import correct_bias
+from qcompiler.passes.bias import Correction, correct_bias, corrections
 from qcompiler.passes.calibrate import Ranges, batches, calibrate, check_finite, flat_batches, no_data
 from qcompiler.passes.equalize import equalize
 from qcompiler.passes.fuse import fuse
@@ -39,13 +39,15 @@ class Decision:
     recipe: Recipe
     target: Target
     rounded: Mapping[str, Rounded] = field(default_factory=dict)  # layers whose weight is on its grid
+    biases: Mapping[str, Correction] = field(default_factory=dict)  # layers whose bias was corrected
 
     def keeping_float(self, floats: Mapping[str, str]) -> "Decision":
         """The same decision with some layers in float (anchor name -> why), from the same ranges.
 
-        A weight that was rounded for its layer gets its float values back.
+        A weight that was rounded for its layer, and a bias that was corrected, get their float values back.
         """
         back = {found.constant: found.before for layer, found in self.rounded.items() if layer in floats}
+        back |= {name: before for layer, (name, before) in self.biases.items() if layer in floats}
         graph = with_tensors(self.graph, back)
         plan = make_plan(graph, fuse(graph, self.target), self.ranges, self.recipe, self.target, floats)
         kept = {layer: found for layer, found in self.rounded.items() if layer not in floats}
@@ -77,7 +79,8 @@ def decide(
     best = with_rounded_weights(best, judge, data, tell)
     if recipe.bias_correction and best.plan.weights:
         exact = {layer: found.before for layer, found in best.rounded.items()}
-        corrected = replace(best, graph=correct_bias(best.graph, best.plan, best.ranges, exact))
+        graph = correct_bias(best.graph, best.plan, best.ranges, exact)
+        corrected = replace(best, graph=graph, biases=corrections(best.graph, graph, best.plan))
         best = judge.better(best, corrected, "correct-bias")
     return best
 
@@ -92,8 +95,8 @@ def planned(graph: Graph, data: Sequence[Any], recipe: Recipe, target: Target, t
 
 def with_ranges_where_better(best: Decision, judge: "Judge") -> Decision:
     """Take ranges at run time where each value says that it pays, if the whole model agrees."""
-    found = trades(best.graph, best.plan, best.target, judge.samples)
-    recipe = with_run_time_ranges(best.recipe, found)
+    found = trades(best.graph, best.plan, best.recipe, best.target, judge.samples)
+    recipe = with_run_time_ranges(best.recipe, best.graph, found)
     groups = fuse(best.graph, best.target)
     mixed = replace(best, recipe=recipe, plan=make_plan(best.graph, groups, best.ranges, recipe, best.target))
     kept = judge.better(best, mixed, "dynamic-where-better")

@@ -41,6 +41,8 @@ def move_up(draft: Draft, selection: Node) -> bool:
     if len(read.users) != 1 or rank < LEAST_RANK or dim % rank >= rank - whole_axes(read):
         return False
     given, behind = operands(read), rank - dim % rank  # axes are counted from the end, as broadcasting does
+    if not has(read, Trait.ELEMENTWISE) and len(shape_of(given[0])) != rank:
+        return False  # a linear with a vector for weight: its last axis is another one than that of its input
     if not all(aligned(read, operand, behind) for operand in given):
         return False
     args = [

@@ -187,5 +187,11 @@ def best_of(weight: Tensor, planned: WeightSpec, moments: Moments) -> tuple[str,
     return best, {name: decibel(signal, error) for name, error in errors.items()}, tried[best]
 
 
+MOST_DB = 150.0
+
+
 def decibel(signal: float, noise: float) -> float:
-    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else 0.0
+    """At most MOST_DB, which is what no noise at all counts as: float32 tells no finer."""
+    if signal <= 0:
+        return 0.0
+    return min(10 * math.log10(signal / noise), MOST_DB) if noise > 0 else MOST_DB

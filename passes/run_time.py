@@ -4,6 +4,7 @@ A range from calibration must hold for all inputs, one taken at run time for one
 but costs another pass over the input. Both are weighed per value, and all linears that read it go one way.
 """
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.ir import Graph, arguments, evaluate
+from qcompiler.ir import Graph, arguments, evaluate, label, module_path
 from qcompiler.numerics import ErrorMeter
 from qcompiler.plan import Plan, ValueSpec
 from qcompiler.recipe import Recipe
@@ -44,9 +45,19 @@ class Trade:
         )
 
 
-def trades(graph: Graph, plan: Plan, target: Target, samples: Sequence[Sequence[Any]]) -> list[Trade]:
-    """One trade for every value that only linears with a float result read as codes."""
-    values = {value.value: value for value in plan.values if reads_float(value, plan)}
+def trades(
+    graph: Graph, plan: Plan, recipe: Recipe, target: Target, samples: Sequence[Sequence[Any]]
+) -> list[Trade]:
+    """One trade for every value that only linears with a float result read as codes.
+
+    A value is left alone where the recipe says of a linear whether it is dynamic.
+    """
+    nodes = graph.by_name
+    values = {
+        value.value: value
+        for value in plan.values
+        if reads_float(value, plan) and not any(is_told(nodes[reader], recipe) for reader in value.readers)
+    }
     meters = {name: (ErrorMeter(), ErrorMeter()) for name in values}
 
     def measure(node: Node, found: Any) -> None:
@@ -57,7 +68,6 @@ def trades(graph: Graph, plan: Plan, target: Target, samples: Sequence[Sequence[
 
     for sample in samples:
         evaluate(graph, sample, observe=measure)
-    nodes = graph.by_name
     return [
         Trade(
             value=value, calibrated_db=meters[name][0].sqnr, run_time_db=meters[name][1].sqnr,
@@ -65,6 +75,11 @@ def trades(graph: Graph, plan: Plan, target: Target, samples: Sequence[Sequence[
         )
         for name, value in values.items()
     ]  # fmt: skip
+
+
+def is_told(linear: Node, recipe: Recipe) -> bool:
+    names = (module_path(linear), linear.name, label(linear))
+    return any("dynamic" in override.changes for override in recipe.overrides_of(*names))
 
 
 def reads_float(value: ValueSpec, plan: Plan) -> bool:
@@ -97,9 +112,11 @@ def outputs(graph: Graph, linear: Node) -> int:
     return int(graph.tensors[str(arguments(linear)["weight"].target)].shape[0])
 
 
-def with_run_time_ranges(recipe: Recipe, found: Sequence[Trade]) -> Recipe:
+def with_run_time_ranges(recipe: Recipe, graph: Graph, found: Sequence[Trade]) -> Recipe:
     """The recipe with the linears that gain taking their range at run time."""
+    nodes = graph.by_name
     for trade in found:
         for reader in trade.value.readers if trade.pays else ():
-            recipe = recipe.overriding(reader, dynamic=True)
+            # A label says module and node, so it is nobody else's; brackets in it are no patterns.
+            recipe = recipe.overriding(glob.escape(label(nodes[reader])), dynamic=True)
     return recipe

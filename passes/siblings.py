@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.ir import Draft, Graph, arguments, label
+from qcompiler.ir import Draft, Graph, arguments, label, spec
 
 aten = torch.ops.aten
 RULE = "siblings"
@@ -37,10 +37,13 @@ def join_siblings(graph: Graph, kind: Alike) -> Graph:
 
 
 def is_constant_linear(node: Node) -> bool:
-    """Whether a node is a linear whose weight and bias are constants."""
+    """Whether a node is a linear whose weight is a matrix, and weight and bias are constants."""
     if node.target is not aten.linear.default:
         return False
     given = arguments(node)
+    weight = spec(given["weight"])
+    if weight is None or len(weight.shape) != 2:
+        return False
     return all(
         not isinstance(part, Node) or part.op == "get_attr" for part in (given["weight"], given["bias"])
     )

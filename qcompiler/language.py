@@ -10,6 +10,7 @@ A decoder is an nn.Module with the method empty_cache(batch, capacity) and the c
 The length T stays symbolic, so a prompt, a part of one and a step run on one graph and one set of weights.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from qcompiler.report import Report
 from qcompiler.steps import Steps
 from qcompiler.target import Target, find_target
 
+LEAST_CAPACITY = 3
 PROMPTS, PROMPT_LENGTH = 2, 33  # without calibration data: random prompts, to compare and to time on
 
 
@@ -76,7 +78,7 @@ class LanguageModel:
         temperature: float = 0.0,
         top_k: int | None = None,
         seed: int = 0,
-        stop: Iterable[int] = (),
+        stop: int | Iterable[int] = (),
     ) -> Iterator[int]:
         """The tokens that follow a prompt, one by one; ends behind a token of `stop`, which it gives, too.
 
@@ -89,14 +91,15 @@ class LanguageModel:
         prompt = as_prompt(tokens, self.vocabulary)
         room = self.capacity - prompt.shape[1] + 1  # the last token is given and not remembered
         check_room(prompt.shape[1], max_new_tokens, self.capacity)
-        if temperature < 0 or (top_k is not None and top_k < 1):
+        if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
             raise InputError(
                 f"temperature {temperature} and top_k {top_k} describe no distribution",
                 fix="use a temperature of at least 0 and a top_k of at least 1",
             )
         count = room if max_new_tokens is None else max_new_tokens
         choice = Choice(temperature=temperature, top_k=top_k, generator=torch.Generator().manual_seed(seed))
-        return following(self.memory(), prompt, count, choice, frozenset(stop))
+        last = frozenset([stop] if isinstance(stop, int) else stop)
+        return following(self.memory(), prompt, count, choice, last)
 
     def report(self) -> Report:
         """What was decided, what runs, how exact and how fast a step is."""
@@ -182,20 +185,34 @@ def prompts(decoder: nn.Module, given: Iterable[Tensor] | None, capacity: int | 
     """The calibration data, or random tokens for want of any."""
     if given is not None:
         found = list(given)
-        short = next((x for x in found if x.dim() != 2 or x.shape[0] != 1 or x.shape[1] < 3), None)
-        if not found or short is not None:
-            have = "nothing" if short is None else f"a tensor of shape {list(short.shape)}"
+        other = [x for x in found if not is_prompt(x)]
+        if not found or other:
+            have = described(other[0]) if other else "nothing"
             raise CalibrationError(
                 f"the prompts hold {have}", why="a prompt is [1, T] of at least 3 tokens",
                 fix="pass a list of such tensors",
             )  # fmt: skip
-        return found
-    cache = emptied(decoder, capacity)
-    length = min(PROMPT_LENGTH, cache[0][0].shape[2])
-    start = torch.tensor(0)
-    with torch.no_grad():
-        vocabulary = decoder(torch.zeros(1, 2, dtype=torch.int64), start, cache)[0].shape[-1]
-    return list(torch.randint(vocabulary, (PROMPTS, 1, length)))
+        vocabulary = vocabulary_of(decoder, capacity)
+        return [as_prompt(prompt, vocabulary) for prompt in found]
+    length = min(PROMPT_LENGTH, emptied(decoder, capacity)[0][0].shape[2])
+    return list(torch.randint(vocabulary_of(decoder, capacity), (PROMPTS, 1, length)))
+
+
+def is_prompt(given: Any) -> bool:
+    return isinstance(given, Tensor) and given.dim() == 2 and given.shape[0] == 1 and given.shape[1] >= 3
+
+
+def described(given: Any) -> str:
+    if isinstance(given, Tensor):
+        return f"a tensor of shape {list(given.shape)}"
+    return f"a {type(given).__name__}"
+
+
+@torch.no_grad()
+def vocabulary_of(decoder: nn.Module, capacity: int | None) -> int:
+    """As many logits as the decoder gives for a token."""
+    tokens, start = torch.zeros(1, 2, dtype=torch.int64), torch.tensor(0)
+    return int(decoder(tokens, start, emptied(decoder, capacity))[0].shape[-1])
 
 
 def emptied(decoder: nn.Module, capacity: int | None) -> Any:
@@ -205,6 +222,11 @@ def emptied(decoder: nn.Module, capacity: int | None) -> Any:
         raise InputError(
             f"a {type(decoder).__name__} is no decoder", why="it has no method empty_cache(batch, capacity)",
             fix="wrap it in one; docs/language-models.md says what a decoder is",
+        )  # fmt: skip
+    if capacity is not None and capacity < LEAST_CAPACITY:
+        raise InputError(
+            f"the capacity is {capacity}", why="a prompt of two tokens and one behind it need 3",
+            fix="choose a larger one",
         )  # fmt: skip
     try:
         return make(1, capacity)
@@ -239,9 +261,9 @@ class Choice:
     def of(self, logits: Tensor) -> int:
         if self.temperature == 0:
             return int(logits.argmax())
-        kept = logits if self.top_k is None else logits.topk(min(self.top_k, len(logits))).values
-        allowed = logits.masked_fill(logits < kept.min(), -torch.inf) / self.temperature
-        return int(torch.multinomial(allowed.softmax(-1), 1, generator=self.generator))
+        kept, ids = logits.topk(len(logits) if self.top_k is None else min(self.top_k, len(logits)))
+        shares = ((kept - kept[0]).double() / self.temperature).softmax(-1)  # the largest exponent is 0
+        return int(ids[torch.multinomial(shares, 1, generator=self.generator)])
 
 
 def following(
@@ -259,8 +281,12 @@ def following(
 
 def as_prompt(tokens: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
     """[1, T]; refuses what the decoder has no embedding for."""
-    prompt = torch.as_tensor(tokens, dtype=torch.int64)
-    prompt = prompt if prompt.dim() == 2 else prompt.reshape(1, -1)
+    given = torch.as_tensor(tokens)
+    prompt = given.to(torch.int64) if given.dim() == 2 else given.to(torch.int64).reshape(1, -1)
+    if given.is_floating_point() and given.numel():
+        raise InputError(
+            f"the prompt holds {given.dtype} numbers", why="tokens are ids", fix="pass a list of integers"
+        )
     if prompt.shape[0] != 1 or not prompt.shape[1]:
         raise InputError(
             f"the prompt has shape {list(prompt.shape)}", why="it is one sequence of at least one token",

@@ -60,8 +60,8 @@ def test_one_graph_serves_prompts_and_steps_in_place(model: qc.LanguageModel) ->
     assert text.count("qcompiler.cached_attention") == 2
     assert isinstance(model.memory(), BoundMemory)
     assert (model.capacity, model.vocabulary) == (CAPACITY, 50)
-    # The head is computed for the last token alone.
-    assert "aten.select.int(linear" not in text and "aten.select.int(rms_norm" in text
+    # Behind the last attention only the last token is computed: it is selected there, and beside it.
+    assert text.count("aten.select.int(") == 2 and "aten.select.int(getitem" in text
 
 
 def test_generations_do_not_disturb_one_another(model: qc.LanguageModel) -> None:
@@ -105,6 +105,8 @@ def test_draws_repeat_with_their_seed_and_obey_top_k(model: qc.LanguageModel) ->
         (([1], -1), {}, "-1 new ones are asked for"),
         (([1],), {"temperature": -1.0}, "describe no distribution"),
         (([1],), {"top_k": 0}, "describe no distribution"),
+        (([1],), {"temperature": float("nan")}, "describe no distribution"),
+        (([1.5, 2.0],), {}, "tokens are ids"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_at_once(
@@ -122,6 +124,31 @@ def test_a_saved_model_generates_the_same(model: qc.LanguageModel, tmp_path: Pat
     assert loaded.report().to_dict()["manifest"]["session"]["accuracy_level"] == 4
 
 
+def test_a_full_cache_takes_no_more(model: qc.LanguageModel) -> None:
+    memory = model.memory()
+    memory.feed(torch.ones(1, CAPACITY, dtype=torch.int64))
+    with pytest.raises(InputError, match=f"1 tokens behind {CAPACITY} do not fit"):
+        memory.feed(torch.ones(1, 1, dtype=torch.int64))
+
+
+def test_a_part_of_a_prompt_in_a_batch_is_refused_in_one_sentence(model: qc.LanguageModel) -> None:
+    """The kernel takes it for one sequence only."""
+    cache = small("llama").empty_cache(2, CAPACITY)
+    with pytest.raises(
+        InputError, match=r"ONNX Runtime cannot run this call, because .*batch_size must be 1"
+    ):
+        model.compiled(torch.ones(2, 4, dtype=torch.int64), torch.tensor(5), cache)
+
+
+def test_draws_are_among_so_many_tokens_even_if_some_are_alike() -> None:
+    from qcompiler.language import Choice
+
+    logits = torch.tensor([1.0, 1.0, 1.0, 0.5])
+    drawn = {Choice(temperature=t, top_k=2, generator=torch.Generator().manual_seed(seed)).of(logits)
+             for seed in range(40) for t in (1e-45, 1.0)}  # fmt: skip
+    assert len(drawn) == 2
+
+
 def test_another_model_is_no_decoder(tmp_path: Path) -> None:
     linear = torch.nn.Linear(4, 4).eval()
     qc.compile(linear, torch.randn(2, 4), threads=1, progress=False).save(tmp_path / "linear.qc")
@@ -136,9 +163,13 @@ def test_another_model_is_no_decoder(tmp_path: Path) -> None:
         ({"calibration": []}, "the prompts hold nothing"),
         (
             {"capacity": 33},
-            "A cache of 33 tokens is more than the 32 positions; choose a smaller capacity",
+            "A cache holds 1 to 32 tokens, not 33; choose a smaller capacity",
         ),
         ({"calibration": [torch.ones(1, 2, dtype=torch.int64)]}, r"a tensor of shape \[1, 2\]"),
+        ({"calibration": [[1, 2, 3]]}, "the prompts hold a list"),
+        ({"calibration": [torch.full((1, 4), 99)]}, "a token 99, because the vocabulary has 50"),
+        ({"capacity": 2}, "the capacity is 2"),
+        ({"capacity": 0}, "the capacity is 0"),
         ({"calibration": [torch.ones(1, 25, dtype=torch.int64)]}, "the cache holds 24"),
     ],
 )

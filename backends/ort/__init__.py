@@ -20,7 +20,7 @@ from qcompiler.backends.ort.profile import profile_nodes
 from qcompiler.backends.ort.requirements import check_opset, default_opset, settings_for
 from qcompiler.backends.ort.session import Settings, open_session, run_session
 from qcompiler.backends.ort.verify import NodeDistance, verify_nodes
-from qcompiler.errors import LoweringError
+from qcompiler.errors import InputError, LoweringError
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
 from qcompiler.target import Target, find_target
@@ -41,7 +41,13 @@ class OrtExecutable:
     settings: Settings
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
-        results = iter(run_session(self.session, inputs))
+        try:
+            results = iter(run_session(self.session, inputs))
+        except Exception as error:  # its exceptions have no common class of their own
+            raise InputError(
+                "ONNX Runtime cannot run this call", why=str(error).splitlines()[0][:300],
+                fix="call it with sizes that its kernels take; backend='reference' takes all",
+            ) from error  # fmt: skip
         returned = self.graph.output.args[0]
         return [as_returned(arg, next(results)) if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qcompiler.backends.memory import check_fits
 from qcompiler.backends.ort.session import flushing_denormals
 
 
@@ -35,10 +36,12 @@ class BoundMemory:
         self.place = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) if fixed else None
         if self.place is not None:
             self.binding.bind_ortvalue_output(self.logits.name, self.place)
+        self.capacity = int(pasts[0].shape[2])
         self.length = 0
 
     def feed(self, tokens: Tensor) -> Tensor:
         """[1, T] tokens behind those fed before  -->  the logits that the session returns for them."""
+        check_fits(self.length, tokens, self.capacity)
         self.binding.bind_cpu_input(self.tokens.name, np.ascontiguousarray(tokens.numpy()))
         self.binding.bind_cpu_input(self.start.name, np.array(self.length, np.int64))
         if self.place is None:

@@ -36,7 +36,7 @@ class Trait(Flag):
     MIXES_CHANNELS = auto()  # a contraction with a weight: conv, linear, matmul
     REDUCES = auto()  # averages or sums over an axis
     JOINS = auto()  # concatenates several tensors
-    ROWWISE = auto()  # f(x)[i] = f(x[i]) for the leading axes of its first operand
+    ROWWISE = auto()  # f(x)[i] = f(x[i]) for the leading axes of its first operand, where ranks are equal
     IDENTITY = auto()  # f(x) = x in inference
 
 

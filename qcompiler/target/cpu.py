@@ -7,7 +7,7 @@ silently stays float. Each row is one entry of the measured table in docs/ort.md
 import torch
 from torch.fx import Node
 
-from qcompiler.ir import arguments
+from qcompiler.ir import arguments, spec
 from qcompiler.rewrite import Trait
 from qcompiler.target.base import AttentionKernel, KernelRow, Support, Target, WeightOnly, register_target
 
@@ -37,6 +37,12 @@ def is_plain_sum(add: Node) -> bool:
     return bool(arguments(add)["alpha"] == 1)
 
 
+def has_matrix(linear: Node) -> bool:
+    """A vector for weight has no output channels."""
+    weight = spec(arguments(linear)["weight"])
+    return weight is not None and len(weight.shape) == 2
+
+
 def divides_as_torch(pool: Node) -> bool:
     """The kernel takes no divisor, and counts in full a window that hangs over the padding it includes."""
     given = arguments(pool)
@@ -51,6 +57,7 @@ ROWS = (
     KernelRow(
         op=aten.linear.default, kernel="QGemm", formula="linear", operands=("input",), weight="weight",
         bias="bias", output="optional", to_float="MatMulIntegerToFloat", absorbs=Trait.CLAMPS, starts=True,
+        where=has_matrix,
     ),
     KernelRow(op=aten.add.Tensor, kernel="QLinearAdd", formula="add", operands=("self", "other"),
               absorbs=Trait.CLAMPS, where=is_plain_sum),

@@ -154,6 +154,16 @@ def test_layers_can_be_put_back_to_float_without_new_data(thorough: dict[str, De
     assert slower.ranges is found.ranges and len(slower.plan.weights) == len(found.plan.weights) - 1
 
 
+def test_a_layer_that_goes_back_to_float_has_its_own_bias_and_weight_back() -> None:
+    model, data = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval(), [torch.randn(64, 8)]
+    graph = run(CANONICAL, trace(model, data[0]))
+    recipe = find_recipe({"base": "int8", "smooth": None})
+    found = decide(graph, data, recipe, ONNX_RUNTIME_CPU)
+    assert len(found.biases) == 2
+    kept = found.keeping_float(dict.fromkeys(found.biases, "slower"))
+    torch.testing.assert_close(evaluate(kept.graph, data), evaluate(graph, data), rtol=0, atol=0)
+
+
 def test_no_data_is_refused_by_every_recipe(graphs: Graphs) -> None:
     for recipe in RECIPES.values():
         with pytest.raises(CalibrationError, match="calibration data is empty"):

@@ -80,6 +80,20 @@ def test_what_reads_all_rows_gets_them(compute: Callable[..., Any]) -> None:
     assert all(shape[0] == 5 for shape in rows(canonical(compute), aten.linear.default))
 
 
+def test_a_vector_for_weight_takes_an_axis_away() -> None:
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.w)[:, 1]
+
+    model, x = Vector().eval(), torch.randn(2, 5, 5, 8)  # two axes of one size: a wrong one would fit
+    graph = run(CANONICAL, trace(model, x))
+    torch.testing.assert_close(evaluate(graph, [x])[0], model(x))
+
+
 def test_a_row_of_a_matrix_stays_a_matrix() -> None:
     """Kernels want rows: the batch of a two-dimensional value is not selected away."""
     graph = canonical(lambda m, x: m.second(m.first(x[:, 0]))[0])

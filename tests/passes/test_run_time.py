@@ -45,6 +45,26 @@ def test_what_varies_between_batches_takes_its_range_at_run_time() -> None:
     assert notes["whole graph"].outcome == "applied"
 
 
+def test_a_linear_that_is_called_as_another_node_and_one_that_is_told_are_left_alone() -> None:
+    """The node of the first linear has the name of the module of the second."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.linear = nn.Linear(16, 1024), nn.Linear(1024, 1024)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.linear((50 * self.first(x)).sin())  # always from -1 to 1
+            return y
+
+    data = [size * torch.randn(8, 16) for size in (0.05, 0.1, 0.2, 20.0)]
+    found = explain(Named().eval(), data[0], calibration=data, recipe=RECIPE)
+    assert [(value.value, value.dynamic) for value in found.plan.values] == [("x", True), ("sin", False)]
+    told = {**RECIPE, "overrides": [{"pattern": "first", "dynamic": False}]}
+    kept = explain(Named().eval(), data[0], calibration=data, recipe=told)
+    assert not any(value.dynamic for value in kept.plan.values)
+
+
 def test_a_narrow_linear_does_not_pay_for_another_pass() -> None:
     """8 products per element, where finding the range costs 9."""
     assert not any(value.dynamic for value in decided(width=8).plan.values)
@@ -56,9 +76,8 @@ def test_the_figures_of_a_trade() -> None:
         Two().eval(), data[0], calibration=data, recipe={**RECIPE, "dynamic_where_better": False}
     )
     samples = [list(batch) for batch in data]
-    found = {
-        trade.value.value: trade for trade in trades(static.graph, static.plan, find_target("cpu"), samples)
-    }
+    weighed = trades(static.graph, static.plan, static.recipe, find_target("cpu"), samples)
+    found = {trade.value.value: trade for trade in weighed}
     assert found["x"].time == 9 / 2048 and found["y"].time == 9 / 1024
     assert found["x"].pays and not found["y"].pays
     gain = 3.0
