@@ -1,4 +1,4 @@
-"""qcompiler on a decoder: the model with a cache of fixed capacity, which a step writes in place."""
+"""qcompiler on a decoder: the model with a cache of fixed capacity, which a call writes in place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,12 +44,10 @@ class Decode:
 
         def bind(inputs: Inputs) -> Any:
             tokens, start, cache = with_room(module, inputs)
-            if not int(start):
-                return partial(compiled, tokens, start, cache)
             memory: Any = memory_of(compiled.executable)
             for buffer, rows in zip(memory.buffers, pytree.tree_leaves(cache), strict=True):
                 buffer.update_inplace(rows.numpy())
-            return partial(step, memory, tokens, int(start))
+            return partial(fed, memory, tokens, int(start))
 
         return bind
 
@@ -64,7 +62,7 @@ def with_room(module: Growing, inputs: Inputs) -> Inputs:
     return tokens, torch.tensor(start), room
 
 
-def step(memory: Memory, tokens: Tensor, start: int) -> Tensor:
-    """The same step again: it writes the row that it wrote before."""
+def fed(memory: Memory, tokens: Tensor, start: int) -> Tensor:
+    """The same tokens again: they write the rows that they wrote before."""
     memory.length = start
     return memory.feed(tokens)
