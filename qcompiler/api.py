@@ -84,6 +84,7 @@ def compile(
     target: str | Target = "cpu",
     backend: str = AUTO,
     strict: bool = False,
+    whole: bool = False,
     threads: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -97,8 +98,9 @@ def compile(
     recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", a .json file, a
         mapping or a Recipe.
     backend: "ort", "reference", or "auto" for the target's own.
-    strict: a layer planned in integers that the engine runs in float is an error (ContractError), and so is
-        a model that cannot be traced as a whole (TraceError); else it is compiled region by region.
+    strict: a layer planned in integers that the engine runs in float is an error (ContractError).
+    whole: a model that cannot be traced as a whole is an error (TraceError), as it is under `strict`; else
+        one whose path depends on its data is compiled region by region.
     threads: of the engine; default all cores this process may use.
 
     Raises a QCompilerError that says what, where, why and what to do.
@@ -110,7 +112,7 @@ def compile(
         try:
             job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
         except TraceError as error:
-            if strict or not error.is_control_flow or not isinstance(model, nn.Module):
+            if strict or whole or not error.is_control_flow or not isinstance(model, nn.Module):
                 raise
             from qcompiler.region.build import Settings
             from qcompiler.region.model import by_region

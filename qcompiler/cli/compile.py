@@ -52,7 +52,8 @@ def run(
     source = find_source(model, calibration=calibration, batch=batch)
     compiled = api.compile(
         source.model, source.example_inputs, calibration=source.calibration, recipe=wanted, target=target,
-        backend=backend, strict=strict, threads=threads, seed=seed, progress=not quiet,
+        backend=backend, strict=strict, whole=True, threads=threads, seed=seed,
+        progress=not quiet,
     )  # fmt: skip
     compiled = judged(compiled, source)
     if json is not None:
