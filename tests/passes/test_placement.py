@@ -185,8 +185,8 @@ def test_a_class_token_keeps_the_concat_and_what_follows_in_float() -> None:
         return result
 
     model = Function(
-        tokens, nn.Conv2d(4, 4, 4, 4), nn.Linear(4, 3), token=torch.randn(1, 1, 4), where=torch.randn(1, 5, 4)
-    )
+        tokens, nn.Conv2d(4, 4, 3, 4), nn.Linear(4, 3), token=torch.randn(1, 1, 4), where=torch.randn(1, 5, 4)
+    )  # patches that do not meet stay a convolution, which returns codes
     found = choices(model, torch.randn(IMAGE))
     expand = next(choice for name, choice in found.items() if name.startswith("expand"))
     assert expand.why == "it has no tensor operands that could be codes"
