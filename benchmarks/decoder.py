@@ -44,9 +44,11 @@ BLOCK = 128
 RECIPES = (
     find_recipe("int8-dynamic"),
     find_recipe({"base": "w8a16", "name": f"w8a16, groups of {BLOCK}", "group_size": BLOCK}),
-    find_recipe({"base": "w4a16", "name": f"w4a16, groups of {BLOCK}", "group_size": BLOCK}),
+    # Rounded to nearest, as the peer's are: random weights have nothing that more care could keep.
+    find_recipe({"base": "w4a16", "name": f"w4a16, groups of {BLOCK}", "group_size": BLOCK,
+                 "weight_method": "nearest"}),
     find_recipe({"base": "w4a16", "name": f"w4a16, uint4, groups of {BLOCK}", "weights": "uint4",
-                 "group_size": BLOCK}),
+                 "group_size": BLOCK, "weight_method": "nearest"}),
 )  # fmt: skip
 FLOAT, NBITS = "growing cache, float", f"growing cache, MatMulNBits {BLOCK}"
 Run = Callable[[Any], Tensor]  # the inputs of a functional call -> logits
@@ -173,20 +175,24 @@ def page(cases: Sequence[Mapping[str, Any]]) -> str:
     return table(COLUMNS, lines)
 
 
+CASES: dict[str, tuple[Any, Callable[[Any], Run]]] = {
+    "prompt": (prompt_bundle, prompt_runner),
+    "step": (step_bundle, step_runner),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decoder.json"))
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     given = parser.parse_args()
     torch.set_num_threads(1)
     at = commit()  # before the first figure: files may change meanwhile
     logging.getLogger().setLevel(logging.WARNING)  # importing the peers' tool turns on everybody's notes
     with tempfile.TemporaryDirectory() as folder:
-        found = [
-            case("prompt", prompt_bundle, prompt_runner, Path(folder)),
-            case("step", step_bundle, step_runner, Path(folder)),
-        ]
+        found = [case(name, *CASES[name], Path(folder)) for name in given.cases]
     data = {"commit": at, **machine(), "versions": versions(), "prompt": PROMPT, "cases": found}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
