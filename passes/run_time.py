@@ -21,7 +21,7 @@ from qcompiler.target import Target
 
 qc = torch.ops.qcompiler
 
-LEAST_GAIN = 1.0  # dB: half of what one more bit of a coarse range would bring is noise
+LEAST_GAIN = 1.0  # dB: a few samples do not tell smaller differences from chance
 MOST_TIME = 0.02  # of the time of the linears that read a value
 
 
