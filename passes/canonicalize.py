@@ -37,6 +37,8 @@ def remove_identities(graph: Graph) -> Graph:
 
 def identity_of(node: Node) -> Node | None:
     """What a node merely repeats, or None."""
+    if node.target is aten.cat.default:
+        return only_part(node)
     if node.op != "call_function" or not isinstance(node.args[0] if node.args else None, Node):
         return None
     source: Node = node.args[0]  # type: ignore[assignment]
@@ -45,6 +47,13 @@ def identity_of(node: Node) -> Node | None:
     if node.target in SHAPED_IDENTITIES and same_spec(node, source):
         return source
     return None
+
+
+def only_part(node: Node) -> Node | None:
+    """What a concatenation with empty values only repeats, or None: a cache before its first token."""
+    parts: Any = node.args[0]
+    filled = [part for part in parts if 0 not in getattr(spec(part), "shape", ())]
+    return filled[0] if len(filled) == 1 and same_spec(node, filled[0]) else None
 
 
 # With the same shape and dtype on both sides these move nothing.

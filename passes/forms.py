@@ -1,15 +1,18 @@
 """The forms that a target computes in one kernel; what they are is the target's data.
 
-FORMS(recipe, target) = siblings joined >> attention over a cache as one op         canonical --> canonical
+FORMS(recipe, target) = siblings joined >> rotary positions as one op >> attention over a cache as one op
+                                                                                    canonical --> canonical
 """
 
+import math
 from typing import Any
 
 from torch.fx import Node
 
-from qcompiler.ir import label
+from qcompiler.ir import label, spec
 from qcompiler.ir.spec import module_path
 from qcompiler.passes.rules.attention import JOINS, attention_for
+from qcompiler.passes.rules.rotary import ROTARY
 from qcompiler.passes.siblings import join_siblings
 from qcompiler.recipe import Recipe
 from qcompiler.rewrite import Pass, Pipeline, apply_rules
@@ -23,6 +26,8 @@ def forms(recipe: Recipe, target: Target) -> Pipeline:
         passes.append(named(
             "join siblings", lambda graph: join_siblings(graph, lambda node: kind(node, recipe, target))
         ))  # fmt: skip
+    if target.rotary:
+        passes.append(named("recognise rotary positions", lambda graph: apply_rules(graph, ROTARY)))
     if target.attention is not None:
         rules = attention_for(target.attention)
         passes.append(named("recognise attention over a cache", lambda graph: apply_rules(graph, rules)))
@@ -40,6 +45,14 @@ def kind(node: Node, recipe: Recipe, target: Target) -> Any:
     names = (module_path(node), node.name, label(node))
     layer = recipe.for_layer(*names)
     mode = layer.linear_mode
+    if least_rows(node) > target.join_rows:
+        return None
     # Siblings of which an override names some stay apart, so that the names in a recipe keep their meaning.
     patterns = tuple(override.pattern for override in recipe.overrides_of(*names))
     return (mode, patterns) if mode in target.joins else None
+
+
+def least_rows(linear: Node) -> int:
+    """How many rows a linear has at least: a size that may change counts as one."""
+    found = spec(linear)
+    return math.prod(size for size in found.shape[:-1] if isinstance(size, int)) if found else 1

@@ -125,19 +125,27 @@ def is_move(node: Node) -> bool:
 
 
 def heads_of(by_head: Node) -> Heads | None:
-    """[B, H, S, D] as columns of the value by token that it was made of, or None."""
+    """[B, H, S, D] as columns of the nearest value by token that it was made of, or None."""
     chain: list[Node] = []
     node: Any = by_head
     while is_move(node) and isinstance(node.args[0], Node):
         chain.insert(0, node)
         node = node.args[0]
-    source, target = sizes_of(node), sizes_of(by_head)
-    if source is None or target is None or len(source) != 3 or len(target) != 4:
+        found = columns_of(node, chain, by_head)
+        if found is not None:
+            return found
+    return None
+
+
+def columns_of(source: Node, chain: Sequence[Node], by_head: Node) -> Heads | None:
+    """[B, H, S, D] as columns of a value [B, S, W] that `chain` sorts by head, or None."""
+    start, target = sizes_of(source), sizes_of(by_head)
+    if start is None or target is None or len(start) != 3 or len(target) != 4:
         return None
-    indices = moved(chain, source)
+    indices = moved(chain, start)
     if indices is None:
         return None
-    (batch, tokens, width), (_, heads, _, depth) = source, target
+    (batch, tokens, width), (_, heads, _, depth) = start, target
     offset = int(indices[0, 0, 0, 0])
     distinct = len(set(indices[0, :, 0, 0].tolist()))
     repeats = heads // distinct
@@ -148,7 +156,7 @@ def heads_of(by_head: Node) -> Heads | None:
     expected = row[:, None, :, None] * width + column[None, :, None, :]
     if not torch.equal(indices, expected):
         return None
-    return Heads(source=node, offset=offset, heads=distinct, repeats=repeats, width=depth)
+    return Heads(source=source, offset=offset, heads=distinct, repeats=repeats, width=depth)
 
 
 def merged(by_head: Node) -> Node | None:

@@ -4,6 +4,7 @@ linear(dq(q[.., K]), dq(w), b)   -->  view(linear(dq(view(q, [-1, K])), ...))   
 linear(dq(q), dq(w), b)          -->  integer_linear(q, w^T, b), float result     MatMulIntegerToFloat
 linear(x, dq(w), b)              -->  matmul(x, dq(w^T)) + b                      MatMulNBits: [K, N]
 attention of heads               -->  attention by token                          Attention
+rotary(by head(x))               -->  by head(rotary by token(x))                 RotaryEmbedding
 conv of few channels, strided    -->  conv of many, dense                         QLinearConv
 move(q8)                         -->  q(move(dq(q8)))                             FP8 codes
 avg_pool(x, 0, ceil, include)    -->  avg_pool(x, 0, ceil)                        divides by what lies inside
@@ -17,6 +18,7 @@ from torch.fx import Node
 
 from qcompiler.backends.ort.attention import is_attention, use_attention
 from qcompiler.backends.ort.requirements import ATTENTION_OPSET
+from qcompiler.backends.ort.rotary import turn_by_token
 from qcompiler.backends.ort.stem import pays, use_space_to_depth
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Draft, Graph, arguments, label, spec, value
@@ -43,6 +45,8 @@ def prepare(graph: Graph, *, opset: int, portable: bool) -> Graph:
             decode_around(draft, node)
         elif not portable and pays(node):
             use_space_to_depth(draft, node)
+        elif node.target is qc.rotary.default and opset >= ATTENTION_OPSET:
+            turn_by_token(draft, node)
         elif is_attention(node) and opset >= ATTENTION_OPSET:
             use_attention(draft, node)
         if node.target is not aten.linear.default:

@@ -74,7 +74,7 @@ def translations(opset: int, *, portable: bool) -> dict[Any, Callable[..., Any]]
         qc.attention.default: attention,
         qc.pad_codes.default: pad_codes,
         qc.space_to_depth.default: space_to_depth,
-        **language(op),
+        **language(op, opset),
     }
 
 

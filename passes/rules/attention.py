@@ -33,12 +33,6 @@ def by_head(x: Any, shape: Ints) -> Any:
     return aten.transpose.int(aten.reshape.default(x, shape), 1, 2)
 
 
-def turned(x: Any, cos: Any, sin: Any, half: int) -> Any:
-    parts = aten.split.Tensor(x, half, -1)
-    first, second = parts[0], parts[1]
-    return aten.cat.default([first * cos - second * sin, second * cos + first * sin], -1)
-
-
 def attended(
     q: Any, k: Any, v: Any, past_keys: Any, past_values: Any, positions: Any, slots: Any,
     grouped: bool, scale: Scale, shape: Ints,
@@ -55,10 +49,11 @@ def attended(
 def rotary_parts(
     x: Tensor, k: Tensor, v: Tensor, past_keys: Tensor, past_values: Tensor, positions: Tensor, slots: Tensor,
     x_shape: Ints, k_shape: Ints, v_shape: Ints, shape: Ints, grouped: bool, scale: Scale,
-    cos: Tensor, sin: Tensor, half: int,
+    cos: Tensor, sin: Tensor, heads: int, kv_heads: int,
 ) -> Any:  # fmt: skip
     rows = aten.index.Tensor(cos, [positions]), aten.index.Tensor(sin, [positions])
-    q, keys = turned(by_head(x, x_shape), *rows, half), turned(by_head(k, k_shape), *rows, half)
+    q = qc.rotary.default(by_head(x, x_shape), *rows, heads)
+    keys = qc.rotary.default(by_head(k, k_shape), *rows, kv_heads)
     values = by_head(v, v_shape)
     return attended(q, keys, values, past_keys, past_values, positions, slots, grouped, scale, shape)
 
@@ -66,7 +61,7 @@ def rotary_parts(
 def rotary_whole(
     x: Tensor, k: Tensor, v: Tensor, past_keys: Tensor, past_values: Tensor, positions: Tensor, slots: Tensor,
     x_shape: Ints, k_shape: Ints, v_shape: Ints, shape: Ints, grouped: bool, scale: Scale,
-    cos: Tensor, sin: Tensor, half: int,
+    cos: Tensor, sin: Tensor, heads: int, kv_heads: int,
 ) -> Any:  # fmt: skip
     return whole(x, k, v, past_keys, past_values, positions, cos, sin, scale)
 
@@ -162,11 +157,6 @@ def has_tables(match: Match, draft: Draft) -> str | None:
     return None if enough else f"the cache holds {capacity} tokens, but its tables end at {rows}"
 
 
-def turns_halves(match: Match, draft: Draft) -> str | None:
-    width = sizes(match.bindings["past_keys"])[3]
-    return None if 2 * match.bindings["half"] == width else "it does not turn halves of a head"
-
-
 def has_three_parts(match: Match, draft: Draft) -> str | None:
     count = len(match.bindings["sizes"])
     return None if count == 3 else f"it joins 3 of {count} parts"
@@ -200,7 +190,9 @@ def plain_sample(g: Generator) -> tuple[Any, ...]:
 
 
 def rotary_sample(g: Generator) -> tuple[Any, ...]:
-    return (*plain_sample(g), normal(g, 10, 2), normal(g, 10, 2), 2)
+    drawn = plain_sample(g)
+    heads, kv_heads = drawn[0].shape[2] // 4, drawn[1].shape[2] // 4
+    return (*drawn, normal(g, 10, 2), normal(g, 10, 2), heads, kv_heads)
 
 
 # What is computed of positions alone, once for all layers.
@@ -218,9 +210,7 @@ def attention_rule(
 
 
 ATTENTION = (
-    attention_rule(
-        "rotary-attention-over-cache", rotary_parts, rotary_whole, rotary_sample, has_tables, turns_halves
-    ),
+    attention_rule("rotary-attention-over-cache", rotary_parts, rotary_whole, rotary_sample, has_tables),
     attention_rule("attention-over-cache", plain_parts, plain_whole, plain_sample),
 )
 

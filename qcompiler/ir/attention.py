@@ -1,4 +1,4 @@
-"""Attention as one operator: by token, and over a cache of keys and values."""
+"""Attention and rotary positions as operators: by token or by head, and over a cache of keys and values."""
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +50,26 @@ def _(
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (arXiv 2104.09864, eq. 34; x_i pairs with x_{i + D/2}).
-
-    (a, b)  -->  (a cos - b sin, b cos + a sin)         x [..., T, D], cos and sin [T, D / 2]
-    """
+    """(a, b)  -->  (a cos - b sin, b cos + a sin)         x [..., T, D], cos and sin [T, D / 2]"""
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+@torch.library.custom_op("qcompiler::rotary", mutates_args=())
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Turn every pair (x_i, x_{i + D/2}) of a head by its token's angle (arXiv 2104.09864, eq. 34).
+
+    x [B, heads, T, D], or by token [B, T, heads * D]; cos and sin [T, D / 2]  -->  the shape of x.
+    """
+    if x.dim() == 4:
+        return turned(x, cos, sin)
+    by_head = x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+    return turned(by_head, cos, sin).transpose(1, 2).flatten(2)
+
+
+@rotary.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("qcompiler::cached_attention", mutates_args=())

@@ -88,8 +88,10 @@ class Target:
     rows: tuple[KernelRow, ...]
     weight_only: tuple[WeightOnly, ...] = ()
     dynamic_kernel: str | None = None
+    rotary: bool = False  # whether a kernel computes `qcompiler::rotary`
     attention: AttentionKernel | None = None
-    joins: frozenset[str] = frozenset()  # modes in which linears of one input are better one
+    joins: frozenset[str] = frozenset()  # modes in which linears of one input are better one,
+    join_rows: int = 1  # if their input has no more rows than this
     carries_moves: frozenset[Any] = frozenset()
     movement_kernel: str = "on codes"
     opset: Mapping[str, int] = field(default_factory=dict)  # lowest ONNX opset by format

@@ -109,9 +109,12 @@ ONNX_RUNTIME_CPU = register_target(
             WeightOnly(format="int8", kernel="MatMulNBits", blocks=(0, 32, 64, 128)),
         ),
         dynamic_kernel="MatMulIntegerToFloat",
+        rotary=True,
         attention=AttentionKernel(name="GroupQueryAttention", multiple=8, rotary_multiple=16),
-        # A step of a decoder is 8 % faster so with int4 weights and 4 % with int8 ones; long inputs are even.
+        # A step of a decoder is 8 % faster so with int4 weights and 4 % with int8 ones; from 4 rows on it is
+        # even or, with dynamic ranges, 1 to 3 % slower, since what was computed as one is then split.
         joins=frozenset({"weight-only", "dynamic"}),
+        join_rows=1,
         carries_moves=MOVES,
         opset={
             "uint8": 13,

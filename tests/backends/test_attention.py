@@ -14,7 +14,10 @@ from qcompiler.backends.ort import open_executable, write_onnx
 from qcompiler.backends.ort.attention import heads_of, is_attention, merged, operands
 from qcompiler.ir import Graph, evaluate, trace
 from qcompiler.passes.canonicalize import CANONICAL
+from qcompiler.passes.forms import forms
+from qcompiler.recipe import find_recipe
 from qcompiler.rewrite import run
+from qcompiler.target import find_target
 
 HEADS, DEPTH = 4, 8
 WIDTH = HEADS * DEPTH
@@ -159,3 +162,51 @@ def test_a_portable_file_holds_standard_operators_only(tmp_path: Path) -> None:
     graph = canonical(plain, HEADS, torch.randn(2, 6, WIDTH))
     write_onnx(graph, tmp_path / "model.onnx")
     assert {entry.domain for entry in onnx.load(tmp_path / "model.onnx").opset_import} == {""}
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    first, second = x[..., : DEPTH // 2], x[..., DEPTH // 2 :]
+    return torch.cat((-second, first), -1)
+
+
+class Rotary(nn.Module):
+    """Rotary positions in one of the ways that models write them; the keys are returned, too."""
+
+    def __init__(self, written: str) -> None:
+        super().__init__()
+        self.written = written
+        self.q, self.k, self.v = (nn.Linear(WIDTH, n * DEPTH) for n in (HEADS, 2, 2))
+        angles = torch.outer(torch.arange(6.0), 100.0 ** -torch.arange(0, 1, 2 / DEPTH))
+        self.cos, self.sin = nn.Buffer(angles.cos()), nn.Buffer(angles.sin())
+
+    def turned(self, x: Tensor) -> Tensor:
+        if self.written == "as halves":
+            first, second = x.chunk(2, -1)
+            return torch.cat([first * self.cos - second * self.sin, second * self.cos + first * self.sin], -1)
+        second_half = self.cos if self.written == "as a sum" else 2 * self.cos
+        cos = torch.cat([self.cos, second_half], -1)[None, None]
+        sin = torch.cat([self.sin, self.sin], -1)[None, None]
+        return x * cos + rotate_half(x) * sin
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = self.turned(split(self.q(x))), self.turned(split(self.k(x))), split(self.v(x))
+        return sdpa(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2), k
+
+
+@pytest.mark.parametrize("opset", [21, 23])
+@pytest.mark.parametrize("written", ["as halves", "as a sum", "with other tables"])
+def test_rotary_positions_are_one_operator_by_token(written: str, opset: int, tmp_path: Path) -> None:
+    x = torch.randn(2, 6, WIDTH)
+    cpu, recipe = find_target("cpu"), find_recipe("int8-dynamic")
+    graph = run(forms(recipe, cpu), run(CANONICAL, trace(Rotary(written).eval(), (x,))))
+    write_onnx(graph, tmp_path / "model.onnx", opset=opset)
+    model = onnx.load(tmp_path / "model.onnx")
+    nodes = [node.op_type for node in model.graph.node]
+    is_one = opset == 23 and written != "with other tables"
+    assert nodes.count("RotaryEmbedding") == (2 if is_one else 0)
+    assert not is_one or nodes.count("Transpose") == 1  # of the keys that are returned
+    assert {entry.domain for entry in model.opset_import} == {""}
+    engine = open_executable(graph, tmp_path / "model.onnx", threads=1)
+    for batch in (1, 3):
+        x = torch.randn(batch, 6, WIDTH)
+        torch.testing.assert_close(engine([x]), evaluate(graph, [x]), rtol=1e-5, atol=1e-6)

@@ -136,6 +136,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     ("function", "shape", "held", "left"),
     [
         (lambda x, d: d(x) + 1, ROWS, (nn.Dropout(0.5),), ["aten.add.Tensor(x, 1)"]),
+        (lambda x, e: torch.cat([e, x], 1) + 1, TOKENS, (torch.empty(0),), ["aten.add.Tensor(x, 1)"]),
         (lambda x, d: d(x) + 1, IMAGE, (nn.Dropout2d(0.5),), ["aten.add.Tensor(x, 1)"]),
         (lambda x: x.view(x.shape) + 1, ROWS, (), ["aten.add.Tensor(x, 1)"]),
         (lambda x: x.contiguous().clone() + 1, ROWS, (), ["aten.add.Tensor(x, 1)"]),

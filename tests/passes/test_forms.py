@@ -17,12 +17,14 @@ from qcompiler.passes.forms import forms
 from qcompiler.passes.fuse import fuse
 from qcompiler.passes.plan import make_plan
 from qcompiler.passes.rules.attention import ATTENTION, JOINS
+from qcompiler.passes.rules.rotary import ROTARY
 from qcompiler.recipe import Recipe, find_recipe
 from qcompiler.rewrite import Rule, run
 from qcompiler.target import AttentionKernel, Target, find_target
 from tests.models.test_decoder import small
 
 CPU = find_target("cpu")
+OPEN: dict[str, Any] = {"dynamic": {"tokens": (1,)}}  # a prompt or a step
 FAMILIES: tuple[Literal["llama", "gpt2"], ...] = ("llama", "gpt2")
 
 
@@ -49,7 +51,7 @@ def notes(graph: Graph, rule: str) -> list[tuple[str, str]]:
     return [(note.outcome, note.reason) for note in graph.notes if note.rule == rule]
 
 
-@pytest.mark.parametrize("rule", [*ATTENTION, *JOINS], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [*ROTARY, *ATTENTION, *JOINS], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("seed", range(4))
 def test_law(rule: Rule, seed: int) -> None:
     assert rule.check(Generator().manual_seed(seed)) is None
@@ -61,7 +63,7 @@ def test_a_decoder_becomes_one_attention_and_one_linear_for_each_family_of_sibli
     family: Literal["llama", "gpt2"], tokens: int
 ) -> None:
     module = small(family)
-    graph = canonical(module, call(module, tokens, 3))
+    graph = canonical(module, call(module, tokens, 3), **({} if tokens == 1 else OPEN))
     text = format_text(formed(graph))
     assert text.count("qcompiler.cached_attention") == 2
     # Of a layer: queries, keys and values; output; gate and up, or the first of two; the second.
@@ -75,7 +77,7 @@ def test_a_decoder_becomes_one_attention_and_one_linear_for_each_family_of_sibli
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_forms_compute_the_same(family: Literal["llama", "gpt2"], batch: int) -> None:
     module = small(family)
-    graph = canonical(module, call(module, 5, 3), dynamic={"tokens": (1,)})
+    graph = canonical(module, call(module, 5, 3), **OPEN)
     for tokens, start in ((4, 0), (2, 9), (1, 15)):
         flat = pytree.tree_leaves(call(module, tokens, start, batch))
         for before, after in zip(evaluate(graph, flat), evaluate(formed(graph), flat), strict=True):
@@ -84,7 +86,7 @@ def test_the_forms_compute_the_same(family: Literal["llama", "gpt2"], batch: int
 
 def test_the_plan_names_what_stays_float_and_not_what_only_takes_apart() -> None:
     module = small("llama")
-    graph, recipe = formed(canonical(module, call(module, 5, 3))), find_recipe("w4a16")
+    graph, recipe = formed(canonical(module, call(module, 5, 3), **OPEN)), find_recipe("w4a16")
     plan = make_plan(graph, fuse(graph, CPU), {}, recipe, CPU)
     ops = {layer.op for layer in plan.layers if layer.precision == "float"}
     assert ops == {"embedding", "rms_norm", "cached_attention", "silu", "mul", "add"}
@@ -100,16 +102,23 @@ def test_static_integers_keep_their_linears_apart() -> None:
 def test_a_target_without_such_kernels_changes_nothing() -> None:
     module = small("llama")
     graph = canonical(module, call(module, 5, 0))
-    plain = replace(CPU, attention=None, joins=frozenset())
+    plain = replace(CPU, attention=None, joins=frozenset(), rotary=False)
     assert format_text(formed(graph, target=plain)) == format_text(graph)
 
 
 def test_siblings_of_which_an_override_names_one_stay_apart() -> None:
     module = small("llama")
     recipe = find_recipe("w4a16").overriding("layers.0.mlp.gate", group_size=64)
-    graph = formed(canonical(module, call(module, 5, 0)), recipe)
+    graph = formed(canonical(module, call(module, 5, 0), **OPEN), recipe)
     text = format_text(graph)
     assert "layers_0_mlp_gate_weight" in text and "layers_1_mlp_gate_weight" not in text
+
+
+@pytest.mark.parametrize(("shape", "linears"), [((2, 8), 2), ((2, 1, 8), 2), ((2, 7, 8), 3)])
+def test_what_has_many_rows_for_certain_is_not_joined(shape: tuple[int, ...], linears: int) -> None:
+    """The first size is the batch, which is open; the others are known."""
+    graph = formed(canonical(Biased().eval(), torch.randn(shape)), "int8-dynamic")
+    assert format_text(graph).count("aten.linear.default(") == linears
 
 
 class Biased(nn.Module):
