@@ -78,12 +78,12 @@ CONTENDERS: dict[str, Contender] = {
         title="qcompiler int8", peer=ours.Compile(recipe="int8"), kinds=("cnn", "transformer"), ours=True,
     ),
     "ours-int8-mixed": Contender(
-        title="qcompiler int8 mixed", peer=ours.Compile(recipe="int8-mixed"), kinds=("transformer",),
-        ours=True,
+        title="qcompiler int8 mixed", peer=ours.Compile(recipe="int8-mixed"),
+        kinds=("transformer", "prefill"), ours=True,
     ),
     "ours-int8-dynamic": Contender(
-        title="qcompiler int8 dynamic", peer=ours.Compile(recipe="int8-dynamic"), kinds=("transformer",),
-        ours=True,
+        title="qcompiler int8 dynamic", peer=ours.Compile(recipe="int8-dynamic"),
+        kinds=("transformer", "prefill"), ours=True,
     ),
     "ours-decoder-int8": Contender(
         title="qcompiler decoder, int8 dynamic", peer=ours_decoder.Decode(recipe="int8-dynamic"),

@@ -6,6 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from qcompiler.backends.ort.memory import BoundMemory
 from qcompiler.backends.ort.prepare import prepare
 from qcompiler.backends.ort.profile import profile_nodes
 from qcompiler.backends.ort.requirements import check_opset, default_opset, settings_for
-from qcompiler.backends.ort.session import Settings, open_session, run_session
+from qcompiler.backends.ort.session import Names, Settings, names_of, open_session, run_session
 from qcompiler.backends.ort.verify import NodeDistance, verify_nodes
 from qcompiler.errors import InputError, LoweringError
 from qcompiler.ir import Graph, value
@@ -40,9 +41,13 @@ class OrtExecutable:
     optimized: Path
     settings: Settings
 
+    @cached_property
+    def names(self) -> Names:
+        return names_of(self.session)
+
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
         try:
-            results = iter(run_session(self.session, inputs))
+            results = iter(run_session(self.session, inputs, self.names))
         except Exception as error:  # its exceptions have no common class of their own
             raise InputError(
                 "ONNX Runtime cannot run this call", why=str(error).splitlines()[0][:300],

@@ -98,14 +98,22 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_session(session: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+Names = tuple[list[str], list[str]]
+
+
+def names_of(session: Any) -> Names:
+    """The names of a session's inputs and outputs."""
+    return [given.name for given in session.get_inputs()], [result.name for result in session.get_outputs()]
+
+
+def run_session(session: Any, inputs: Sequence[Tensor], names: Names | None = None) -> list[Tensor]:
     """Feed flat inputs by position; tensors go in and out without a copy where they lie contiguous.
 
     The engine reads the memory of an input where it is, and a result is the engine's own, which lives as long
     as the tensor does.
     """
-    names = [given.name for given in session.get_inputs()]
-    feed = {name: np.ascontiguousarray(x.numpy(force=True)) for name, x in zip(names, inputs, strict=True)}
+    given, returned = names or names_of(session)
+    feed = {name: np.ascontiguousarray(x.numpy(force=True)) for name, x in zip(given, inputs, strict=True)}
     with flushing_denormals():
-        results = session.run(None, feed)
+        results = session.run(returned, feed)
     return [torch.from_numpy(np.asarray(y)) for y in results]

@@ -17,11 +17,21 @@ from qcompiler.ir.spec import TensorSpec
 def flatten_inputs(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
     """Bring a call `model(*args, **kwargs)` into the graph's flat order, checking it on the way."""
     flat = flatten_call(graph.signature, args, dict(kwargs or {}))
-    for (name, wanted), given in zip(graph.wanted, flat, strict=True):
-        if wanted is not None:
-            check_input(name, wanted, given)
-    check_shared_sizes(graph.wanted, flat)
+    # Between two calls a large model has swept the processor's caches, so that every line here costs several
+    # times what it costs in a loop: inputs of shapes that were good once are not looked at again.
+    kinds = tuple([(x.shape, x.dtype) if isinstance(x, Tensor) else None for x in flat])
+    if kinds not in graph.accepted or None in kinds:
+        check(graph.wanted, flat)
+        graph.accepted.add(kinds)
     return flat
+
+
+def check(wanted: Sequence[Wanted], flat: Sequence[Any]) -> None:
+    """Refuse inputs that are not what the graph was traced for."""
+    for (name, found), given in zip(wanted, flat, strict=True):
+        if found is not None:
+            check_input(name, found, given)
+    check_shared_sizes(wanted, flat)
 
 
 def check_shared_sizes(wanted: Sequence[Wanted], flat: Sequence[Any]) -> None:
@@ -39,7 +49,7 @@ def check_shared_sizes(wanted: Sequence[Wanted], flat: Sequence[Any]) -> None:
 
 
 def flatten_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    if not kwargs and is_plain(signature) and len(args) == len(signature.inputs):
+    if not kwargs and signature.is_plain and len(args) == len(signature.inputs):
         return list(args)
     given = pytree.tree_leaves((args, kwargs))
     try:
@@ -60,13 +70,6 @@ def flatten_call(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, 
         why="it was compiled for the arrangement of the example inputs",
         fix="call it with the same positional and keyword arguments as the example",
     )
-
-
-def is_plain(signature: Signature) -> bool:
-    """Whether the model was traced on positional arguments alone, each of them one leaf."""
-    positional = signature.in_spec.child(0)
-    leaves = all(positional.child(i).is_leaf() for i in range(positional.num_children))
-    return leaves and not signature.in_spec.child(1).num_children
 
 
 def check_input(name: str, wanted: TensorSpec, given: Any) -> None:

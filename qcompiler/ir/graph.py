@@ -28,6 +28,13 @@ class Signature:
     out_spec: Any
     argument_names: tuple[str, ...] = ()
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the model was traced on positional arguments alone, each of them one leaf."""
+        positional = self.in_spec.child(0)
+        leaves = all(positional.child(i).is_leaf() for i in range(positional.num_children))
+        return leaves and not self.in_spec.child(1).num_children
+
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
@@ -74,6 +81,11 @@ class Graph:
     def wanted(self) -> list[Wanted]:
         """What a call must bring: name and spec of every input, a symbolic size as the text of its symbol."""
         return [(node.name, readable(spec(node))) for node in self.inputs]
+
+    @cached_property
+    def accepted(self) -> set[tuple[Any, ...]]:
+        """Shapes and types of the calls that have been checked."""
+        return set()
 
     @cached_property
     def output(self) -> Node:

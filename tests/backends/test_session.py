@@ -20,9 +20,9 @@ class Watched:
 
     def __init__(self, session: Any) -> None:
         self.session = session
-        self.get_inputs = session.get_inputs
+        self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
 
-    def run(self, names: None, feed: Mapping[str, Any]) -> Any:
+    def run(self, names: list[str], feed: Mapping[str, Any]) -> Any:
         self.feed, self.results = list(feed.values()), self.session.run(names, feed)
         return self.results
 

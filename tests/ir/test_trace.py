@@ -182,6 +182,15 @@ def test_a_model_that_fixes_its_batch_runs_at_the_shape_of_the_example(function:
             flatten_inputs(graph, (torch.randn(batch + 1, 4, 3),))
 
 
+def test_a_call_is_checked_whatever_was_called_before() -> None:
+    graph = trace(nn.Linear(4, 3).eval(), torch.randn(2, 4))
+    for _ in range(2):
+        flatten_inputs(graph, (torch.randn(5, 4),))
+        for wrong in (torch.randn(5, 3), torch.randn(5, 4).double(), [[1.0] * 4]):
+            with pytest.raises(InputError):
+                flatten_inputs(graph, (wrong,))
+
+
 def refused(model: Any, example: Any, kind: type[Exception] = TraceError) -> str:
     with pytest.raises(kind) as caught:
         trace(model, example)
