@@ -31,12 +31,15 @@ node = helper.make_node
 KINDS = {np.dtype("float32"): TensorProto.FLOAT, np.dtype("uint8"): TensorProto.UINT8}
 
 
-def session(nodes: Sequence[NodeProto], constants: Mapping[str, Any], inputs: Mapping[str, Any]) -> Run:
-    """A run of a graph with the one output "y" on the given inputs."""
+def session(
+    nodes: Sequence[NodeProto], constants: Mapping[str, Any], inputs: Mapping[str, Any],
+    others: Sequence[str] = (),
+) -> Run:  # fmt: skip
+    """A run of a graph on the given inputs; its output is "y", and `others`."""
     graph = helper.make_graph(
         list(nodes), "form",
         [helper.make_tensor_value_info(name, KINDS[x.dtype], x.shape) for name, x in inputs.items()],
-        [helper.make_empty_tensor_value_info("y")],
+        [helper.make_empty_tensor_value_info(name) for name in ("y", *others)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(OWN, 1)]
@@ -130,6 +133,44 @@ def pieces(masked: int, *, guarded: bool) -> list[NodeProto]:
     ]
 
 
+# ---------------------------------------------------------------- prompt: tokens, capacity
+
+PROMPTS = ((16, 256), (64, 256), (128, 256), (256, 1024), (512, 1024), (1024, 1024))
+
+
+def prompt(tokens: int, capacity: int) -> Forms:
+    """A prompt into an empty cache, queries and keys turned: the op of a step, or the ops of an encoder."""
+    shape = (1, HEADS, capacity, DEPTH)
+    places = np.arange(capacity)[:, None] * 10000.0 ** -np.linspace(0, 1, DEPTH // 2, endpoint=False)
+    constants = {
+        "cos": np.cos(places).astype(np.float32), "sin": np.sin(places).astype(np.float32),
+        "last": np.array([tokens - 1], np.int32), "count": np.array([tokens], np.int32),
+        "at": np.arange(tokens)[None], "split": np.array([0, 0, HEADS, DEPTH]),
+        "sizes": np.full(3, HEADS * DEPTH), "room": np.array([0] * 6 + [capacity - tokens, 0]),
+        "pk": np.zeros(shape, np.float32), "pv": np.zeros(shape, np.float32),
+    }  # fmt: skip
+    inputs = {"x": random_floats(1, tokens, 3 * HEADS * DEPTH)}
+    given = ["x", "", "", "pk", "pv", "last", "count", "cos", "sin"]
+    counts = {"num_heads": HEADS, "kv_num_heads": HEADS}
+    made = [
+        node("Split", ["x", "sizes"], ["q", "k", "v"], axis=-1),
+        *(node("RotaryEmbedding", [name, "cos", "sin", "at"], [f"{name}r"], num_heads=HEADS) for name in "qk"),
+        node("Attention", ["qr", "kr", "v"], ["y"], is_causal=1, q_num_heads=HEADS, kv_num_heads=HEADS),
+    ]  # fmt: skip
+    for name in ("kr", "v"):
+        made += [
+            node("Reshape", [name, "split"], [f"{name}s"]),
+            node("Transpose", [f"{name}s"], [f"{name}h"], perm=[0, 2, 1, 3]),
+            node("Pad", [f"{name}h", "room"], [f"{name}c"]),
+        ]
+    whole = node("GroupQueryAttention", given, ["y", "krc", "vc"], domain=OWN, do_rotary=1, **counts)
+    cache = ("krc", "vc")
+    return {
+        "GroupQueryAttention": session([whole], constants, inputs, cache),
+        "RotaryEmbedding, Attention": session(made, constants, inputs, cache),
+    }
+
+
 # ---------------------------------------------------------------- stem: channels, kernel, stride, filters
 
 STEMS = (
@@ -170,6 +211,7 @@ def stem(channels: int, kernel: int, stride: int, filters: int, size: int) -> Fo
 LAYERS: tuple[tuple[Callable[..., Forms], Sequence[str], Sequence[Sequence[int]]], ...] = (
     (linear, ("rows", "inputs", "outputs"), LINEARS),
     (attention, ("tokens", "masked"), ATTENTIONS),
+    (prompt, ("tokens", "capacity"), PROMPTS),
     (stem, ("channels", "kernel", "stride", "filters", "size"), STEMS),
 )
 
