@@ -152,11 +152,12 @@ def prompt(tokens: int, capacity: int) -> Forms:
     inputs = {"x": random_floats(1, tokens, 3 * HEADS * DEPTH)}
     given = ["x", "", "", "pk", "pv", "last", "count", "cos", "sin"]
     counts = {"num_heads": HEADS, "kv_num_heads": HEADS}
+    tables = ["cos", "sin", "at"]
     made = [
         node("Split", ["x", "sizes"], ["q", "k", "v"], axis=-1),
-        *(node("RotaryEmbedding", [name, "cos", "sin", "at"], [f"{name}r"], num_heads=HEADS) for name in "qk"),
+        *(node("RotaryEmbedding", [name, *tables], [f"{name}r"], num_heads=HEADS) for name in "qk"),
         node("Attention", ["qr", "kr", "v"], ["y"], is_causal=1, q_num_heads=HEADS, kv_num_heads=HEADS),
-    ]  # fmt: skip
+    ]
     for name in ("kr", "v"):
         made += [
             node("Reshape", [name, "split"], [f"{name}s"]),
