@@ -150,8 +150,6 @@ def prompt(tokens: int, capacity: int) -> Forms:
         "pk": np.zeros(shape, np.float32), "pv": np.zeros(shape, np.float32),
     }  # fmt: skip
     inputs = {"x": random_floats(1, tokens, 3 * HEADS * DEPTH)}
-    given = ["x", "", "", "pk", "pv", "last", "count", "cos", "sin"]
-    counts = {"num_heads": HEADS, "kv_num_heads": HEADS}
     tables = ["cos", "sin", "at"]
     made = [
         node("Split", ["x", "sizes"], ["q", "k", "v"], axis=-1),
@@ -164,7 +162,10 @@ def prompt(tokens: int, capacity: int) -> Forms:
             node("Transpose", [f"{name}s"], [f"{name}h"], perm=[0, 2, 1, 3]),
             node("Pad", [f"{name}h", "room"], [f"{name}c"]),
         ]
-    whole = node("GroupQueryAttention", given, ["y", "krc", "vc"], domain=OWN, do_rotary=1, **counts)
+    whole = node(
+        "GroupQueryAttention", ["x", "", "", "pk", "pv", "last", "count", "cos", "sin"], ["y", "krc", "vc"],
+        domain=OWN, num_heads=HEADS, kv_num_heads=HEADS, do_rotary=1,
+    )  # fmt: skip
     cache = ("krc", "vc")
     return {
         "GroupQueryAttention": session([whole], constants, inputs, cache),
