@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler as qc
-from qcompiler.errors import ArtifactError, CalibrationError, InputError, TraceError
+from qcompiler.errors import ArtifactError, CalibrationError, EngineError, InputError, TraceError
 from qcompiler.region import Regions, backend, region, region_report
 from qcompiler.region.build import build, on_reference
 from qcompiler.region.model import ByRegion
@@ -295,6 +296,22 @@ def test_an_error_of_the_model_while_it_is_recorded_is_the_callers_and_leaves_no
     assert torch.equal(fast(good), model(good))
     assert only.calls == {"calibrating": 2} and only.state != "recording"
     assert torch.isfinite(fast(good)).all()
+
+
+def test_a_failure_of_the_engine_is_counted_and_float_answers() -> None:
+    model, regions = Straight().eval(), exact(calibrate=1)
+    fast, x = torch.compile(model, backend=regions), images()
+
+    def failing(*given: Any) -> Any:
+        raise EngineError("no memory")
+
+    with torch.no_grad():
+        fast(x)
+        (only,) = regions.regions
+        assert only.built is not None
+        only.built = dataclasses.replace(only.built, run=failing)
+        assert torch.equal(fast(x), model(x))
+    assert only.calls == {"calibrating": 1, "engine failed": 1}
 
 
 def test_a_failing_compilation_leaves_the_float_path(monkeypatch: pytest.MonkeyPatch) -> None:
