@@ -1,7 +1,7 @@
 """Whose a failed call is: sizes that a kernel refuses are the caller's, everything else is the engine's."""
 
 from qcompiler.errors import EngineError, InputError, QCompilerError
-from qcompiler.ir.trace import first_line
+from qcompiler.ir.failure import first_line
 
 # A kernel that asserts something of its operands fails like an allocation does; only the words differ.
 OF_SIZES = ("shape", "dimension", "axis")

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from qcompiler.errors import EngineError, InputError
+from qcompiler.ir.failure import first_line
 from qcompiler.ir.spec import source_line
-from qcompiler.ir.trace import first_line, quiet
+from qcompiler.ir.trace import quiet
 from qcompiler.region.build import Built, Piece, Settings, build
 from qcompiler.region.capture import Capture
 
