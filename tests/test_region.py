@@ -153,6 +153,61 @@ def test_a_detector_runs_its_backbone_and_every_head_in_integers() -> None:
         torch.testing.assert_close(fast(x), on_exact_arithmetic(fast, x), rtol=0, atol=0)
 
 
+# ---------------------------------------------------------------- loops over values
+
+
+class Boxes(nn.Module):
+    """A head on some spans of rows, whose ends are read by one of three loops."""
+
+    def __init__(self, loop: str) -> None:
+        super().__init__()
+        self.neck, self.head, self.loop = nn.Linear(8, 8), nn.Linear(8, 5), loop
+
+    def forward(self, rows: Tensor, boxes: Tensor) -> Tensor:
+        rows, found = self.neck(rows), []
+        if self.loop == "a list":
+            for first, last in boxes.tolist():
+                found.append(self.head(rows[first:last].mean(0, keepdim=True)))
+        elif self.loop == "one by one":
+            for box in boxes:
+                found.append(self.head(rows[int(box[0]) : int(box[1])].mean(0, keepdim=True)))
+        else:
+            for box in boxes:
+                found.append(self.of(rows[int(box[0]) : int(box[1])]))
+        return torch.cat(found)
+
+    def of(self, span: Tensor) -> Tensor:
+        y: Tensor = self.head(span.mean(0, keepdim=True))
+        return y
+
+
+def boxed(model: Boxes) -> Regions:
+    regions = exact()
+    fast = torch_compile(model, backend=regions)
+    for first in range(4):
+        fast(torch.randn(16, 8), torch.tensor([[2, 7], [5, 9], [first, 12 + first]]))
+    regions.settle()
+    return regions
+
+
+def test_a_loop_that_reads_values_one_by_one_leaves_its_frame_in_float() -> None:
+    assert boxed(Boxes("one by one").eval()).regions == []
+
+
+def test_the_same_loop_over_a_list_reaches_the_regions() -> None:
+    model = Boxes("a list").eval()
+    found = boxed(model).report(model).to_dict()
+    integer, total = by_op(found)["linear"]
+    assert integer == total > 1 and found["regions"]["uncaptured"] == []
+
+
+def test_a_method_that_such_a_loop_calls_is_a_frame_of_its_own() -> None:
+    model = Boxes("a method").eval()
+    found = boxed(model).report(model).to_dict()
+    integer, total = by_op(found)["linear"]
+    assert integer == total > 0 and found["regions"]["uncaptured"] == ["neck"]
+
+
 # ---------------------------------------------------------------- islands
 
 
