@@ -132,9 +132,7 @@ def backend(
     """The function that stands for "qcompiler" in torch.compile; options as those of `Regions`."""
     unknown = sorted({*(options or {})} - {*OPTIONS})
     if unknown:
-        raise InputError(
-            f"there is no option '{unknown[0]}'", why=f"known are {', '.join(OPTIONS)}", fix="correct it"
-        )
+        raise InputError(f"there is no option '{unknown[0]}'", fix=f"use {', '.join(OPTIONS)}")
     # torch.compile keeps one mapping per call of it and so do we: no other lives at that address meanwhile.
     session = SESSIONS.get(id(options))
     if session is None:

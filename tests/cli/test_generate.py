@@ -54,8 +54,11 @@ def test_a_saved_decoder_gives_the_same(saved: tuple[Path, Result], run: Run) ->
     ("options", "sentence"),
     [
         ("-p 1,two", "the prompt '1,two' is not a list of token ids"),
-        ("-p 1,60", "the prompt has a token 60, because the vocabulary has 60"),
-        ("-p 1 -n 20", "the prompt has 1 tokens and 20 new ones are asked for, because the cache holds 16"),
+        ("-p 1,60", "the model has no token 60, because its vocabulary goes from 0 to 59"),
+        (
+            "-p 1 -n 20",
+            "a prompt of 1 token with 20 new ones behind it does not fit, because the cache holds 16",
+        ),
     ],
 )
 def test_what_is_refused(saved: tuple[Path, Result], run: Run, options: str, sentence: str) -> None:
