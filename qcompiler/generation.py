@@ -16,6 +16,7 @@ from qcompiler.backends.memory import Memory, cache_shapes, memory_of
 from qcompiler.errors import InputError
 from qcompiler.ir import spec
 from qcompiler.report import Report
+from qcompiler.report.summary import headline
 from qcompiler.report.words import plural
 
 
@@ -24,6 +25,9 @@ class LanguageModel:
     """A compiled decoder. Several sequences may be generated at a time; each has a cache of its own."""
 
     compiled: Compiled
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {headline(self.compiled.data)}>"
 
     @property
     def capacity(self) -> int:

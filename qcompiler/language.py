@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import api
-from qcompiler.backends import AUTO, find_backend
+from qcompiler.backends import AUTO, check_threads, find_backend
 from qcompiler.errors import ArtifactError, CalibrationError, InputError
 from qcompiler.generation import LanguageModel, as_prompt, check_room
 from qcompiler.ir import Graph, spec
@@ -67,6 +67,7 @@ def compile_decoder(
     calibration: prompts of at least 3 tokens, as lists of ids or as [1, T]; random ones if absent, which a
         recipe that takes ranges from data refuses.
     """
+    check_threads(threads)
     chosen, aim = find_recipe(recipe), find_target(target)
     engine = find_backend(backend, aim)
     if calibration is None and chosen.linear_mode == "static":

@@ -64,6 +64,10 @@ def test_one_graph_serves_prompts_and_steps_in_place(model: qc.LanguageModel) ->
     assert text.count("aten.select.int(") == 2 and "aten.select.int(getitem" in text
 
 
+def test_what_it_is_stands_in_one_line(model: qc.LanguageModel) -> None:
+    assert repr(model).startswith("<LanguageModel: w4a16 on ONNX Runtime: ") and len(repr(model)) < 200
+
+
 def test_generations_do_not_disturb_one_another(model: qc.LanguageModel) -> None:
     alone = list(model.generate([7, 8], 8))
     first, second = model.generate([7, 8], 8), model.generate([30], 8)

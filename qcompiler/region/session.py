@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.backends import AUTO, find_backend
+from qcompiler.backends import AUTO, check_threads, find_backend
 from qcompiler.errors import InputError
 from qcompiler.recipe import Recipe, find_recipe
 from qcompiler.region.build import Settings
@@ -53,6 +53,7 @@ class Regions:
             raise InputError(
                 f"calibrate is {calibrate!r}", why="ranges come from calls", fix="give a number from 1 on"
             )
+        check_threads(threads)
         aim = find_target(target)
         self.settings = Settings(
             recipe=find_recipe(recipe), target=aim, backend=find_backend(backend, aim), threads=threads,
