@@ -178,7 +178,7 @@ def export_onnx(
 
     chosen, aim = find_recipe(recipe), find_target(target)
     path = Path(path)
-    artifact.check_writable_file(path)
+    artifact.check_onnx_file(path)
     with (
         Steps(visible=progress) as steps,
         torch.random.fork_rng(devices=[]),
