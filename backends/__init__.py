@@ -6,7 +6,7 @@ A new backend is a folder beside the others with a class that has the form of `b
 from importlib import import_module
 
 from qcompiler.backends.base import Backend
-from qcompiler.errors import LoweringError
+from qcompiler.errors import InputError, LoweringError
 from qcompiler.target import Target
 
 # Name -> module and class; the class is made with the target.
@@ -22,10 +22,14 @@ def find_backend(name: str, target: Target) -> Backend:
     chosen = target.backend if name == AUTO else name
     if chosen not in BACKENDS:
         raise LoweringError(
-            f"there is no backend '{name}'",
-            why=f"known are {', '.join([AUTO, *BACKENDS])}",
-            fix="choose one of these",
+            f"there is no backend '{name}'", fix=f"choose one of {', '.join([AUTO, *BACKENDS])}"
         )
     module, member = BACKENDS[chosen]
     backend: Backend = getattr(import_module(module), member)(target)
     return backend
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise InputError for a number of threads that no engine can have."""
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads is {threads!r}", fix="give a number from 1 on, or None for all cores")

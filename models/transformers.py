@@ -52,11 +52,21 @@ def from_transformers(model: nn.Module, *, positions: int | None = None) -> Deco
     positions: how long a sequence may be at most; as long as the model allows if absent.
     Raises ValueError, in one sentence, for a model with parts that `Decoder` does not have.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"A model is wanted, not {model!r}; load it with transformers first, "
+            "as AutoModelForCausalLM.from_pretrained(...) does."
+        )
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
     if kind not in READERS:
         raise ValueError(f"A model of type {kind!r} is not known here; known are {', '.join(READERS)}.")
-    shape, state = READERS[kind](config, model.state_dict(), positions)
+    given = model.state_dict()
+    refuse(
+        "lm_head.weight" not in given,
+        f"a {type(model).__name__} has no head that gives logits; load it with AutoModelForCausalLM",
+    )
+    shape, state = READERS[kind](config, given, positions)
     with seeded(0):  # the weights that it starts with are overwritten
         decoder = Decoder(shape)
     decoder.load_state_dict({name: tensor.detach().float() for name, tensor in state.items()})

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qcompiler.ir import Graph, Note, evaluate, flatten_inputs
+from torch.fx import Node
+
+from qcompiler.errors import PlanError
+from qcompiler.ir import Graph, Note, arguments, evaluate, flatten_inputs, label
 from qcompiler.ir.edit import with_tensors
 from qcompiler.passes.awq import scale_channels
 from qcompiler.passes.bias import Correction, correct_bias, corrections
 from qcompiler.passes.calibrate import Ranges, batches, calibrate, check_finite, flat_batches, no_data
 from qcompiler.passes.equalize import equalize
 from qcompiler.passes.fuse import fuse
-from qcompiler.passes.placement import place
+from qcompiler.passes.placement import Choice, place
 from qcompiler.passes.plan import make_plan, values_to_observe
 from qcompiler.passes.round_weights import Rounded, round_weights
 from qcompiler.passes.run_time import trades, with_run_time_ranges
@@ -88,9 +91,23 @@ def decide(
 def planned(graph: Graph, data: Sequence[Any], recipe: Recipe, target: Target, tell: Tell) -> Decision:
     groups = fuse(graph, target)
     choices = place(graph, groups, recipe, target, {})
+    check_weights(graph, choices)
     ranges = calibrate(graph, data, values_to_observe(choices), tell=tell)
     plan = make_plan(graph, groups, ranges, recipe, target)
     return Decision(graph=graph, plan=plan, ranges=ranges, recipe=recipe, target=target)
+
+
+def check_weights(graph: Graph, choices: Mapping[Node, Choice]) -> None:
+    """Raise PlanError for a weight to quantize that holds NaN or inf, before its values blame the data."""
+    for anchor, choice in choices.items():
+        weight = arguments(anchor).get(str(choice.group.row.weight)) if choice.mode != "float" else None
+        tensor = graph.tensors.get(str(weight.target)) if isinstance(weight, Node) else None
+        if tensor is not None and not bool(tensor.isfinite().all()):
+            kind = "NaN" if tensor.isnan().any() else "inf"
+            raise PlanError(
+                f"a weight of the model contains {kind}", node=label(anchor),
+                fix="mend the checkpoint, or keep this layer in float by an override",
+            )  # fmt: skip
 
 
 def with_ranges_where_better(best: Decision, judge: "Judge") -> Decision:

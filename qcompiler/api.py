@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from qcompiler import artifact, manifest
-from qcompiler.backends import AUTO, find_backend
+from qcompiler.backends import AUTO, check_threads, find_backend
 from qcompiler.backends.base import Backend, Engine, Executable
 from qcompiler.backends.guard import Verdict, guard
 from qcompiler.errors import ContractError, TraceError
@@ -29,6 +29,7 @@ from qcompiler.progress import Tell
 from qcompiler.proof import Proof, facts, prove, proven, quantized
 from qcompiler.recipe import Recipe, find_recipe
 from qcompiler.report import Report
+from qcompiler.report.summary import headline
 from qcompiler.steps import Steps
 from qcompiler.target import Target, find_target
 
@@ -42,6 +43,9 @@ class Compiled:
     backend: Backend
     executable: Executable
     data: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {headline(self.data)}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         flat = flatten_inputs(self.graph, args, kwargs)
@@ -94,7 +98,7 @@ def compile(
     model: nn.Module, fx.GraphModule, ExportedProgram, or the path of a .pt2 file.
     example_inputs: a tensor, a tuple of arguments or a dict of keywords, on which the model is traced and
         timed; an exported program has its own.
-    calibration: iterable of batches in the same forms; the example inputs if absent.
+    calibration: iterable of batches in the same forms; the example inputs if absent, and the report says so.
     recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", a .json file, a
         mapping or a Recipe.
     backend: "ort", "reference", or "auto" for the target's own.
@@ -105,6 +109,7 @@ def compile(
 
     Raises a QCompilerError that says what, where, why and what to do.
     """
+    check_threads(threads)
     chosen, aim = find_recipe(recipe), find_target(target)
     engine = find_backend(backend, aim)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
@@ -173,7 +178,7 @@ def export_onnx(
 
     chosen, aim = find_recipe(recipe), find_target(target)
     path = Path(path)
-    artifact.check_writable_file(path)
+    artifact.check_onnx_file(path)
     with (
         Steps(visible=progress) as steps,
         torch.random.fork_rng(devices=[]),
@@ -196,6 +201,7 @@ def export_onnx(
 
 def load(path: str | Path, *, threads: int | None = None) -> Compiled:
     """Open what `Compiled.save` wrote; checks every file against the manifest and executes nothing of it."""
+    check_threads(threads)
     folder = Path(path)
     saved = artifact.read_manifest(folder)
     backend = find_backend(str(saved["backend"]), find_target(str(saved["target"])))

@@ -312,6 +312,16 @@ def check_writable_file(path: Path) -> None:
         )  # fmt: skip
 
 
+def check_onnx_file(path: Path) -> None:
+    """Refuse early what is no name for an ONNX file, or could not be written at the end."""
+    check_writable_file(path)
+    if path.suffix != ".onnx":
+        raise ArtifactError(
+            f"'{path}' is no name for an ONNX file", why="engines and viewers know one by its ending",
+            fix=f"write '{path.with_suffix('.onnx')}'",
+        )  # fmt: skip
+
+
 def described(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says of the model, without what it says of the folder."""
     return {

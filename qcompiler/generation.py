@@ -16,6 +16,8 @@ from qcompiler.backends.memory import Memory, cache_shapes, memory_of
 from qcompiler.errors import InputError
 from qcompiler.ir import spec
 from qcompiler.report import Report
+from qcompiler.report.summary import headline
+from qcompiler.report.words import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,9 @@ class LanguageModel:
     """A compiled decoder. Several sequences may be generated at a time; each has a cache of its own."""
 
     compiled: Compiled
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {headline(self.compiled.data)}>"
 
     @property
     def capacity(self) -> int:
@@ -109,7 +114,13 @@ def following(
 
 def as_prompt(tokens: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
     """[1, T]; refuses what the decoder has no embedding for."""
-    given = torch.as_tensor(tokens)
+    try:
+        given = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"the prompt is a {type(tokens).__name__} that is no list of numbers", why="tokens are ids",
+            fix="pass a list of integers; text is first given to the model's tokenizer",
+        ) from error  # fmt: skip
     prompt = given.to(torch.int64) if given.dim() == 2 else given.to(torch.int64).reshape(1, -1)
     if given.is_floating_point() and given.numel():
         raise InputError(
@@ -123,7 +134,8 @@ def as_prompt(tokens: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
     low, high = int(prompt.min()), int(prompt.max())
     if low < 0 or high >= vocabulary:
         raise InputError(
-            f"the prompt has a token {low if low < 0 else high}", why=f"the vocabulary has {vocabulary}",
+            f"the model has no token {low if low < 0 else high}",
+            why=f"its vocabulary goes from 0 to {vocabulary - 1}",
             fix="use the tokenizer that belongs to the model",
         )  # fmt: skip
     return prompt
@@ -131,10 +143,13 @@ def as_prompt(tokens: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
 
 def check_room(length: int, more: int | None, capacity: int) -> None:
     """The prompt, and all new tokens but the last, must fit into the cache."""
-    needed = length + max((more or 1) - 1, 0)
-    if needed > capacity or (more is not None and more < 0):
-        asked = "" if more is None else f" and {more} new ones are asked for"
+    if more is not None and (not isinstance(more, int) or more < 0):
         raise InputError(
-            f"the prompt has {length} tokens{asked}", why=f"the cache holds {capacity}",
+            f"{more!r} is no number of new tokens", fix="ask for 0 or more, or leave it out for all that fit"
+        )
+    if length + max((more or 1) - 1, 0) > capacity:
+        behind = f" with {plural(more, 'new one')} behind it" if more else ""
+        raise InputError(
+            f"a prompt of {plural(length, 'token')}{behind} does not fit", why=f"the cache holds {capacity}",
             fix="shorten it, or compile the decoder with a larger capacity",
         )  # fmt: skip

@@ -27,6 +27,7 @@ class Job:
     original: Graph
     data: Sequence[Any]
     example: Any
+    has_data: bool = True  # else `data` is the example alone
 
     def samples(self, count: int) -> list[list[Any]]:
         """The first calibration batches, in flat order: real values to compare on."""
@@ -59,7 +60,8 @@ def take(
         model = load_program(Path(model))
     graph = run((*CANONICAL, *forms), trace(model, example_inputs, dynamic=dynamic))
     data = settled(model, example_inputs, calibration)
-    return Job(name=name, original=graph, data=data, example=example_inputs)
+    given = calibration is not None
+    return Job(name=name, original=graph, data=data, example=example_inputs, has_data=given)
 
 
 def settled(model: Model, example_inputs: Any, calibration: Iterable[Any] | None) -> Sequence[Any]:

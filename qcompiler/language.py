@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import api
-from qcompiler.backends import AUTO, find_backend
+from qcompiler.backends import AUTO, check_threads, find_backend
 from qcompiler.errors import ArtifactError, CalibrationError, InputError
 from qcompiler.generation import LanguageModel, as_prompt, check_room
 from qcompiler.ir import Graph, spec
@@ -52,7 +52,7 @@ def compile_decoder(
     decoder: nn.Module,
     *,
     capacity: int | None = None,
-    calibration: Iterable[Tensor] | None = None,
+    calibration: Iterable[Tensor | list[int]] | None = None,
     recipe: str | Path | Mapping[str, Any] | Recipe = "w4a16",
     target: str | Target = "cpu",
     backend: str = AUTO,
@@ -64,9 +64,10 @@ def compile_decoder(
     """Quantize a decoder and prove it on prompts and on steps; see `compile` for what is not said here.
 
     capacity: how many tokens a sequence may have; all positions of the decoder if absent.
-    calibration: prompts [1, T] of at least 3 tokens; random ones if absent, which a recipe that takes ranges
-        from data refuses.
+    calibration: prompts of at least 3 tokens, as lists of ids or as [1, T]; random ones if absent, which a
+        recipe that takes ranges from data refuses.
     """
+    check_threads(threads)
     chosen, aim = find_recipe(recipe), find_target(target)
     engine = find_backend(backend, aim)
     if calibration is None and chosen.linear_mode == "static":
@@ -119,16 +120,18 @@ def is_decoder(graph: Graph) -> bool:
 # ---------------------------------------------------------------- what a decoder is compiled on
 
 
-def prompts(decoder: nn.Module, given: Iterable[Tensor] | None, capacity: int | None) -> list[Tensor]:
+def prompts(
+    decoder: nn.Module, given: Iterable[Tensor | list[int]] | None, capacity: int | None
+) -> list[Tensor]:
     """The calibration data, or random tokens for want of any."""
     if given is not None:
-        found = list(given)
+        found = [torch.tensor([x]) if is_list_of_ids(x) else x for x in given]
         other = [x for x in found if not is_prompt(x)]
         if not found or other:
             have = described(other[0]) if other else "nothing"
             raise CalibrationError(
-                f"the prompts hold {have}", why="a prompt is [1, T] of at least 3 tokens",
-                fix="pass a list of such tensors",
+                f"the prompts hold {have}", why="a prompt is at least 3 tokens, as a list or as [1, T]",
+                fix="pass a list of prompts",
             )  # fmt: skip
         vocabulary = vocabulary_of(decoder, capacity)
         return [as_prompt(prompt, vocabulary) for prompt in found]
@@ -138,6 +141,10 @@ def prompts(decoder: nn.Module, given: Iterable[Tensor] | None, capacity: int | 
 
 def is_prompt(given: Any) -> bool:
     return isinstance(given, Tensor) and given.dim() == 2 and given.shape[0] == 1 and given.shape[1] >= 3
+
+
+def is_list_of_ids(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(isinstance(token, int) for token in given)
 
 
 def described(given: Any) -> str:
@@ -161,6 +168,10 @@ def emptied(decoder: nn.Module, capacity: int | None) -> Any:
             f"a {type(decoder).__name__} is no decoder", why="it has no method empty_cache(batch, capacity)",
             fix="wrap it in one; docs/language-models.md says what a decoder is",
         )  # fmt: skip
+    if capacity is not None and not isinstance(capacity, int):
+        raise InputError(
+            f"the capacity is {capacity!r}", why="it is a number of tokens", fix="pass an integer"
+        )
     if capacity is not None and capacity < LEAST_CAPACITY:
         raise InputError(
             f"the capacity is {capacity}", why="a prompt of two tokens and one behind it need 3",

@@ -105,9 +105,11 @@ def facts(job: Job, proof: Proof, verdict: Verdict | None, *, threads: int | Non
     reference = Reference(decision.target).lower(proof.graph)
     quality = evidence.layer_quality(decision, job.original, reference, job.samples(1)[0])
     machine = measure_machine() if verdict else None
+    observed = any(value.value in decision.ranges for value in decision.plan.values)
+    accuracy = evidence.accuracy(proof.distance, proof.nodes, labels)
     return {
         "coverage": evidence.coverage(proof.contract, proof.kernels),
-        "accuracy": evidence.accuracy(proof.distance, proof.nodes, labels),
+        "accuracy": {**accuracy, "ranges_from_example": observed and not job.has_data},
         "layers": evidence.layers(decision, proof.contract, quality, verdict, machine, job.batch),
         "speed": evidence.speed(verdict, threads=threads, batch=job.batch) if verdict else None,
         "refused": evidence.refused(proof.graph),

@@ -74,8 +74,7 @@ class Recipe:
         if unknown or not self.observers:
             raise RecipeError(
                 f"unknown observer '{unknown[0] if unknown else ''}'",
-                why=f"known are {', '.join(CANDIDATES)}",
-                fix="name at least one of these",
+                fix=f"name at least one of {', '.join(CANDIDATES)}",
             )
         if self.weight_observer not in ("minmax", "mse"):
             raise RecipeError(
@@ -202,15 +201,18 @@ def find_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
             return recipe_from_file(Path(recipe))
     raise RecipeError(
         f"there is no recipe '{recipe}'",
-        why=f"known are {', '.join(RECIPES)}",
-        fix="use one of these, a .json file, or a qcompiler.Recipe",
+        fix=f"use one of {', '.join(RECIPES)}, a .json file, or a qcompiler.Recipe",
     )
 
 
 def recipe_from_file(path: Path) -> Recipe:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise RecipeError(
+            f"cannot read the recipe '{path}'", why=error.strerror or str(error), fix="check the path"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise RecipeError(
             f"cannot read the recipe '{path}'", why=str(error), fix="write valid JSON"
         ) from error

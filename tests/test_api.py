@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -24,6 +25,7 @@ from qcompiler.errors import (
     ContractError,
     InputError,
     LoweringError,
+    PlanError,
     RecipeError,
     TraceError,
 )
@@ -303,6 +305,8 @@ def test_explain_decides_what_compile_decides(model: nn.Module) -> None:
         ({"recipe": "int7"}, RecipeError, "no recipe 'int7'"),
         ({"recipe": {"overrides": [{"pattern": "nope", "weights": None}]}}, RecipeError, "matches no layer"),
         ({"calibration": []}, CalibrationError, "calibration"),
+        ({"threads": 0}, InputError, "threads is 0; give a number from 1 on"),
+        ({"threads": 2.0}, InputError, "threads is 2.0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(
@@ -310,6 +314,32 @@ def test_settings_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         qc.compile(model, inputs(2), progress=False, **arguments)
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int8-dynamic", "w8a16"])
+@pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("inf"), "inf")])
+def test_a_broken_weight_is_named(recipe: str, value: float, kind: str) -> None:
+    last = nn.Linear(8, 4)
+    with torch.no_grad():
+        last.weight[1, 3] = value
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), last).eval()
+    with pytest.raises(PlanError, match=f"a weight of the model contains {kind} at 2/linear_1"):
+        qc.compile(model, torch.randn(2, 8), recipe=recipe, progress=False)
+
+
+@pytest.mark.parametrize(("recipe", "told"), [("int8", True), ("int8-dynamic", False), ("w8a16", False)])
+def test_ranges_from_the_example_alone_are_told(recipe: str, told: bool) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval(), torch.randn(2, 8)
+    found = [
+        qc.compile(model, x, calibration=data, recipe=recipe, backend="reference", progress=False)
+        for data in (None, [x])
+    ]
+    line = "ranges come from the example inputs alone"
+    assert [line in " ".join(str(one.report()).split()) for one in found] == [told, False]
+
+
+def test_what_it_is_stands_in_one_line(exact: qc.Compiled) -> None:
+    assert re.fullmatch(r"<Compiled: int8 on the reference: \d+ of \d+ planned layers .*>", repr(exact))
 
 
 def test_a_result_that_holds_no_tensors_is_refused_by_name() -> None:

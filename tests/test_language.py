@@ -64,6 +64,10 @@ def test_one_graph_serves_prompts_and_steps_in_place(model: qc.LanguageModel) ->
     assert text.count("aten.select.int(") == 2 and "aten.select.int(getitem" in text
 
 
+def test_what_it_is_stands_in_one_line(model: qc.LanguageModel) -> None:
+    assert repr(model).startswith("<LanguageModel: w4a16 on ONNX Runtime: ") and len(repr(model)) < 200
+
+
 def test_generations_do_not_disturb_one_another(model: qc.LanguageModel) -> None:
     alone = list(model.generate([7, 8], 8))
     first, second = model.generate([7, 8], 8), model.generate([30], 8)
@@ -93,16 +97,19 @@ def test_draws_repeat_with_their_seed_and_obey_top_k(model: qc.LanguageModel) ->
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
-        (([1] * 25,), {}, "the prompt has 25 tokens, because the cache holds 24; shorten it"),
+        (([1] * 25,), {}, "a prompt of 25 tokens does not fit, because the cache holds 24; shorten it"),
         (
             ([1] * 20, 6),
             {},
-            "the prompt has 20 tokens and 6 new ones are asked for, because the cache holds 24",
+            "a prompt of 20 tokens with 6 new ones behind it does not fit, because the cache holds 24",
         ),
         (([],), {}, "the prompt has shape"),
-        (([50],), {}, "the prompt has a token 50, because the vocabulary has 50"),
-        (([-1],), {}, "the prompt has a token -1"),
-        (([1], -1), {}, "-1 new ones are asked for"),
+        (([50],), {}, "the model has no token 50, because its vocabulary goes from 0 to 49"),
+        (([-1],), {}, "the model has no token -1"),
+        (([1], -1), {}, "-1 is no number of new tokens; ask for 0 or more"),
+        (([1], 1.5), {}, "1.5 is no number of new tokens"),
+        (("12 7",), {}, "the prompt is a str that is no list of numbers, because tokens are ids"),
+        (([[1, 2], [3]],), {}, "the prompt is a list that is no list of numbers"),
         (([1],), {"temperature": -1.0}, "describe no distribution"),
         (([1],), {"top_k": 0}, "describe no distribution"),
         (([1],), {"temperature": float("nan")}, "describe no distribution"),
@@ -166,10 +173,11 @@ def test_another_model_is_no_decoder(tmp_path: Path) -> None:
             "A cache holds 1 to 32 tokens, not 33; choose a smaller capacity",
         ),
         ({"calibration": [torch.ones(1, 2, dtype=torch.int64)]}, r"a tensor of shape \[1, 2\]"),
-        ({"calibration": [[1, 2, 3]]}, "the prompts hold a list"),
-        ({"calibration": [torch.full((1, 4), 99)]}, "a token 99, because the vocabulary has 50"),
+        ({"calibration": [["a", "b", "c"]]}, "the prompts hold a list"),
+        ({"calibration": [torch.full((1, 4), 99)]}, "no token 99, because its vocabulary goes from 0 to 49"),
         ({"capacity": 2}, "the capacity is 2"),
         ({"capacity": 0}, "the capacity is 0"),
+        ({"capacity": 64.5}, "the capacity is 64.5, because it is a number of tokens; pass an integer"),
         ({"calibration": [torch.ones(1, 25, dtype=torch.int64)]}, "the cache holds 24"),
     ],
 )
@@ -184,6 +192,6 @@ def test_a_model_without_a_cache_is_refused() -> None:
 
 
 def test_static_integers_are_calibrated_on_prompts_and_steps() -> None:
-    given: list[Tensor] = [torch.randint(50, (1, 16)) for _ in range(3)]
+    given: list[Tensor | list[int]] = [torch.randint(50, (1, 16)), [3, 1, 4, 1, 5], [9, 2, 6]]
     static = made("int8", calibration=given)
     assert len(list(static.generate([1, 2, 3], 6))) == 6

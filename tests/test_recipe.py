@@ -65,11 +65,11 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("int9", r"no recipe 'int9', because known are int8, int8-mixed, int8-dynamic"),
+        ("int9", r"no recipe 'int9'; use one of int8, int8-mixed, int8-dynamic"),
         ({"base": "fp16"}, r"no recipe 'fp16'"),
         ({"weight": "int8"}, r"has no key 'weight', because its keys are activations"),
         ({"weights": "int99"}, r"int99"),
-        ({"observers": ["median"]}, r"unknown observer 'median', because known are minmax"),
+        ({"observers": ["median"]}, r"unknown observer 'median'; name at least one of minmax"),
         ({"observers": []}, r"unknown observer ''"),
         ({"weight_observer": "kl"}, r"unknown weight observer 'kl'"),
         (
@@ -80,7 +80,10 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
         ({"group_size": -1}, r"group_size is -1"),
         ({"overrides": [{"weights": None}]}, r'an override is .*write \{"pattern"'),
         ({"overrides": [{"pattern": "x", "smooth": 1}]}, r"override 'x' sets the unknown key 'smooth'"),
-        ("absent.json", r"cannot read the recipe 'absent.json'"),
+        (
+            "absent.json",
+            r"cannot read the recipe 'absent.json', because No such file or directory; check the path",
+        ),
     ],
 )
 def test_a_mistake_is_refused_with_what_is_known(given: Any, message: str) -> None:

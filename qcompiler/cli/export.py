@@ -38,7 +38,7 @@ def run(
     from qcompiler.cli.source import find_source
 
     wanted = chosen_recipe(recipe, override)
-    artifact.check_writable_file(output)
+    artifact.check_onnx_file(output)
     source = find_source(model, calibration=calibration)
     contract = api.export_onnx(
         source.model, source.example_inputs, output, calibration=source.calibration, recipe=wanted,

@@ -2,14 +2,15 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qcompiler.cli import options
-from qcompiler.cli.screen import say
-from qcompiler.errors import InputError
+from qcompiler.cli.screen import complain, say
+from qcompiler.errors import CalibrationError, InputError
 
 if TYPE_CHECKING:
     from qcompiler.language import LanguageModel
@@ -45,7 +46,10 @@ def run(
         list[int] | None,
         typer.Option(help="A token that ends the text; may be repeated.", show_default=False),
     ] = None,
-    recipe: options.RecipeName = "w4a16",
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="As for compile.  [default: w4a16]", show_default=False),
+    ] = None,
     override: options.Overrides = None,
     capacity: Annotated[
         int | None,
@@ -70,17 +74,25 @@ def run(
     """
     from qcompiler.artifact import check_replaceable
     from qcompiler.cli.recipes import chosen_recipe
+    from qcompiler.language import load_decoder
     from qcompiler.steps import Steps
 
     if output is not None:
         check_replaceable(output)
-    ready = opened(model, chosen_recipe(recipe, override), capacity, threads, seed, visible=not quiet)
+    if Path(model).is_dir():
+        refuse_for_compiled(model, {"--recipe": recipe, "--override": override, "--capacity": capacity})
+        ready = load_decoder(model, threads=threads)
+    else:
+        wanted = chosen_recipe(recipe or "w4a16", override)
+        ready = compiled(model, wanted, capacity, threads, seed, visible=not quiet)
+        if not quiet:
+            tell_verdict(ready)
     if output is not None:
         ready.save(output)
     tokens = numbers(prompt) if prompt.strip() else drawn(ready, seed)
     stream = ready.generate(tokens, length, temperature=temperature, top_k=top_k, seed=seed, stop=stop or ())
     given: list[float] = []
-    with Steps(visible=not quiet) as steps:
+    with Steps(visible=not quiet and not sys.stdout.isatty()) as steps:  # there the tokens are the progress
         began = time.perf_counter()
         for token in stream:
             given.append(time.perf_counter() - began)
@@ -90,17 +102,41 @@ def run(
         sys.stderr.write(summary(len(tokens), given) + "\n")
 
 
-def opened(
+def refuse_for_compiled(model: str, given: Mapping[str, object]) -> None:
+    """Raise InputError for options that say how to compile."""
+    idle = [name for name, value in given.items() if value]
+    if idle:
+        verb = "is" if len(idle) == 1 else "are"
+        raise InputError(
+            f"'{model}' is compiled already, and {' and '.join(idle)} {verb} for a model that is not",
+            fix="leave them out, or name the model that it was compiled from",
+        )
+
+
+def tell_verdict(model: "LanguageModel") -> None:
+    """The report's headline, and what to look at, on stderr."""
+    from qcompiler.report.summary import summarize
+
+    found = summarize(model.compiled.data)
+    sys.stderr.write(f"{found.headline}\n")
+    for concern in found.concerns:
+        complain(concern, kind="look at")
+
+
+def compiled(
     model: str, recipe: "Recipe", capacity: int | None, threads: int | None, seed: int, *, visible: bool
 ) -> "LanguageModel":
-    """A saved decoder, or one that is compiled now."""
+    """The decoder that MODEL names, compiled now."""
     from torch import nn
 
     from qcompiler.cli.source import find_source
-    from qcompiler.language import compile_decoder, load_decoder
+    from qcompiler.language import compile_decoder
 
-    if Path(model).is_dir():
-        return load_decoder(model, threads=threads)
+    if recipe.linear_mode == "static":
+        raise CalibrationError(
+            f"recipe '{recipe.name}' takes ranges from data, and there is none here",
+            fix="use -r int8-dynamic, or compile with prompts in Python, save, and name the folder",
+        )
     decoder = find_source(model).model
     if not isinstance(decoder, nn.Module) or not hasattr(decoder, "empty_cache"):
         raise InputError(

@@ -58,8 +58,7 @@ def resolve(name: str) -> Source:
         raise InputError(f"'{name}' does not say which factory", fix=f"write '{name}:factory'")
     raise InputError(
         f"there is no model '{name}'",
-        why=f"built-in are {', '.join(names())}",
-        fix="name one of these, file.py:factory, or a .pt2 program",
+        fix=f"name file.py:factory, a .pt2 program, or a built-in one: {', '.join(names())}",
     )
 
 

@@ -36,7 +36,7 @@ CAPTURES = 64  # of one piece of code, for it may be captured anew for every num
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ByRegion(Compiled):
     """A compiled model whose control flow is the user's Python; called and reported on like any other.
 
@@ -105,10 +105,11 @@ def by_region(
     found = compare(model, run, calls[:CHECKED])
     speed = race(model, run, example, settings.threads) if regions.is_timed else None
     facts = regions.report(model).to_dict()
+    alone = calibration is None and settings.recipe.linear_mode == "static"
     note = {"rule": "whole-model", "node": because.node or "model", "reason": f"{why}, because {because.why}"}
     return ByRegion(
         data={
-            **facts, "accuracy": {**facts["accuracy"], **found}, "speed": speed,
+            **facts, "accuracy": {**facts["accuracy"], **found, "ranges_from_example": alone}, "speed": speed,
             "refused": [note, *facts["refused"]],
         },
         run=model if speed and speed["kept"] == "float" else run, regions=regions,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.backends import AUTO, find_backend
+from qcompiler.backends import AUTO, check_threads, find_backend
 from qcompiler.errors import InputError
 from qcompiler.recipe import Recipe, find_recipe
 from qcompiler.region.build import Settings
@@ -53,6 +53,7 @@ class Regions:
             raise InputError(
                 f"calibrate is {calibrate!r}", why="ranges come from calls", fix="give a number from 1 on"
             )
+        check_threads(threads)
         aim = find_target(target)
         self.settings = Settings(
             recipe=find_recipe(recipe), target=aim, backend=find_backend(backend, aim), threads=threads,
@@ -132,9 +133,7 @@ def backend(
     """The function that stands for "qcompiler" in torch.compile; options as those of `Regions`."""
     unknown = sorted({*(options or {})} - {*OPTIONS})
     if unknown:
-        raise InputError(
-            f"there is no option '{unknown[0]}'", why=f"known are {', '.join(OPTIONS)}", fix="correct it"
-        )
+        raise InputError(f"there is no option '{unknown[0]}'", fix=f"use {', '.join(OPTIONS)}")
     # torch.compile keeps one mapping per call of it and so do we: no other lives at that address meanwhile.
     session = SESSIONS.get(id(options))
     if session is None:

@@ -109,12 +109,14 @@ def headline(data: Mapping[str, Any]) -> str:
     facts = []
     if is_number(coverage.get("planned_integer")):
         facts.append(f"{executed_of_planned(coverage)} planned layers run in integers")
-    if is_number(part(data, "speed").get("ratio")):
-        facts.append(f"{times(part(data, 'speed')['ratio'])} float")
+    speed = part(data, "speed")
+    ratio = speed.get("quantized_ratio" if speed.get("kept") == "float" else "ratio")
+    if is_number(ratio):
+        facts.append(f"{times(ratio)} float")
     if is_number(part(data, "accuracy").get("sqnr_db")):
         facts.append(decibel(part(data, "accuracy")["sqnr_db"]))
     subject = f"{clean(name or 'quantized')}{f' on {engine}' if engine else ''}"
-    if part(data, "speed").get("kept") == "float":
+    if speed.get("kept") == "float":
         subject = f"float model kept; {subject} would be"
     sentence = f"{subject}: {', '.join(facts) or 'nothing was measured'}"
     distance = distance_words(part(data, "accuracy", "distance"))
@@ -144,10 +146,11 @@ def distance_words(distance: Mapping[str, Any]) -> str:
 def assurances(data: Mapping[str, Any]) -> tuple[str, ...]:
     """What was checked and found to hold."""
     accuracy = part(data, "accuracy")
+    nodes = part(accuracy, "nodes")
     claims = (
         (part(data, "coverage").get("holds"), "what was planned is what runs"),
         (part(accuracy, "distance").get("within"), "the output is within its bound of the reference"),
-        (part(accuracy, "nodes").get("within"), "so is every layer by itself"),
+        (nodes.get("within") if nodes.get("checked") != 0 else None, "so is every layer by itself"),
     )
     return tuple(words for holds, words in claims if holds is True)
 
@@ -177,6 +180,8 @@ def concerns(data: Mapping[str, Any]) -> tuple[str, ...]:
         far = [row for row in rows(nodes, "worst") if is_over(row)]
         names = [f"{called(row.get('label'))} ({number(row.get('max_lsb'))} LSB)" for row in far]
         found.append(f"layers further from the reference than allowed: {some(names, 3, 60) or 'unnamed'}")
+    if accuracy.get("ranges_from_example") is True:
+        found.append("ranges come from the example inputs alone: calibrate on data that the model will see")
     found += [line for line in (low_sqnr(accuracy.get("sqnr_db")), slow(speed)) if line]
     return tuple(found)
 
@@ -313,8 +318,9 @@ def distance_card(data: Mapping[str, Any]) -> Card:
     if nodes:
         checked, within = nodes.get("checked"), nodes.get("within")
         state = "" if within is None else ", all within bounds" if within else ", some outside their bounds"
+        count = plural(checked, "node") if isinstance(checked, int) else "nodes"
         lines.append(
-            f"{plural(checked, 'node') if isinstance(checked, int) else 'nodes'} checked one by one{state}"
+            f"{count} checked one by one{state}" if checked != 0 else "no node could be checked by itself"
         )
     outside = False in (distance.get("within"), nodes.get("within"))
     return Card(

@@ -140,7 +140,6 @@ def find_target(name: str | Target) -> Target:
     if name not in TARGETS:
         raise TargetError(
             f"there is no target '{name}'",
-            why=f"known are {', '.join(sorted(TARGETS))}",
-            fix="choose one of these",
+            fix=f"choose one of {', '.join(sorted(TARGETS))}",
         )
     return TARGETS[name]

@@ -157,6 +157,14 @@ def test_export_writes_a_model_that_runs_anywhere(run: Run, opset: int) -> None:
     assert found.shape == (5, 4)
 
 
+@pytest.mark.parametrize("name", ["model.txt", "model"])
+def test_export_refuses_a_name_that_is_not_for_onnx(run: Run, tmp_path: Path, name: str) -> None:
+    result = run(f"export zoo:mlp -o {name}")
+    assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert f"'{name}' is no name for an ONNX file" in result.stderr
+    assert "write 'model.onnx'" in result.stderr
+
+
 def test_export_warns_of_a_silent_float_and_strict_refuses(run: Run, tmp_path: Path) -> None:
     result = run(f"export {SIGNED} -o model.onnx")
     assert result.exit_code == 0

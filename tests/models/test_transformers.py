@@ -95,6 +95,18 @@ def test_what_a_decoder_has_not_is_refused(family: str, changes: dict[str, Any],
         from_transformers(built(family, **changes))
 
 
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "GPT2"])
+def test_a_model_without_its_head_is_refused(family: str) -> None:
+    base = built(family).base_model
+    with pytest.raises(ValueError, match=f"a {family}Model has no head that gives logits; load it with Auto"):
+        from_transformers(base)
+
+
+def test_a_name_is_no_model() -> None:
+    with pytest.raises(ValueError, match="not 'meta-llama/x'; load it with transformers first"):
+        from_transformers("meta-llama/x")  # type: ignore[arg-type]  # as a user might try
+
+
 def test_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match="type 'Linear' is not known here; known are llama, mistral"):
         from_transformers(torch.nn.Linear(2, 2))

@@ -252,6 +252,7 @@ def test_the_text_names_what_needs_a_look() -> None:
         (("accuracy", "sqnr_db"), -math.inf, "−∞ dB against float is low"),
         (("accuracy", "sqnr_db"), math.nan, "the outputs contain values that are not numbers"),
         (("speed", "kept"), "float", "so the float model was kept"),
+        (("accuracy", "ranges_from_example"), True, "ranges come from the example inputs alone"),
         (("speed", "ratio"), 0.93, "quantized runs at 0.93x the speed of float"),
     ],
 )
@@ -289,6 +290,13 @@ def test_only_what_was_checked_is_claimed(tmp_path: Path) -> None:
     assert "within its bound" not in text
 
 
+def test_where_no_node_is_checked_none_is_praised() -> None:
+    data = sample()
+    data["accuracy"]["nodes"] = {"checked": 0, "within": True, "worst": []}
+    assert "no node could be checked by itself" in words_of(Report(data))
+    assert not any("every layer by itself" in claim for claim in summarize(data).assurances)
+
+
 def test_speed_is_that_of_what_was_kept() -> None:
     data = sample()
     data["speed"] |= {"kept": "partly", "kept_ms": 1.75, "ratio": 4.0, "quantized_ratio": 3.33}
@@ -303,6 +311,8 @@ def test_speed_is_that_of_what_was_kept() -> None:
     text = words_of(Report(data))
     assert "Look at quantized runs at 0.90x the speed of float, so the float model was kept" in text
     assert "Speed 1.00x: quantized 7.8 ms against 7 ms in float" in text
+    assert text.startswith("float model kept; int8 on ONNX Runtime would be: 21 of 21 planned layers run in")
+    assert "0.90x float" in summarize(data).headline
 
 
 def test_random_weights_are_told() -> None:
