@@ -2,9 +2,11 @@
 
 f(x, y)[i]  -->  f(x[i], y[i])        f elementwise, or on the last axes of x only        exact
 
-So the head of a classifier that reads one token leaves one token for the last block behind its attention.
+where i is a position (x[:, 0]) or a range of them (x[:, -1:]). So the head of a classifier that reads one
+token leaves one token for the last block behind its attention.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +18,9 @@ from qcompiler.rewrite import Trait, has
 
 aten = torch.ops.aten
 RULE = "narrow"
-LEAST_RANK = 3  # what remains is a matrix at least: kernels want rows
+LEAST_RANK = 2  # what remains is a matrix at least: kernels want rows
+# What each selection takes of an axis of size 1 that stands for all rows; None: it leaves the axis as it is.
+SELECTIONS: Mapping[Any, tuple[int, ...] | None] = {aten.select.int: (0,), aten.slice.Tensor: None}
 
 
 def narrow(graph: Graph) -> Graph:
@@ -30,15 +34,17 @@ def narrow(graph: Graph) -> Graph:
 
 
 def is_selection(node: Node) -> bool:
-    return node.target is aten.select.int and isinstance(node.args[0], Node)
+    return node.target in SELECTIONS and isinstance(node.args[0], Node)
 
 
 def move_up(draft: Draft, selection: Node) -> bool:
     """Rewrite one selection; whether it could be."""
-    read, dim, index = selection.args
+    read, dim, *_ = selection.args
     assert isinstance(read, Node) and isinstance(dim, int)
     rank = len(shape_of(read))
-    if len(read.users) != 1 or rank < LEAST_RANK or dim % rank >= rank - whole_axes(read):
+    if len(read.users) != 1 or len(shape_of(selection)) < LEAST_RANK or is_absorbed(read):
+        return False
+    if dim % rank >= rank - whole_axes(read):
         return False
     given, behind = operands(read), rank - dim % rank  # axes are counted from the end, as broadcasting does
     if not has(read, Trait.ELEMENTWISE) and len(shape_of(given[0])) != rank:
@@ -46,7 +52,7 @@ def move_up(draft: Draft, selection: Node) -> bool:
     if not all(aligned(read, operand, behind) for operand in given):
         return False
     args = [
-        selected(draft, arg, behind, index, selection) if isinstance(arg, Node) and arg in given else arg
+        selected(draft, arg, read, behind, selection) if isinstance(arg, Node) and arg in given else arg
         for arg in read.args
     ]
     assert callable(read.target)
@@ -56,6 +62,12 @@ def move_up(draft: Draft, selection: Node) -> bool:
     draft.replace(selection, made)
     draft.fx.erase_node(selection)
     return True
+
+
+def is_absorbed(node: Node) -> bool:
+    """Whether an op is a clamp that the kernel of a convolution computes: a selection would part the two."""
+    source = node.args[0] if has(node, Trait.CLAMPS) else None
+    return isinstance(source, Node) and has(source, Trait.MIXES_CHANNELS) and not has(source, Trait.ROWWISE)
 
 
 def whole_axes(node: Node) -> int:
@@ -79,13 +91,18 @@ def aligned(node: Node, operand: Node, behind: int) -> bool:
     return len(own) < behind or str(own[-behind]) in ("1", str(whole[-behind]))
 
 
-def selected(draft: Draft, operand: Node, behind: int, index: Any, before: Node) -> Node:
-    """operand[index] along an axis; [0] where it is repeated, and itself where it lacks the axis."""
+def selected(draft: Draft, operand: Node, read: Node, behind: int, selection: Node) -> Node:
+    """operand[i] along an axis; all there is where it is repeated, and itself where it lacks the axis."""
     shape = shape_of(operand)
-    if len(shape) < behind:
+    chosen: tuple[Any, ...] | None = selection.args[2:]
+    if len(shape) >= behind and str(shape[-behind]) != str(shape_of(read)[-behind]):
+        chosen = SELECTIONS[selection.target]
+    if len(shape) < behind or chosen is None:
         return operand
-    chosen = 0 if shape[-behind] == 1 else index
-    return draft.call(aten.select.int, operand, len(shape) - behind, chosen, before=before, origin=before)
+    assert callable(selection.target)
+    return draft.call(
+        selection.target, operand, len(shape) - behind, *chosen, before=selection, origin=selection
+    )
 
 
 def shape_of(node: Node) -> tuple[Any, ...]:

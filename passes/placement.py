@@ -36,7 +36,9 @@ def place(
 ) -> dict[Node, Choice]:
     """Anchor -> choice. `floats` maps names of anchors that must stay float to the reason."""
     recipe.check_patterns([layer_names(group) for group in groups.values()])
-    choices = {anchor: start(group, recipe, floats) for anchor, group in groups.items() if group.row.starts}
+    choices = {
+        anchor: start(group, recipe, target, floats) for anchor, group in groups.items() if group.row.starts
+    }
     for anchor, group in groups.items():
         if not group.row.starts:
             choices[anchor] = carry(group, recipe, choices, floats)
@@ -48,7 +50,7 @@ def layer_names(group: Group) -> tuple[str, ...]:
     return (module_path(group.anchor), group.anchor.name, label(group.anchor))
 
 
-def start(group: Group, recipe: Recipe, floats: Mapping[str, str]) -> Choice:
+def start(group: Group, recipe: Recipe, target: Target, floats: Mapping[str, str]) -> Choice:
     """Decide a conv or linear by its recipe and by whether its weight is known."""
     layer = recipe.for_layer(*layer_names(group))
     given = arguments(group.anchor)
@@ -75,8 +77,11 @@ def start(group: Group, recipe: Recipe, floats: Mapping[str, str]) -> Choice:
         refuse_other_dynamic(layer, group)
         if not is_linear:
             return choice("float", f"recipe '{layer.name}' quantizes linears only")
-        mode = "dynamic" if layer.dynamic and layer.activations else "weight-only"
-        return choice(mode, "range taken at run time" if mode == "dynamic" else "weight stored in few bits")
+        if layer.dynamic and layer.activations:
+            return choice("dynamic", "range taken at run time")
+        if why := uneven(group, recipe, target):
+            return choice("float", why)
+        return choice("weight-only", "weight stored in few bits")
     bias = given.get(str(group.row.bias))
     if isinstance(bias, Node) and bias.op != "get_attr":
         return choice("float", "its bias is computed at run time")
@@ -98,6 +103,25 @@ def refuse_other_dynamic(layer: Recipe, group: Group) -> None:
             why="the kernel for that quantizes to uint8",
             fix="leave activations out of a dynamic recipe",
         )
+
+
+def uneven(group: Group, recipe: Recipe, target: Target) -> str:
+    """Why a linear cannot have the recipe's groups; empty where it can, or where an error should say so.
+
+    A recipe speaks of all layers, and one that its groups do not fit stays float. A size that an override
+    gives to this very layer, or that no kernel of the target takes, is a mistake: the plan refuses it.
+    """
+    names = layer_names(group)
+    layer = recipe.for_layer(*names)
+    asked = any(override.changes.get("group_size") for override in recipe.overrides_of(*names))
+    inputs = spec(arguments(group.anchor)[str(group.row.weight)])
+    assert inputs is not None
+    width, sizes = inputs.shape[-1], target.group_sizes(str(layer.weights))
+    if asked or layer.group_size not in sizes or not layer.group_size or width % layer.group_size == 0:
+        return ""
+    fitting = [size for size in sizes if size == 0 or width % size == 0]
+    hint = f"; group_size {max(fitting)} would fit it" if fitting else ""
+    return f"its {width} inputs are no whole number of groups of {layer.group_size}{hint}"
 
 
 def carry(group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: Mapping[str, str]) -> Choice:

@@ -161,7 +161,7 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
         raise PlanError(
             f"group size {size} does not divide the {reduction} inputs of the layer",
             node=label(group.anchor),
-            fix="choose a divisor, or override group_size for this layer",
+            fix="choose a divisor, or set weights to null for this layer to keep it in float",
         )
     if choice.mode == "weight-only":
         check_weight_only(format.name, size, group, target)
@@ -179,13 +179,13 @@ def weight_limit(choice: Choice, target: Target) -> int:
 
 
 def check_weight_only(format: str, size: int, group: Group, target: Target) -> None:
-    kernels = [entry for entry in target.weight_only if entry.format == format]
-    if not any(size in entry.blocks for entry in kernels):
-        sizes = sorted({block for entry in kernels for block in entry.blocks})
+    sizes = target.group_sizes(format)
+    if size not in sizes:
+        why = f"its group sizes for {format} are {list(sizes)}" if sizes else f"it reads no {format} weights"
         raise PlanError(
             f"weights in {format} with group size {size} have no kernel on target '{target.name}'",
             node=label(group.anchor),
-            why=f"its group sizes for {format} are {sizes}" if kernels else f"it reads no {format} weights",
+            why=why,
             fix="change weights or group_size in the recipe",
         )
 

@@ -46,6 +46,10 @@ class LoweringError(QCompilerError):
     """A planned node cannot be expressed on the backend."""
 
 
+class EngineError(QCompilerError):
+    """An engine failed while it ran a model, for a reason of its own and not because of the inputs."""
+
+
 class ContractError(QCompilerError):
     """What executes differs from what was promised."""
 

@@ -1,7 +1,8 @@
-"""Language models: a decoder compiled once for prompts and steps, and the loop that generates.
+"""Language models: a decoder compiled once for prompts and steps.
 
     compile_decoder : (decoder, recipe, ...) -> LanguageModel
-    generate        : (prompt, ...) -> token, token, ...
+
+How a LanguageModel generates stands in `generation`.
 
 A decoder is an nn.Module with the method empty_cache(batch, capacity) and the call
 
@@ -10,9 +11,8 @@ A decoder is an nn.Module with the method empty_cache(batch, capacity) and the c
 The length T stays symbolic, so a prompt, a part of one and a step run on one graph and one set of weights.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import api
-from qcompiler.api import Compiled
 from qcompiler.backends import AUTO, find_backend
-from qcompiler.backends.memory import Memory, cache_shapes, memory_of
 from qcompiler.errors import ArtifactError, CalibrationError, InputError
+from qcompiler.generation import LanguageModel, as_prompt, check_room
 from qcompiler.ir import Graph, spec
 from qcompiler.job import take
 from qcompiler.passes.decide import decide
 from qcompiler.passes.forms import forms
 from qcompiler.proof import prove
 from qcompiler.recipe import Recipe, find_recipe
-from qcompiler.report import Report
 from qcompiler.steps import Steps
 from qcompiler.target import Target, find_target
 
@@ -48,66 +46,6 @@ class Last(nn.Module):
     def forward(self, tokens: Tensor, start: Tensor, cache: Any) -> tuple[Tensor, Any]:
         logits, cache = self.decoder(tokens, start, cache)
         return logits[:, -1], cache
-
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageModel:
-    """A compiled decoder. Several sequences may be generated at a time; each has a cache of its own."""
-
-    compiled: Compiled
-
-    @property
-    def capacity(self) -> int:
-        """How many tokens a sequence may have."""
-        return cache_shapes(self.compiled.graph)[0][2]
-
-    @property
-    def vocabulary(self) -> int:
-        found = spec(self.compiled.graph.results[0])
-        return int(found.shape[-1]) if found else 0
-
-    def memory(self) -> Memory:
-        """An empty cache for one sequence."""
-        return memory_of(self.compiled.executable)
-
-    def generate(
-        self,
-        tokens: Sequence[int] | Tensor,
-        max_new_tokens: int | None = None,
-        *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        seed: int = 0,
-        stop: int | Iterable[int] = (),
-    ) -> Iterator[int]:
-        """The tokens that follow a prompt, one by one; ends behind a token of `stop`, which it gives, too.
-
-        max_new_tokens: as many as the cache has room for if None.
-        temperature: 0 for the likeliest token, else a draw from softmax(logits / temperature).
-        top_k: draws are among so many likeliest tokens.
-
-        Raises InputError, before anything is computed, for a prompt that does not fit.
-        """
-        prompt = as_prompt(tokens, self.vocabulary)
-        room = self.capacity - prompt.shape[1] + 1  # the last token is given and not remembered
-        check_room(prompt.shape[1], max_new_tokens, self.capacity)
-        if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
-            raise InputError(
-                f"temperature {temperature} and top_k {top_k} describe no distribution",
-                fix="use a temperature of at least 0 and a top_k of at least 1",
-            )
-        count = room if max_new_tokens is None else max_new_tokens
-        choice = Choice(temperature=temperature, top_k=top_k, generator=torch.Generator().manual_seed(seed))
-        last = frozenset([stop] if isinstance(stop, int) else stop)
-        return following(self.memory(), prompt, count, choice, last)
-
-    def report(self) -> Report:
-        """What was decided, what runs, how exact and how fast a step is."""
-        return self.compiled.report()
-
-    def save(self, path: str | Path) -> None:
-        """Write the artifact folder, as `Compiled.save` does."""
-        self.compiled.save(path)
 
 
 def compile_decoder(
@@ -245,71 +183,6 @@ def calls(decoder: nn.Module, given: Sequence[Tensor], capacity: int | None) -> 
             _, cache = decoder(before, torch.tensor(0), empty)
         found += [(before, torch.tensor(0), empty), (last, torch.tensor(before.shape[1]), cache)]
     return found
-
-
-# ---------------------------------------------------------------- generation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """How a token is chosen among the logits [vocabulary]."""
-
-    temperature: float
-    top_k: int | None
-    generator: torch.Generator
-
-    def of(self, logits: Tensor) -> int:
-        if self.temperature == 0:
-            return int(logits.argmax())
-        kept, ids = logits.topk(len(logits) if self.top_k is None else min(self.top_k, len(logits)))
-        shares = ((kept - kept[0]).double() / self.temperature).softmax(-1)  # the largest exponent is 0
-        return int(ids[torch.multinomial(shares, 1, generator=self.generator)])
-
-
-def following(
-    memory: Memory, prompt: Tensor, count: int, choice: Choice, stop: frozenset[int]
-) -> Iterator[int]:
-    """feed, choose, give; a token is fed only when the one after it is asked for."""
-    fed = prompt
-    for _ in range(count):
-        token = choice.of(memory.feed(fed)[0])
-        yield token
-        if token in stop:
-            return
-        fed = torch.tensor([[token]])
-
-
-def as_prompt(tokens: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
-    """[1, T]; refuses what the decoder has no embedding for."""
-    given = torch.as_tensor(tokens)
-    prompt = given.to(torch.int64) if given.dim() == 2 else given.to(torch.int64).reshape(1, -1)
-    if given.is_floating_point() and given.numel():
-        raise InputError(
-            f"the prompt holds {given.dtype} numbers", why="tokens are ids", fix="pass a list of integers"
-        )
-    if prompt.shape[0] != 1 or not prompt.shape[1]:
-        raise InputError(
-            f"the prompt has shape {list(prompt.shape)}", why="it is one sequence of at least one token",
-            fix="pass a list of token ids",
-        )  # fmt: skip
-    low, high = int(prompt.min()), int(prompt.max())
-    if low < 0 or high >= vocabulary:
-        raise InputError(
-            f"the prompt has a token {low if low < 0 else high}", why=f"the vocabulary has {vocabulary}",
-            fix="use the tokenizer that belongs to the model",
-        )  # fmt: skip
-    return prompt
-
-
-def check_room(length: int, more: int | None, capacity: int) -> None:
-    """The prompt, and all new tokens but the last, must fit into the cache."""
-    needed = length + max((more or 1) - 1, 0)
-    if needed > capacity or (more is not None and more < 0):
-        asked = "" if more is None else f" and {more} new ones are asked for"
-        raise InputError(
-            f"the prompt has {length} tokens{asked}", why=f"the cache holds {capacity}",
-            fix="shorten it, or compile the decoder with a larger capacity",
-        )  # fmt: skip
 
 
 __all__ = ["LanguageModel", "compile_decoder", "load_decoder"]

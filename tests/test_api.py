@@ -252,6 +252,19 @@ class S8(nn.Module):
         return self.second(y) + y  # type: ignore[no-any-return]
 
 
+def test_a_layer_that_the_groups_do_not_fit_is_float_by_plan_and_strict_has_no_objection(
+    tmp_path: Path,
+) -> None:
+    """On the engine; an export has no speed guard, which could take the other layer to float as well."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 64)).eval(), torch.randn(4, 64)
+    found = qc.export_onnx(model, x, tmp_path / "x.onnx", recipe="w4a16", strict=True, progress=False)
+    first, second = [row for row in found.rows if row.layer.op == "linear"]
+    assert (first.layer.precision, first.executed) == ("int4", "int4")
+    assert (second.layer.precision, second.executed) == ("float", "float")
+    assert second.layer.why.startswith("its 48 inputs are no whole number of groups of 32")
+
+
 def test_strict_refuses_a_layer_that_would_run_in_float() -> None:
     with pytest.raises(ContractError, match="run in float"):
         qc.compile(

@@ -34,6 +34,7 @@ LAYERS = (
     (
         "qcompiler.api",
         "qcompiler.language",
+        "qcompiler.generation",
         "qcompiler.region",
         "qcompiler.job",
         "qcompiler.proof",

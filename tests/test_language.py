@@ -141,7 +141,7 @@ def test_a_part_of_a_prompt_in_a_batch_is_refused_in_one_sentence(model: qc.Lang
 
 
 def test_draws_are_among_so_many_tokens_even_if_some_are_alike() -> None:
-    from qcompiler.language import Choice
+    from qcompiler.generation import Choice
 
     logits = torch.tensor([1.0, 1.0, 1.0, 0.5])
     drawn = {Choice(temperature=t, top_k=2, generator=torch.Generator().manual_seed(seed)).of(logits)

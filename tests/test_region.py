@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler as qc
-from qcompiler.errors import ArtifactError, CalibrationError, InputError, TraceError
+from qcompiler.errors import ArtifactError, CalibrationError, EngineError, InputError, TraceError
 from qcompiler.region import Regions, backend, region, region_report
 from qcompiler.region.build import build, on_reference
 from qcompiler.region.model import ByRegion
@@ -150,6 +151,61 @@ def test_a_detector_runs_its_backbone_and_every_head_in_integers() -> None:
     assert "getitem" in crop["ops"] and "tests/test_region.py:" in crop["source"] and crop["time_us"] > 0
     for x in data[:4]:
         torch.testing.assert_close(fast(x), on_exact_arithmetic(fast, x), rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------- loops over values
+
+
+class Boxes(nn.Module):
+    """A head on some spans of rows, whose ends are read by one of three loops."""
+
+    def __init__(self, loop: str) -> None:
+        super().__init__()
+        self.neck, self.head, self.loop = nn.Linear(8, 8), nn.Linear(8, 5), loop
+
+    def forward(self, rows: Tensor, boxes: Tensor) -> Tensor:
+        rows, found = self.neck(rows), []
+        if self.loop == "a list":
+            for first, last in boxes.tolist():
+                found.append(self.head(rows[first:last].mean(0, keepdim=True)))
+        elif self.loop == "one by one":
+            for box in boxes:
+                found.append(self.head(rows[int(box[0]) : int(box[1])].mean(0, keepdim=True)))
+        else:
+            for box in boxes:
+                found.append(self.of(rows[int(box[0]) : int(box[1])]))
+        return torch.cat(found)
+
+    def of(self, span: Tensor) -> Tensor:
+        y: Tensor = self.head(span.mean(0, keepdim=True))
+        return y
+
+
+def boxed(model: Boxes) -> Regions:
+    regions = exact()
+    fast = torch_compile(model, backend=regions)
+    for first in range(4):
+        fast(torch.randn(16, 8), torch.tensor([[2, 7], [5, 9], [first, 12 + first]]))
+    regions.settle()
+    return regions
+
+
+def test_a_loop_that_reads_values_one_by_one_leaves_its_frame_in_float() -> None:
+    assert boxed(Boxes("one by one").eval()).regions == []
+
+
+def test_the_same_loop_over_a_list_reaches_the_regions() -> None:
+    model = Boxes("a list").eval()
+    found = boxed(model).report(model).to_dict()
+    integer, total = by_op(found)["linear"]
+    assert integer == total > 1 and found["regions"]["uncaptured"] == []
+
+
+def test_a_method_that_such_a_loop_calls_is_a_frame_of_its_own() -> None:
+    model = Boxes("a method").eval()
+    found = boxed(model).report(model).to_dict()
+    integer, total = by_op(found)["linear"]
+    assert integer == total > 0 and found["regions"]["uncaptured"] == ["neck"]
 
 
 # ---------------------------------------------------------------- islands
@@ -295,6 +351,22 @@ def test_an_error_of_the_model_while_it_is_recorded_is_the_callers_and_leaves_no
     assert torch.equal(fast(good), model(good))
     assert only.calls == {"calibrating": 2} and only.state != "recording"
     assert torch.isfinite(fast(good)).all()
+
+
+def test_a_failure_of_the_engine_is_counted_and_float_answers() -> None:
+    model, regions = Straight().eval(), exact(calibrate=1)
+    fast, x = torch.compile(model, backend=regions), images()
+
+    def failing(*given: Any) -> Any:
+        raise EngineError("no memory")
+
+    with torch.no_grad():
+        fast(x)
+        (only,) = regions.regions
+        assert only.built is not None
+        only.built = dataclasses.replace(only.built, run=failing)
+        assert torch.equal(fast(x), model(x))
+    assert only.calls == {"calibrating": 1, "engine failed": 1}
 
 
 def test_a_failing_compilation_leaves_the_float_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ from torch.fx import Node
 
 from qcompiler.backends.base import Execution
 from qcompiler.backends.ort.contract import read_execution
+from qcompiler.backends.ort.failure import failure
 from qcompiler.backends.ort.memory import BoundMemory
 from qcompiler.backends.ort.prepare import prepare
 from qcompiler.backends.ort.profile import profile_nodes
 from qcompiler.backends.ort.requirements import check_opset, default_opset, settings_for
 from qcompiler.backends.ort.session import Names, Settings, names_of, open_session, run_session
 from qcompiler.backends.ort.verify import NodeDistance, verify_nodes
-from qcompiler.errors import InputError, LoweringError
+from qcompiler.errors import LoweringError
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
 from qcompiler.target import Target, find_target
@@ -48,11 +49,8 @@ class OrtExecutable:
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
         try:
             results = iter(run_session(self.session, inputs, self.names))
-        except Exception as error:  # its exceptions have no common class of their own
-            raise InputError(
-                "ONNX Runtime cannot run this call", why=str(error).splitlines()[0][:300],
-                fix="call it with sizes that its kernels take; backend='reference' takes all",
-            ) from error  # fmt: skip
+        except Exception as error:
+            raise failure(error) from error
         returned = self.graph.output.args[0]
         return [as_returned(arg, next(results)) if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
 

@@ -106,15 +106,7 @@ def spread(draft: Draft, mask: Node, attention: Node) -> Node:
         for size, name in zip(wanted, ("query", "key"), strict=True)
     ]
     leading = [-1] * max(0, len(found.shape) - 2)
-    known = next(
-        (
-            user
-            for user in mask.users
-            if user.target is aten.expand.default and user.args[1] == [*leading, *sizes]
-        ),
-        None,
-    )
-    return known or draft.call(aten.expand.default, mask, [*leading, *sizes], before=attention)
+    return draft.call(aten.expand.default, mask, [*leading, *sizes], before=attention)
 
 
 # ---------------------------------------------------------------- data movement, run on indices

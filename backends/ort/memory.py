@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.memory import check_fits
+from qcompiler.backends.ort.failure import failure
 from qcompiler.backends.ort.session import flushing_denormals
 
 
@@ -46,8 +47,11 @@ class BoundMemory:
         self.binding.bind_cpu_input(self.start.name, np.array(self.length, np.int64))
         if self.place is None:
             self.binding.bind_output(self.logits.name, "cpu")
-        with flushing_denormals():
-            self.session.run_with_iobinding(self.binding)
+        try:
+            with flushing_denormals():
+                self.session.run_with_iobinding(self.binding)
+        except Exception as error:
+            raise failure(error) from error
         self.length += tokens.shape[1]
         if self.place is None:
             return torch.from_numpy(self.binding.get_outputs()[-1].numpy())

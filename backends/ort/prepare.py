@@ -23,6 +23,7 @@ from qcompiler.backends.ort.stem import pays, use_space_to_depth
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Draft, Graph, arguments, label, spec, value
 from qcompiler.ir.ops import FLOAT8
+from qcompiler.passes.duplicates import merge_duplicates
 from qcompiler.passes.materialize import insert_bias
 from qcompiler.passes.weights import MOST_BIAS
 from qcompiler.rewrite import Trait, has
@@ -34,10 +35,10 @@ qc = torch.ops.qcompiler
 def prepare(graph: Graph, *, opset: int, portable: bool) -> Graph:
     """Rewrite every linear and attention into the form of its kernel; names of linears are kept.
 
-    A portable graph keeps its static linears between quantize and dequantize, as other engines read them.
+    What several of them read in another form (an input reshaped, a mask spread) is made once. A portable
+    graph keeps its static linears between quantize and dequantize, as other engines read them.
     """
     draft = Draft(graph)
-    flattened: dict[Node, Node] = {}
     for node in draft.nodes:
         if node.target is aten.avg_pool2d.default:
             clip_windows(draft, node)
@@ -64,8 +65,8 @@ def prepare(graph: Graph, *, opset: int, portable: bool) -> Graph:
         else:
             use_integer_bias(draft, node, source, weight)
             if len(rank_of(node)) > 2:
-                flatten(draft, node, source, flattened)
-    return draft.finish()
+                flatten(draft, node, source)
+    return merge_duplicates(draft.finish())
 
 
 def clip_windows(draft: Draft, node: Node) -> None:
@@ -115,18 +116,16 @@ def rank_of(node: Node) -> tuple[Any, ...]:
     return found.shape if found else ()
 
 
-def flatten(draft: Draft, node: Node, source: Node, flattened: dict[Node, Node]) -> None:
-    """Run a linear on [rows, K]; linears that share an input share the reshape."""
+def flatten(draft: Draft, node: Node, source: Node) -> None:
+    """Run a linear on [rows, K]."""
     given = arguments(source)
     shape = rank_of(node)
-    if source not in flattened:
-        width = rank_of(source)[-1]
-        rows = draft.call(aten.view.default, given["q"], [-1, width], before=node, origin=source)
-        flattened[source] = draft.call(
-            qc.dequantize.default, rows, given["scale"], given["zero_point"], given["format"], None, 0,
-            before=node, origin=source,
-        )  # fmt: skip
-    node.args = (flattened[source], *node.args[1:])
+    rows = draft.call(aten.view.default, given["q"], [-1, rank_of(source)[-1]], before=node, origin=source)
+    decoded = draft.call(
+        qc.dequantize.default, rows, given["scale"], given["zero_point"], given["format"], None, 0,
+        before=node, origin=source,
+    )  # fmt: skip
+    node.args = (decoded, *node.args[1:])
     draft.infer(node)
     behind = node.next
     sizes = [

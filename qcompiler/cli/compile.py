@@ -72,7 +72,7 @@ def judged(compiled: "Compiled", source: "Source") -> "Compiled":
     """With the task metric of the model, if it has one."""
     if source.metric is None:
         return compiled
-    from qcompiler.ir.trace import first_line, user_position
+    from qcompiler.ir.failure import first_line, user_position
 
     try:
         return compiled.measured(source.metric, source.model, weights_are_random=source.weights_are_random)

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import io
 import logging
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -27,6 +26,7 @@ from torch.utils import _pytree as pytree
 from qcompiler.errors import InputError, TraceError
 from qcompiler.ir.archive import safe_copy
 from qcompiler.ir.edit import normalize_arguments
+from qcompiler.ir.failure import explain_failure, first_line, is_users_control_flow, user_position
 from qcompiler.ir.graph import Graph, Note, Signature
 from qcompiler.ir.spec import spec
 
@@ -429,50 +429,6 @@ def refuse_higher_order(node: Node) -> None:
             why="a graph is straight-line code",
             fix="move the branch out of the model and compile the parts",
         )
-
-
-CONTROL_FLOW = ("data-dependent", "DataDependent", "GuardOnDataDependent", "UserError", "Unsupported")
-
-
-def is_users_control_flow(error: Exception) -> bool:
-    return any(word in type(error).__name__ or word in str(error)[:400] for word in CONTROL_FLOW)
-
-
-def explain_failure(model: Model, error: Exception) -> TraceError:
-    position = user_position(error)
-    if is_users_control_flow(error):
-        found = TraceError(
-            f"{type(model).__name__} cannot be traced",
-            node=position,
-            why="the path through the code depends on the values of a tensor, or on Python that has no graph",
-            fix="express the choice with torch.where, or compile the parts before and after it",
-        )
-        found.is_control_flow = True
-        return found
-    return TraceError(
-        f"{type(model).__name__} cannot be traced",
-        node=position,
-        why=first_line(error),
-        fix="see the cause above; torch.export must be able to capture the model",
-    )
-
-
-LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-
-
-def user_position(error: BaseException) -> str | None:
-    """`file.py:12 (code)` of the deepest frame that is neither torch's nor ours."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((*LIBRARY, "<"))
-    ]
-    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else None
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 @contextmanager

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.errors import InputError
+from qcompiler.errors import EngineError, InputError
+from qcompiler.ir.failure import first_line
 from qcompiler.ir.spec import source_line
-from qcompiler.ir.trace import first_line, quiet
+from qcompiler.ir.trace import quiet
 from qcompiler.region.build import Built, Piece, Settings, build
 from qcompiler.region.capture import Capture
 
 # What became of a call, as it is counted.
-CALIBRATING, COMPILED, SHAPES = "calibrating", "compiled", "other shapes"
+CALIBRATING, COMPILED, SHAPES, FAILED = "calibrating", "compiled", "other shapes", "engine failed"
 
 
 class Region:
@@ -57,10 +58,10 @@ class Region:
         try:
             with torch.no_grad():
                 result = built.run(*(given[position] for position in capture.positions))
-        except (
-            InputError
-        ):  # of other shapes than it was compiled for; it has no effects, so float starts anew
+        except InputError:  # of other shapes than it was compiled for
             return self.in_torch(capture, given, SHAPES)
+        except EngineError:  # it has no effects, so float starts anew
+            return self.in_torch(capture, given, FAILED)
         self.count(COMPILED)
         return result
 
@@ -118,7 +119,7 @@ class Region:
         try:
             with torch.no_grad():
                 self.built.run(*(given[position] for position in capture.positions))
-        except InputError:
+        except (InputError, EngineError):
             return False
         return True
 

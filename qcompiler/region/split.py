@@ -17,8 +17,8 @@ from torch.fx.passes.split_module import split_module
 from qcompiler.backends.base import Backend
 from qcompiler.errors import TraceError
 from qcompiler.ir import value
+from qcompiler.ir.failure import first_line
 from qcompiler.ir.spec import is_float, spec
-from qcompiler.ir.trace import first_line
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.region.capture import inputs, is_number, version
 from qcompiler.region.program import traced

@@ -110,6 +110,11 @@ class Target:
             )
         return None
 
+    def group_sizes(self, weights: str) -> tuple[int, ...]:
+        """The group sizes, ascending, in which a float op reads weights of a format; 0 is one per column."""
+        name = self.weight if weights == "target" else weights
+        return tuple(sorted({size for row in self.weight_only if row.format == name for size in row.blocks}))
+
     def supports(self, format: str, role: Literal["activations", "weights"]) -> Support:
         table: Mapping[str, Support] = getattr(self, role)
         if format not in table:

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from qcompiler.backends.ort import open_executable, write_onnx
 from qcompiler.backends.ort.attention import heads_of, is_attention, merged, operands
-from qcompiler.ir import Graph, evaluate, trace
+from qcompiler.backends.ort.prepare import prepare
+from qcompiler.ir import Graph, arguments, evaluate, spec, trace
 from qcompiler.passes.canonicalize import CANONICAL
+from qcompiler.passes.decide import planned
 from qcompiler.passes.forms import forms
+from qcompiler.progress import silent
+from qcompiler.proof import quantized
 from qcompiler.recipe import find_recipe
 from qcompiler.rewrite import run
 from qcompiler.target import find_target
@@ -125,6 +129,39 @@ def test_the_kernel_computes_what_torch_does(case: str, tmp_path: Path) -> None:
     for batch in (1, 2, 3):
         x = inputs(batch)
         torch.testing.assert_close(engine(x), evaluate(graph, x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_that_two_blocks_read_is_spread_once() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Attends(plain), Attends(plain)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            y: Tensor = self.second(self.first(x, mask), mask)
+            return y
+
+    graph = run(CANONICAL, trace(Two().eval(), (torch.randn(2, 6, WIDTH), keys(2, 6))))
+    attentions = [
+        node
+        for node in prepare(graph, opset=23, portable=False).nodes
+        if node.target is torch.ops.qcompiler.attention.default
+    ]
+    masks = {arguments(node)["mask"] for node in attentions}
+    assert len(attentions) == 2 and len(masks) == 1
+    assert [tuple(found.shape[-2:]) for found in map(spec, masks) if found] == [(6, 6)]
+
+
+def test_linears_of_one_input_share_its_reshape() -> None:
+    model = Attends(lambda q, k, v, mask: torch.cat([q, k, v], -1)).eval()
+    x = torch.randn(2, 6, WIDTH)
+    recipe, cpu = find_recipe({"base": "int8", "smooth": None, "bias_correction": False}), find_target("cpu")
+    decision = planned(run(CANONICAL, trace(model, x)), [x], recipe, cpu, silent)
+    ready = prepare(quantized(decision), opset=21, portable=True)
+    linears = [node for node in ready.nodes if node.target is torch.ops.aten.linear.default]
+    assert len(linears) == 3
+    (read,) = {node.all_input_nodes[0] for node in linears}
+    assert read.meta["val"].dim() == 2
 
 
 def test_heads_that_are_no_columns_are_attended_by_head(tmp_path: Path) -> None:

@@ -67,14 +67,75 @@ def test_only_the_row_that_is_read_is_computed(compute: Callable[..., Any]) -> N
 
 
 @pytest.mark.parametrize(
+    ("compute", "left"),
+    [
+        (lambda m, x: m.second(m.norm(m.first(x)))[:, -1:], 1),
+        (lambda m, x: m.second(m.rms(F.gelu(m.first(x))))[:, :1], 1),
+        (lambda m, x: m.second(m.first(x) + m.table)[:, 1:3], 2),
+        (lambda m, x: m.second(m.first(x) * m.gain + x)[:, ::2], 3),
+        (lambda m, x: m.second(m.first(x) + x[:, :1])[:, -2:], 2),  # one row that stands for all
+        (lambda m, x: m.second(x + m.first(m.norm(x)))[:, :-1], 4),
+    ],
+    ids=["norm", "first", "table", "gain", "repeated", "residual"],
+)
+def test_only_the_range_that_is_read_is_computed(compute: Callable[..., Any], left: int) -> None:
+    graph = canonical(compute)
+    assert rows(graph, aten.linear.default) == [[left, 8], [left, 6]]
+    assert {node.all_input_nodes[0].op for node in graph.nodes if node.target is aten.slice.Tensor} <= {
+        "placeholder", "get_attr"
+    }  # fmt: skip
+
+
+def test_a_position_of_a_range_moves_up_to_it() -> None:
+    graph = canonical(lambda m, x: m.second(m.first(x)[:, -3:])[:, 0])
+    assert rows(graph, aten.linear.default) == [[8], [6]]
+
+
+def test_a_range_of_the_batch_moves_too() -> None:
+    graph = canonical(lambda m, x: m.second(m.first(x))[:1])
+    assert rows(graph, aten.linear.default) == [[1, 5, 8], [1, 5, 6]]
+
+
+def test_a_clamp_stays_with_the_convolution_whose_kernel_computes_it() -> None:
+    class Cropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = (self.conv(x).relu() * 2)[:, :, 1:-1]
+            return y
+
+    model, x = Cropped().eval(), torch.randn(2, 3, 8, 8)
+    graph = run(CANONICAL, trace(model, x))
+    torch.testing.assert_close(evaluate(graph, [x])[0], model(x))
+    (relu,) = (node for node in graph.nodes if node.target is aten.relu.default)
+    assert relu.all_input_nodes[0].target is aten.conv2d.default
+    assert [node.target for node in relu.users] == [aten.slice.Tensor]
+
+
+@pytest.mark.parametrize(
     "compute",
     [
+        lambda m, x: m.second(m.first(x))[..., :2],
+        lambda m, x: m.second(m.first(x)).softmax(1)[:, :1],
+        lambda m, x: F.layer_norm(m.first(x), [5, 8])[:, :1],
+        lambda m, x: (y := m.second(m.first(x)))[:, -1:] + y.sum(1, keepdim=True),
         lambda m, x: m.second(m.first(x))[..., 2],  # a feature, which the linear mixes
         lambda m, x: m.second(m.first(x)).softmax(1)[:, 0],  # over the rows
         lambda m, x: F.layer_norm(m.first(x), [5, 8])[:, 0],  # normalized over them
         lambda m, x: (y := m.second(m.first(x)))[:, 0] + y.sum(1),  # all rows are read elsewhere
     ],
-    ids=["feature", "softmax", "norm", "readers"],
+    ids=[
+        "features",
+        "range of softmax",
+        "range of norm",
+        "readers of range",
+        "feature",
+        "softmax",
+        "norm",
+        "readers",
+    ],
 )
 def test_what_reads_all_rows_gets_them(compute: Callable[..., Any]) -> None:
     assert all(shape[0] == 5 for shape in rows(canonical(compute), aten.linear.default))

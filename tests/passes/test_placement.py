@@ -254,6 +254,29 @@ def test_recipes_without_calibrated_activations_quantize_linears_only(recipe: st
     assert not any(choice.output_codes for choice in found.values())
 
 
+@pytest.mark.parametrize(
+    ("recipe", "width", "why"),
+    [
+        ("w4a16", 48, "its 48 inputs are no whole number of groups of 32; group_size 16 would fit it"),
+        ("w4a16", 24, "its 24 inputs are no whole number of groups of 32"),
+        (
+            {"base": "w8a16", "group_size": 64}, 96,
+            "its 96 inputs are no whole number of groups of 64; group_size 32 would fit it",
+        ),
+        (
+            {"base": "w8a16", "group_size": 64, "weights": "target"}, 24,
+            "its 24 inputs are no whole number of groups of 64; group_size 0 would fit it",
+        ),
+    ],
+)  # fmt: skip
+def test_a_linear_that_the_groups_do_not_fit_stays_float(recipe: Any, width: int, why: str) -> None:
+    found = choices(
+        nn.Sequential(nn.Linear(64, width), nn.Linear(width, 4)), torch.randn(2, 64), recipe=recipe
+    )
+    assert modes(found) == {"linear": "weight-only", "linear_1": "float"}
+    assert found["linear_1"].why == why
+
+
 def test_one_layer_may_be_dynamic_among_static_ones() -> None:
     recipe = {"overrides": [{"pattern": "2", "dynamic": True}]}
     found = choices(CHAIN, torch.randn(2, 64), recipe=recipe)

@@ -197,11 +197,14 @@ def test_the_limit_holds_for_every_kernel_that_multiplies_integers(monkeypatch: 
     assert limits == {"int8": 64, "int8-dynamic": 64, "w8a16": 0, "w4a16": 0}
 
 
-def test_a_group_size_must_divide_the_inputs_and_have_a_kernel() -> None:
+def test_a_group_size_that_an_override_gives_must_divide_and_any_must_have_a_kernel() -> None:
+    x, named = torch.randn(2, 48), find_recipe("w4a16").overriding("linear", group_size=64)
     with pytest.raises(
-        PlanError, match=r"group size 32 does not divide the 48 inputs of the layer at linear"
+        PlanError, match=r"group size 64 does not divide the 48 inputs of the layer at linear"
     ):
-        decision(nn.Linear(48, 4), torch.randn(2, 48), recipe="w4a16")
+        decision(nn.Linear(48, 4), x, recipe=named)
+    fitting = decision(nn.Linear(48, 4), x, recipe=named.overriding("linear", group_size=16))
+    assert [weight.group_size for weight in fitting.plan.weights] == [16]
     with pytest.raises(PlanError, match=r"int4 with group size 8 have no kernel.*\[16, 32, 64, 128\]"):
         decision(nn.Linear(64, 4), torch.randn(2, 64), recipe={"base": "w4a16", "group_size": 8})
     for base in ("int8", "int8-dynamic"):
