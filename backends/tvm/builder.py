@@ -54,7 +54,9 @@ class Builder:
         """Bring the cache line at an index near, for reading; an address behind the buffer does no harm."""
         address = tirx.op.address_of(buffer[index])
         numbers = (tirx.const(number, "int32") for number in (0, 3, 1))  # read, into all caches, data
-        self.emit(tirx.Evaluate(tirx.op.call_llvm_intrin("void", intrinsic("llvm.prefetch"), address, *numbers)))
+        self.emit(
+            tirx.Evaluate(tirx.op.call_llvm_intrin("void", intrinsic("llvm.prefetch"), address, *numbers))
+        )
 
     @contextmanager
     def loop(self, extent: Any) -> Iterator[Any]:

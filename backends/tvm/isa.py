@@ -65,9 +65,9 @@ def packed(four: list[Expression]) -> Expression:
 
 
 AVX512_VNNI = Isa(
-    name="avx512_vnni", features=("avx512_vnni", "avx512bw"), lanes=16, unit=4, registers=28,
+    name="avx512_vnni", features=("avx512_vnni",), lanes=16, unit=4, registers=28,
     spread=spread_bytes, panel=lambda w, index: w[tirx.Ramp(index, 1, 64)], dot=vpdpbusd, nearest=vcvtps2dq,
     narrow=packed,
-    # After the packs byte l * 16 + v * 4 + b is number l * 4 + b of vector v.
-    order=tuple(l * 16 + v * 4 + b for v in range(4) for l in range(4) for b in range(4)),
+    # Within each of four parts, the packs put four bytes of every vector side by side.
+    order=tuple(part * 16 + v * 4 + b for v in range(4) for part in range(4) for b in range(4)),
 )  # fmt: skip

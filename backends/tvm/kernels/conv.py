@@ -4,7 +4,7 @@
     y = sat(rne(float32(acc) m[o]) + z),  or  sat(rne(fma(r, r_s, fma(float32(acc), m[o], r_0))) + z)
 
 By pixel, one row of a kernel is contiguous in memory, so a convolution is KH products of matrices whose rows
-overlap: no copies, and one inner loop for every kernel size and stride. A linear is a convolution of one line.
+overlap: no copies, and one inner loop for every kernel size and stride. A linear is one of a single line.
 """
 
 from collections.abc import Iterator
@@ -82,7 +82,9 @@ class Kernel:
         self.layer, self.isa, k = layer, isa, Builder(name)
         down, across, length = layer.runs
         steps = -(-length // isa.unit)
-        self.panel = down * across * steps * isa.lanes * isa.unit  # bytes of weights for a register of channels
+        self.panel = (
+            down * across * steps * isa.lanes * isa.unit
+        )  # bytes of weights for a register of channels
         self.panels = -(-layer.y.channels // layer.groups // isa.lanes)  # in a group
         self.tile = Tile(
             rows=min(tile.rows, layer.y.width), columns=min(tile.columns, self.panels),
@@ -103,14 +105,16 @@ class Kernel:
         k, tile, y = self.k, self.tile, self.layer.y
         blocks, lines, tiles = -(-self.panels // tile.columns), y.height, -(-y.width // tile.rows)
         outer, inner = (blocks, lines) if tile.channels_first else (lines, blocks)
-        with k.loop(y.images) as n, k.loop(self.layer.groups) as g:
-            with k.loop(outer) as i, k.loop(inner) as j, k.loop(tiles) as t:
-                block, h = (i, j) if tile.channels_first else (j, i)
-                panel = within(k, block, tile.columns, self.panels)
-                w = within(k, t, tile.rows, y.width)
-                sums = self.start(g, panel)
-                self.accumulate(sums, (n, g, panel, h, w), h * tiles + t, lines * tiles)
-                self.finish(sums, (n, g, panel, h, w))
+        with (
+            k.loop(y.images) as n, k.loop(self.layer.groups) as g,
+            k.loop(outer) as i, k.loop(inner) as j, k.loop(tiles) as t,
+        ):  # fmt: skip
+            block, h = (i, j) if tile.channels_first else (j, i)
+            panel = within(k, block, tile.columns, self.panels)
+            w = within(k, t, tile.rows, y.width)
+            sums = self.start(g, panel)
+            self.accumulate(sums, (n, g, panel, h, w), h * tiles + t, lines * tiles)
+            self.finish(sums, (n, g, panel, h, w))
         return k.function()
 
     def start(self, g: Any, panel: Any) -> list[list[Any]]:
@@ -152,7 +156,9 @@ class Kernel:
         k, isa, y = self.k, self.isa, self.layer.y
         n, g, panel, h, w = place
         channel = (g * self.panels + panel) * isa.lanes
-        scales = [k.bind(k.load(self.multiplier, channel + j * isa.lanes, isa.lanes)) for j in range(len(sums[0]))]
+        scales = [
+            k.bind(k.load(self.multiplier, channel + j * isa.lanes, isa.lanes)) for j in range(len(sums[0]))
+        ]
         spots = [(r, j) for r in range(len(sums)) for j in range(len(scales))]
         for begin in range(0, len(spots), 4):
             four = spots[begin : begin + 4]
@@ -228,9 +234,7 @@ def merged(codes: NDArray[np.int8], groups: int, isa: Isa) -> tuple[NDArray[np.i
     [O, C / groups, ..], groups  -->  [O, C / fewer, ..], fewer
     """
     outputs = len(codes) // groups
-    times = next(
-        (n for n in range(1, groups) if groups % n == 0 and n * outputs % isa.lanes == 0), groups
-    )
+    times = next((n for n in range(1, groups) if groups % n == 0 and n * outputs % isa.lanes == 0), groups)
     inputs = codes.shape[1]
     wide = np.zeros((len(codes), inputs * times, *codes.shape[2:]), codes.dtype)
     for output in range(len(codes)):
