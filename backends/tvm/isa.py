@@ -20,6 +20,7 @@ class Isa:
 
     lanes: numbers of 32 bits in a register. unit: bytes of the reduction that one multiplication takes per
     lane, so that weights lie as [.., lanes, unit]. registers: how many accumulators a tile may have.
+    latency: cycles of a multiplication that starts in every one.
     spread: (bytes, index) -> `unit` codes, the same in every lane. panel: (weights, index) -> one per lane.
     nearest: float32 -> int32, half to even. narrow: four int32 vectors -> 4 * lanes bytes, saturated to
     0 .. 255, in the order of `order`.
@@ -30,6 +31,7 @@ class Isa:
     lanes: int
     unit: int
     registers: int
+    latency: int
     spread: Callable[[Any, Expression], Expression]
     panel: Callable[[Any, Expression], Expression]
     dot: Callable[[Expression, Expression, Expression], Expression]
@@ -65,7 +67,7 @@ def packed(four: list[Expression]) -> Expression:
 
 
 AVX512_VNNI = Isa(
-    name="avx512_vnni", features=("avx512_vnni",), lanes=16, unit=4, registers=28,
+    name="avx512_vnni", features=("avx512_vnni",), lanes=16, unit=4, registers=28, latency=4,
     spread=spread_bytes, panel=lambda w, index: w[tirx.Ramp(index, 1, 64)], dot=vpdpbusd, nearest=vcvtps2dq,
     narrow=packed,
     # Within each of four parts, the packs put four bytes of every vector side by side.

@@ -22,6 +22,7 @@ class KernelRow:
     output: "required": the kernel only exists with a quantized result; "optional": it can also return
     float; "same": codes pass through, so input and output share one scale and zero point.
     to_float: the kernel that returns float and adds a float bias, where that is another one.
+    adds: it adds another quantized tensor of the result's shape before it rounds once.
     starts: worth quantizing an input for. A row that does not start carries integers that are there anyway.
     where: which calls of the op the kernel computes as torch does.
     """
@@ -35,6 +36,7 @@ class KernelRow:
     output: Output = "required"
     to_float: str = ""
     absorbs: Trait = Trait.NONE
+    adds: bool = False
     starts: bool = False
     where: Callable[[Node], bool] = lambda node: True
 

@@ -2,6 +2,7 @@
 
     acc[n, h, w, o] = b[o] + sum x[n, h S + kh, w S + kw, c] w[o, kh, kw, c]
     y = sat(rne(float32(acc) m[o]) + z),  or  sat(rne(fma(r, r_s, fma(float32(acc), m[o], r_0))) + z)
+        or  float32(acc) m[o]
 
 By pixel, one row of a kernel is contiguous in memory, so a convolution is KH products of matrices whose rows
 overlap: no copies, and one inner loop for every kernel size and stride. A linear is one of a single line.
@@ -41,6 +42,7 @@ class Convolution:
     groups: int = 1
     residual: Plane | None = None
     zero_point: int = 0
+    to_float: bool = False  # the plane of results then holds float32 numbers
 
     @cached_property
     def runs(self) -> tuple[int, int, int]:
@@ -99,7 +101,7 @@ class Kernel:
         if layer.residual is not None:
             self.residual = k.argument("residual", "uint8", layer.residual.size)
             self.ratio = k.argument("ratio", "float32", 2)
-        self.y = k.argument("y", "uint8", layer.y.size)
+        self.y = k.argument("y", "float32" if layer.to_float else "uint8", layer.y.size)
 
     def function(self) -> Any:
         k, tile, y = self.k, self.tile, self.layer.y
@@ -159,6 +161,12 @@ class Kernel:
         scales = [
             k.bind(k.load(self.multiplier, channel + j * isa.lanes, isa.lanes)) for j in range(len(sums[0]))
         ]
+        if self.layer.to_float:
+            for r, row in enumerate(sums):
+                for j, register in enumerate(row):
+                    value = tirx.Cast(f"float32x{isa.lanes}", k.load(register, 0, isa.lanes)) * scales[j]
+                    k.store(self.y, self.address(y, (n, h, w + r, channel + j * isa.lanes)), value, isa.lanes)
+            return
         spots = [(r, j) for r in range(len(sums)) for j in range(len(scales))]
         for begin in range(0, len(spots), 4):
             four = spots[begin : begin + 4]

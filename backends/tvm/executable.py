@@ -1,0 +1,105 @@
+"""Programs that run: one per shapes of a call, made when they first come."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.backends.base import Executed, Execution
+from qcompiler.backends.tvm.build import compiled, handed, host, placed
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.lower import lower
+from qcompiler.backends.tvm.program import Program, State, tensors
+from qcompiler.ir import Graph, value
+from qcompiler.plan import Plan
+from qcompiler.target import Target
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A program with its functions compiled and its memory in place."""
+
+    program: Program
+    functions: Mapping[str, Any]
+    arrays: Mapping[str, Any]
+    handles: Mapping[str, Any]
+
+
+def made_ready(program: Program) -> Ready:
+    module = compiled(program.functions, host())
+    names = [str(function.attrs["global_symbol"]) for function in program.functions]
+    arrays = {name: placed(store.empty()) for name, store in program.stores.items()}
+    arrays |= {name: placed(array) for name, array in program.constants.items()}
+    return Ready(
+        program=program, functions={name: module[name] for name in names}, arrays=arrays,
+        handles={name: handed(array) for name, array in arrays.items()},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TvmExecutable:
+    """A graph that runs on kernels of our own; calls of several threads take turns."""
+
+    graph: Graph
+    target: Target
+    isa: Isa
+    programs: dict[Shapes, Ready] = field(default_factory=dict)
+    turn: Any = field(default_factory=threading.Lock)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
+        with self.turn:
+            ready = self.ready(inputs)
+            values: dict[Node, Any] = {**tensors(self.graph)}
+            values.update(zip(self.graph.inputs, inputs, strict=True))
+            state = State(
+                functions=ready.functions, handles=ready.handles, arrays=ready.arrays, values=values
+            )
+            for step in ready.program.steps:
+                step.run(state)
+        returned = self.graph.output.args[0]
+        return [values[arg] if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
+
+    def ready(self, inputs: Sequence[Tensor]) -> Ready:
+        shapes = tuple(tuple(x.shape) for x in inputs)
+        if shapes not in self.programs:
+            program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
+            self.programs[shapes] = made_ready(program)
+        return self.programs[shapes]
+
+    def execution(self, plan: Plan) -> Execution:
+        """What the program of the first shapes computes each planned layer with."""
+        kernels = next(iter(self.programs.values())).program.kernels
+        layers = tuple(
+            Executed(
+                node=layer.node,
+                kernel=kernels.get(layer.node, "") or "reference",
+                precision=layer.precision if layer.node in kernels else "float",
+            )
+            for layer in plan.layers
+        )
+        return Execution(layers=layers)
+
+
+def shapes_of(graph: Graph, inputs: Sequence[Tensor]) -> dict[Node, tuple[int, ...]]:
+    """The shapes of all tensors in a call, its symbolic sizes being those of the inputs."""
+    sizes: dict[Any, int] = {}
+    for node, given in zip(graph.inputs, inputs, strict=True):
+        for size, found in zip(value(node).shape, given.shape, strict=True):
+            if isinstance(size, torch.SymInt):
+                sizes[size.node.expr] = found
+
+    def known(size: Any) -> int:
+        return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else int(size)
+
+    return {
+        node: tuple(map(known, held.shape))
+        for node in graph.fx.nodes
+        if isinstance(held := value(node) if node.op != "output" else None, Tensor)
+    }
