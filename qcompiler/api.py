@@ -105,7 +105,7 @@ def compile(
 
     Raises a QCompilerError that says what, where, why and what to do.
     """
-    chosen, aim = find_recipe(recipe), find_target(target)
+    chosen, aim = find_recipe(recipe), find_target(target, backend)
     engine = find_backend(backend, aim)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,7 +2,7 @@
 
     acc  = sum_k (qx[k] - z_x) (qw[k,c] - z_w[c]) + qb[c]            int32
     q_y  = sat(rne(float32(acc) * m[c]) + z_y)                  m[c] = float32(float32(s_x s_w[c]) / s_y)
-    q_y  = sat(rne(fma(q_r, m_r, fma(float32(acc), m[c], -z_r m_r))) + z_y)       with a residual, m_r = s_r / s_y
+    q_y  = sat(rne(fma(q_r, m_r, fma(float32(acc), m[c], -z_r m_r))) + z_y)     a residual r, m_r = s_r / s_y
     y    = float32(acc) * float32(s_x s_w[c])                   where a linear returns float
 
 Sums are formed in float64, which holds every int32 accumulator exactly.

@@ -1,6 +1,9 @@
 """Programs that run: one per shapes of a call, made when they first come."""
 
+import statistics
 import threading
+import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +16,8 @@ from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
-from qcompiler.backends.tvm.program import Program, State, tensors
+from qcompiler.backends.tvm.program import Call, Program, State, tensors
+from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
 from qcompiler.target import Target
@@ -29,6 +33,9 @@ class Ready:
     functions: Mapping[str, Any]
     arrays: Mapping[str, Any]
     handles: Mapping[str, Any]
+
+    def state(self, values: dict[Node, Any]) -> State:
+        return State(functions=self.functions, handles=self.handles, arrays=self.arrays, values=values)
 
 
 def made_ready(program: Program) -> Ready:
@@ -54,13 +61,10 @@ class TvmExecutable:
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
+        values = self.given(inputs)
         with self.turn:
             ready = self.ready(inputs)
-            values: dict[Node, Any] = {**tensors(self.graph)}
-            values.update(zip(self.graph.inputs, inputs, strict=True))
-            state = State(
-                functions=ready.functions, handles=ready.handles, arrays=ready.arrays, values=values
-            )
+            state = ready.state(values)
             for step in ready.program.steps:
                 step.run(state)
         returned = self.graph.output.args[0]
@@ -73,9 +77,42 @@ class TvmExecutable:
             self.programs[shapes] = made_ready(program)
         return self.programs[shapes]
 
+    def given(self, inputs: Sequence[Tensor]) -> dict[Node, Any]:
+        """What is known before the first step: constants and inputs."""
+        return {**tensors(self.graph), **dict(zip(self.graph.inputs, inputs, strict=True))}
+
+    @torch.no_grad()
+    def profile(self, inputs: Sequence[Tensor], *, runs: int = 7) -> dict[str, float]:
+        """Microseconds per run of every step, under the name of the node that it computes; medians."""
+        times: dict[str, list[float]] = defaultdict(list)
+        with self.turn:
+            ready = self.ready(inputs)
+            for _ in range(runs):
+                state, spent = ready.state(self.given(inputs)), defaultdict[str, float](float)
+                for step in ready.program.steps:
+                    begin = time.perf_counter()
+                    step.run(state)
+                    spent[step.node.name] += (time.perf_counter() - begin) * 1e6
+                for name, found in spent.items():
+                    times[name].append(found)
+        return {name: statistics.median(found) for name, found in times.items()}
+
+    @torch.no_grad()
+    def verify(self, inputs: Sequence[Tensor]) -> list[KernelDistance]:
+        """Every kernel of ours against the reference on the inputs that it was given."""
+        found = []
+        with self.turn:
+            ready = self.ready(inputs)
+            state = ready.state(self.given(inputs))
+            for step in ready.program.steps:
+                step.run(state)
+                if isinstance(step, Call):
+                    found.append(distance(step, ready.program, state, self.graph))
+        return found
+
     def execution(self, plan: Plan) -> Execution:
-        """What the program of the first shapes computes each planned layer with."""
-        kernels = next(iter(self.programs.values())).program.kernels
+        """What the program of the traced shapes computes each planned layer with."""
+        kernels = lower(self.graph, self.target, shapes_of(self.graph), self.isa).kernels
         layers = tuple(
             Executed(
                 node=layer.node,
@@ -84,19 +121,21 @@ class TvmExecutable:
             )
             for layer in plan.layers
         )
-        return Execution(layers=layers)
+        return Execution(layers=layers, kernels=Counter(kernels.values()))
 
 
-def shapes_of(graph: Graph, inputs: Sequence[Tensor]) -> dict[Node, tuple[int, ...]]:
-    """The shapes of all tensors in a call, its symbolic sizes being those of the inputs."""
+def shapes_of(graph: Graph, inputs: Sequence[Tensor] = ()) -> dict[Node, tuple[int, ...]]:
+    """The shapes of all tensors in a call, its symbolic sizes being those of the inputs; or as traced."""
     sizes: dict[Any, int] = {}
-    for node, given in zip(graph.inputs, inputs, strict=True):
+    for node, given in zip(graph.inputs, inputs, strict=bool(inputs)):
         for size, found in zip(value(node).shape, given.shape, strict=True):
             if isinstance(size, torch.SymInt):
                 sizes[size.node.expr] = found
 
     def known(size: Any) -> int:
-        return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else int(size)
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        return int(size.node.expr.subs(sizes)) if sizes else int(size.node.hint)
 
     return {
         node: tuple(map(known, held.shape))

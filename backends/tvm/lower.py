@@ -121,7 +121,7 @@ class Lowering:
     # ---------------------------------------------------------------- regions
 
     def region(self, region: Region) -> None:
-        if region.row.formula in CONTRACTIONS and region.row.output != "same":
+        if region.row.formula in CONTRACTIONS and has_constant_scales(region):
             self.contraction(region)
             return
         residual = [] if region.residual is None else [region.residual]
@@ -151,7 +151,11 @@ class Lowering:
         )  # fmt: skip
         numbers = self.numbers(region, layer, wide)
         self.steps.append(
-            Call(function=self.function(layer), arguments=(x, *numbers, *self.also(region, residual), y))
+            Call(
+                region=region,
+                function=self.function(layer),
+                arguments=(x, *numbers, *self.also(region, residual), y),
+            )
         )
         self.kernels[region.anchor.name] = "convolution"
         if not region.returns_codes:
@@ -212,6 +216,11 @@ class Lowering:
         names = {kind: f"{region.anchor.name}.{kind}" for kind in arrays}
         self.constants.update({names[kind]: array for kind, array in arrays.items()})
         return tuple(names.values())
+
+
+def has_constant_scales(region: Region) -> bool:
+    """A range that is taken at run time has no multiplier yet."""
+    return all(arguments(operand)["scale"].op == "get_attr" for operand in region.operands)
 
 
 def geometry(given: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -52,7 +52,10 @@ class State:
 
 
 class Step(Protocol):
-    """Anything that a program does."""
+    """Anything that a program does, for a node."""
+
+    @property
+    def node(self) -> Node: ...
 
     def run(self, state: State) -> None: ...
 
@@ -61,8 +64,13 @@ class Step(Protocol):
 class Call:
     """One of our functions, on memory and constants."""
 
+    region: Region
     function: str
     arguments: tuple[str, ...]
+
+    @property
+    def node(self) -> Node:
+        return self.region.anchor
 
     def run(self, state: State) -> None:
         state.functions[self.function](*[state.handles[name] for name in self.arguments])
@@ -107,7 +115,8 @@ class Compute:
     node: Node
 
     def run(self, state: State) -> None:
-        args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), state.values.__getitem__)
+        given: Any = fx.map_arg((self.node.args, self.node.kwargs), state.values.__getitem__)
+        args, kwargs = given
         if self.node.target is qc.dequantize.default:
             given = arguments(self.node)
             state.values[self.node] = Codes(
@@ -125,6 +134,10 @@ class Refer:
 
     region: Region
     graph: Graph
+
+    @property
+    def node(self) -> Node:
+        return self.region.anchor
 
     def run(self, state: State) -> None:
         anchor = self.region.anchor

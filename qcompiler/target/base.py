@@ -83,6 +83,7 @@ class Target:
 
     name: str
     backend: str
+    kin: Mapping[str, str] = field(default_factory=dict)  # backend -> the target of this machine for it
     activation: str
     weight: str
     activations: Mapping[str, Support]
@@ -136,7 +137,10 @@ def register_target(target: Target) -> Target:
     return target
 
 
-def find_target(name: str | Target) -> Target:
+def find_target(name: str | Target, backend: str = "auto") -> Target:
+    """The target of that name, or its kin for another backend."""
+    if isinstance(name, str) and name in TARGETS:
+        name = TARGETS[name].kin.get(backend, name)
     if isinstance(name, Target):
         return name
     if name not in TARGETS:

@@ -43,6 +43,7 @@ OWN_KERNELS_CPU = register_target(
     Target(
         name="cpu-tvm",
         backend="tvm",
+        kin={"ort": "cpu"},
         activation="uint8",
         weight="int8",
         activations={"uint8": INTEGER, "int8": NO_KERNEL},
