@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -42,6 +43,7 @@ def made_ready(program: Program) -> Ready:
     module = compiled(program.functions, host())
     names = [str(function.attrs["global_symbol"]) for function in program.functions]
     arrays = {name: placed(store.empty()) for name, store in program.stores.items()}
+    arrays |= {name: placed(np.zeros(size, np.float32)) for name, size in program.floats.items()}
     arrays |= {name: placed(array) for name, array in program.constants.items()}
     return Ready(
         program=program, functions={name: module[name] for name in names}, arrays=arrays,
@@ -106,7 +108,7 @@ class TvmExecutable:
             state = ready.state(self.given(inputs))
             for step in ready.program.steps:
                 step.run(state)
-                if isinstance(step, Call):
+                if isinstance(step, Call) and step.region is not None:
                     found.append(distance(step, ready.program, state, self.graph))
         return found
 

@@ -14,8 +14,9 @@ from torch.fx import Node
 
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
+from qcompiler.backends.tvm.kernels.enter import Entry, entry
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.program import Call, Compute, Program, Put, Refer, Step, Store, Take
+from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Put, Refer, Step, Store, Take
 from qcompiler.backends.tvm.tiles import tile_for
 from qcompiler.ir import Graph, arguments
 from qcompiler.passes.partition import Region, partition
@@ -42,6 +43,7 @@ class Lowering:
         self.borders = borders(self.regions.values())
         self.stores: dict[str, Store] = {}
         self.constants: dict[str, Any] = {}
+        self.floats: dict[str, int] = {}
         self.functions: dict[Any, Any] = {}  # layer, tile -> function: equal layers share one
         self.steps: list[Step] = []
         self.kernels: dict[str, str] = {}
@@ -64,15 +66,16 @@ class Lowering:
                 for read in node.all_input_nodes:
                     self.bring(read)
         return Program(
-            stores=self.stores, constants=self.constants, functions=tuple(self.functions.values()),
+            stores=self.stores, floats=self.floats, constants=self.constants,
+            functions=tuple(self.functions.values()),
             steps=tuple(self.steps), kernels=self.kernels,
         )  # fmt: skip
 
     # ---------------------------------------------------------------- values
 
     def host(self, node: Node) -> None:
-        """Let torch compute an op; decoding is nothing until somebody reads floats."""
-        if node.target is qc.dequantize.default and node.args[0] in self.on_plane:
+        """Let torch compute an op; coding and decoding wait until somebody reads the result."""
+        if node.target in (qc.quantize.default, qc.dequantize.default):
             return
         for read in node.all_input_nodes:
             self.bring(read)
@@ -83,7 +86,7 @@ class Lowering:
         """Have a value as a tensor of torch."""
         if node in self.on_host:
             return
-        if node.target is qc.dequantize.default:
+        if node not in self.on_plane:
             for read in node.all_input_nodes:
                 self.bring(read)
             self.steps.append(Compute(node=node))
@@ -97,10 +100,29 @@ class Lowering:
         codes = decoded.args[0]
         assert isinstance(codes, Node)
         if codes not in self.on_plane:
-            self.bring(codes)
-            name = self.place(codes, decoded)
-            self.steps.append(Put(node=codes, name=name, store=self.stores[name]))
+            is_image = codes.target is qc.quantize.default and len(self.shapes[codes]) == 4
+            if is_image and self.shapes[codes][3] >= self.isa.lanes and codes not in self.on_host:
+                self.enter(codes)
+            else:
+                self.bring(codes)
+                name = self.place(codes, decoded)
+                self.steps.append(Put(node=codes, name=name, store=self.stores[name]))
         return self.on_plane[codes]
+
+    def enter(self, codes: Node) -> None:
+        """Quantize an image of floats onto its plane."""
+        source = codes.args[0]
+        assert isinstance(source, Node)
+        self.bring(source)
+        name, floats, scale = self.place(codes, codes), f"{codes.name}.floats", f"{codes.name}.scale"
+        layer = Entry(y=self.stores[name].plane, zero_point=self.stores[name].fill)
+        if layer not in self.functions:
+            self.functions[layer] = entry(layer, self.isa, f"entry_{len(self.functions)}")
+        function = str(self.functions[layer].attrs["global_symbol"])
+        self.floats[floats] = int(np.prod(self.shapes[codes]))
+        self.constants[scale] = self.tensor(arguments(codes)["scale"]).reshape(1).numpy()
+        self.steps.append(Load(node=source, name=floats))
+        self.steps.append(Call(node=codes, function=function, arguments=(floats, scale, name)))
 
     def place(self, codes: Node, pair: Node) -> str:
         """Memory for codes; its border holds the zero point, which is what padding stands for."""
@@ -152,6 +174,7 @@ class Lowering:
         numbers = self.numbers(region, layer, wide)
         self.steps.append(
             Call(
+                node=region.anchor,
                 region=region,
                 function=self.function(layer),
                 arguments=(x, *numbers, *self.also(region, residual), y),

@@ -62,18 +62,26 @@ class Step(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One of our functions, on memory and constants."""
+    """One of our functions, on memory and constants; `region` is what it computes, if it is one."""
 
-    region: Region
+    node: Node
     function: str
     arguments: tuple[str, ...]
-
-    @property
-    def node(self) -> Node:
-        return self.region.anchor
+    region: Region | None = None
 
     def run(self, state: State) -> None:
         state.functions[self.function](*[state.handles[name] for name in self.arguments])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Floats of torch where our functions find them."""
+
+    node: Node
+    name: str
+
+    def run(self, state: State) -> None:
+        state.arrays[self.name][:] = state.values[self.node].contiguous().numpy().reshape(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +163,7 @@ class Program:
     """Invariant: every name in a step is a store or a constant; every value is computed before it is read."""
 
     stores: Mapping[str, Store]
+    floats: Mapping[str, int]  # memory for floats: how many
     constants: Mapping[str, NDArray[Any]]
     functions: tuple[Any, ...]
     steps: tuple[Step, ...]

@@ -28,6 +28,7 @@ class KernelDistance:
 def distance(call: Call, program: Program, state: State, graph: Graph) -> KernelDistance:
     """Compute a step again from the same codes; both results are compared in their own steps."""
     region = call.region
+    assert region is not None
     rows = region.row.formula == "linear"
     given = {
         node: codes_of(node, program, state, graph, rows=rows)
