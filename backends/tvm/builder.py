@@ -43,6 +43,12 @@ class Builder:
         self.emit(tirx.Bind(name, value))
         return name
 
+    def keep(self, value: Any, dtype: str, lanes: int) -> Any:
+        """A value computed here and once, however often it is read."""
+        register = self.register(dtype, lanes)
+        self.store(register, 0, value, lanes)
+        return self.load(register, 0, lanes)
+
     def load(self, buffer: Any, index: Any, lanes: int = 1) -> Any:
         return buffer[tirx.Ramp(index, 1, lanes)] if lanes > 1 else buffer[index]
 
