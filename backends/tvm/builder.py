@@ -68,7 +68,7 @@ class Builder:
     def loop(self, extent: Any) -> Iterator[Any]:
         """for i in 0 .. extent - 1; a loop of one turn is none."""
         if extent == 1:
-            yield 0
+            yield tirx.const(0, "int32")
             return
         variable = tirx.Var(self.fresh("i"), "int32")
         self.blocks.append([])

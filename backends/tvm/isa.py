@@ -1,7 +1,7 @@
 """Vector instruction sets as data: how wide a register is, how bytes are multiplied, how codes are rounded.
 
 dot(acc, a, w)[l]  =  acc[l] + sum over u < unit of a[l, u] w[l, u]        int32, exact
-interleave(p)[q][16 part + 4 b + u]  =  p[u][16 part + 4 q + b]            bytes; part < lanes / 4, q, b, u < 4
+interleave(p)[q][16 part + 4 b + u]  =  p[u][16 part + 4 q + b]            bytes; q, b, u < 4
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Isa:
     lane, so that weights lie as [.., lanes, unit]. registers: how many accumulators a tile may have.
     spread: (bytes, index) -> `unit` codes, the same in every lane. panel: (weights, index) -> one per lane.
     nearest: float32 -> int32, half to even. narrow: four int32 vectors -> 4 * lanes bytes, saturated to
-    0 .. 255, in the order of `order`. lookup: (four registers that hold 256 bytes, bytes) -> the entries at them.
+    0 .. 255, in the order of `order`. lookup: (four registers that hold 256 bytes, codes) -> their entries.
     """
 
     name: str

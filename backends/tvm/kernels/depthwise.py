@@ -68,7 +68,7 @@ class Patch:
 
 
 class Feed(NamedTuple):
-    """Four pixels to interleave (offsets in a line of x), and which columns of results meet them in which taps."""
+    """Four pixels to interleave (offsets in a line of x), and the columns that meet them in which taps."""
 
     pixels: Taps
     uses: list[tuple[int, Taps]]
@@ -245,6 +245,6 @@ def arranged(layer: Depthwise, vector: NDArray[Any], isa: Isa) -> NDArray[Any]:
 
 
 def pack(layer: Depthwise, codes: NDArray[np.int8], isa: Isa) -> NDArray[np.int8]:
-    """[C, 1, KH, KW] -> [blocks, KH, variants, 4, lanes, 4 taps]; NONE finds the zeros behind the last tap."""
+    """[C, 1, KH, KW] -> [blocks, KH, variants, 4, lanes, 4 taps]; NONE finds the zeros at the end."""
     lines = np.pad(codes[:, 0], ((0, 0), (0, 0), (0, 1)))[:, :, np.array(layer.variants)]
     return np.ascontiguousarray(arranged(layer, lines, isa).transpose(0, 3, 4, 1, 2, 5))

@@ -1,4 +1,4 @@
-"""Depthwise convolutions of our own: equal to the reference to the last bit, whatever the shape and the patch."""
+"""Depthwise convolutions of our own: equal to the reference to the last bit, whatever the shape and patch."""
 
 from __future__ import annotations
 
