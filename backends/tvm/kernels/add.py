@@ -90,7 +90,7 @@ def by_element(pair: Pair, isa: Isa, name: str, result: Callable[[Any, Any, list
 
 
 def runs(k: Builder, planes: tuple[Plane, ...]) -> Iterator[tuple[int, Place]]:
-    """Bytes side by side in every plane, within loops over them: lines, or pixels where the pitches differ."""
+    """Bytes side by side in every plane, inside loops: lines, or pixels where the pitches differ."""
     y = planes[-1]
     with k.loop(y.images) as n, k.loop(y.height) as h, ExitStack() as pixels:
         if len({plane.pitch for plane in planes}) == 1:
