@@ -43,6 +43,12 @@ class Builder:
         self.emit(tirx.Bind(name, value))
         return name
 
+    def keep(self, value: Any, dtype: str, lanes: int) -> Any:
+        """A value computed here and once, however often it is read."""
+        register = self.register(dtype, lanes)
+        self.store(register, 0, value, lanes)
+        return self.load(register, 0, lanes)
+
     def load(self, buffer: Any, index: Any, lanes: int = 1) -> Any:
         return buffer[tirx.Ramp(index, 1, lanes)] if lanes > 1 else buffer[index]
 
@@ -62,7 +68,7 @@ class Builder:
     def loop(self, extent: Any) -> Iterator[Any]:
         """for i in 0 .. extent - 1; a loop of one turn is none."""
         if extent == 1:
-            yield 0
+            yield tirx.const(0, "int32")
             return
         variable = tirx.Var(self.fresh("i"), "int32")
         self.blocks.append([])

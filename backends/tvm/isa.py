@@ -1,10 +1,11 @@
 """Vector instruction sets as data: how wide a register is, how bytes are multiplied, how codes are rounded.
 
 dot(acc, a, w)[l]  =  acc[l] + sum over u < unit of a[l, u] w[l, u]        int32, exact
+interleave(p)[q][16 part + 4 b + u]  =  p[u][16 part + 4 q + b]            bytes; q, b, u < 4
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -23,7 +24,7 @@ class Isa:
     latency: cycles of a multiplication that starts in every one.
     spread: (bytes, index) -> `unit` codes, the same in every lane. panel: (weights, index) -> one per lane.
     nearest: float32 -> int32, half to even. narrow: four int32 vectors -> 4 * lanes bytes, saturated to
-    0 .. 255, in the order of `order`.
+    0 .. 255, in the order of `order`. lookup: (four registers that hold 256 bytes, codes) -> their entries.
     """
 
     name: str
@@ -38,6 +39,31 @@ class Isa:
     nearest: Callable[[Expression], Expression]
     narrow: Callable[[list[Expression]], Expression]
     order: tuple[int, ...]
+    lookup: Callable[[list[Expression], Expression], Expression] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Codes in a register."""
+        return 4 * self.lanes
+
+    def interleave(self, four: list[Expression]) -> list[Expression]:
+        """What lies side by side in four registers of bytes, together in a lane: two rounds of unpacking.
+
+        `narrow` undoes it: four sums by lane become bytes in the order that those of `four` had.
+        """
+        first, second = (self.unpacked(four[i], four[i + 1], 1) for i in (0, 2))
+        halves = [self.unpacked(a, b, 2) for a, b in zip(first, second, strict=True)]
+        return [register for pair in halves for register in pair]
+
+    def unpacked(self, a: Expression, b: Expression, width: int) -> list[Expression]:
+        """Elements of `width` bytes of a and b in turn, from the low and from the high halves of 16 bytes."""
+        both = [
+            [start + half + i + b_or_a * self.bytes + byte
+             for start in range(0, self.bytes, 16) for i in range(0, 8, width)
+             for b_or_a in (0, 1) for byte in range(width)]
+            for half in (0, 8)
+        ]  # fmt: skip
+        return [tirx.Shuffle([a, b], order) for order in both]
 
 
 # ---------------------------------------------------------------- AVX-512 with VNNI
@@ -73,3 +99,17 @@ AVX512_VNNI = Isa(
     # Within each of four parts, the packs put four bytes of every vector side by side.
     order=tuple(part * 16 + v * 4 + b for v in range(4) for part in range(4) for b in range(4)),
 )  # fmt: skip
+
+
+def vpermi2b(table: list[Expression], codes: Expression) -> Expression:
+    """Two tables of 128 entries, and the highest bit says which."""
+    low, high = (
+        pure("uint8x64", "llvm.x86.avx512.vpermi2var.qi.512", table[i], codes, table[i + 1]) for i in (0, 2)
+    )
+    return tirx.Select(codes < splat(128, "uint8", 64), low, high)
+
+
+# Zen 4 and later, Ice Lake and later: also permutes bytes across a whole register.
+AVX512_VBMI = replace(
+    AVX512_VNNI, name="avx512_vbmi", features=("avx512_vnni", "avx512vbmi"), lookup=vpermi2b
+)
