@@ -42,7 +42,8 @@ class Ready:
 def made_ready(program: Program) -> Ready:
     module = compiled(program.functions, host())
     names = [str(function.attrs["global_symbol"]) for function in program.functions]
-    arrays = {name: placed(store.empty()) for name, store in program.stores.items()}
+    arrays = {name: placed(store.empty()) for name, store in program.stores.items() if not store.shares}
+    arrays |= {name: arrays[store.shares] for name, store in program.stores.items() if store.shares}
     arrays |= {name: placed(np.zeros(size, np.float32)) for name, size in program.floats.items()}
     arrays |= {name: placed(array) for name, array in program.constants.items()}
     return Ready(

@@ -3,7 +3,7 @@
 partition -> where codes lie (planes, with the border that their readers want) -> a function per layer
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,19 +12,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from qcompiler.backends.tvm.families import FAMILIES, pair
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
 from qcompiler.backends.tvm.kernels.enter import Entry, entry
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Put, Refer, Step, Store, Take
-from qcompiler.backends.tvm.tiles import tile_for
 from qcompiler.ir import Graph, arguments
 from qcompiler.passes.partition import Region, partition
+from qcompiler.rewrite import Trait, has
 from qcompiler.target import Target
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
-CONTRACTIONS = ("conv", "linear")
 
 
 def lower(graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa) -> Program:
@@ -77,6 +76,13 @@ class Lowering:
         """Let torch compute an op; coding and decoding wait until somebody reads the result."""
         if node.target in (qc.quantize.default, qc.dequantize.default):
             return
+        read: Any = node.args[0] if has(node, Trait.MOVES_DATA) else None
+        if read in self.on_plane and self.is_rows(node, read):
+            self.stores[node.name] = replace(
+                self.stores[self.on_plane[read]], plane=self.rows_of(read), shares=self.on_plane[read]
+            )
+            self.on_plane[node] = node.name
+            return
         for read in node.all_input_nodes:
             self.bring(read)
         self.steps.append(Compute(node=node))
@@ -116,13 +122,21 @@ class Lowering:
         self.bring(source)
         name, floats, scale = self.place(codes, codes), f"{codes.name}.floats", f"{codes.name}.scale"
         layer = Entry(y=self.stores[name].plane, zero_point=self.stores[name].fill)
-        if layer not in self.functions:
-            self.functions[layer] = entry(layer, self.isa, f"entry_{len(self.functions)}")
-        function = str(self.functions[layer].attrs["global_symbol"])
+        function = self.function(layer, lambda made: entry(layer, self.isa, made))
         self.floats[floats] = int(np.prod(self.shapes[codes]))
         self.constants[scale] = self.tensor(arguments(codes)["scale"]).reshape(1).numpy()
         self.steps.append(Load(node=source, name=floats))
         self.steps.append(Call(node=codes, function=function, arguments=(floats, scale, name)))
+
+    def is_rows(self, node: Node, read: Any) -> bool:
+        """Whether images of one pixel are only called rows: [N, C, 1, 1] -> [N, C]"""
+        before, after = self.shapes[read], self.shapes[node]
+        borderless = not self.stores[self.on_plane[read]].plane.border
+        return borderless and before[2:] == (1, 1) and after == before[:2]
+
+    def rows_of(self, read: Any) -> Plane:
+        plane = self.stores[self.on_plane[read]].plane
+        return replace(plane, images=1, width=plane.images)
 
     def place(self, codes: Node, pair: Node) -> str:
         """Memory for codes; its border holds the zero point, which is what padding stands for."""
@@ -143,50 +157,33 @@ class Lowering:
     # ---------------------------------------------------------------- regions
 
     def region(self, region: Region) -> None:
-        if region.row.formula in CONTRACTIONS and has_constant_scales(region):
-            self.contraction(region)
+        """By the family of its formula, or by the reference where none takes it."""
+        family = FAMILIES.get(region.row.formula)
+        layer = family(self, region) if family is not None and has_constant_scales(region) else None
+        self.kernels[region.anchor.name] = "" if layer is None else layer.kernel
+        if layer is None:
+            self.refer(region)
             return
+        y = region.result.name
+        self.constants.update(layer.constants)
+        function = self.function(layer.description, layer.make)
+        self.steps.append(
+            Call(node=region.anchor, region=region, function=function, arguments=(*layer.arguments, y))
+        )
+        if not region.returns_codes:
+            self.steps.append(
+                Take(node=region.result, name=y, store=self.stores[y], shape=self.shapes[region.result])
+            )
+            self.on_host.add(region.result)
+
+    def refer(self, region: Region) -> None:
         residual = [] if region.residual is None else [region.residual]
         for read in (*region.anchor.all_input_nodes, *residual):
             self.bring(read)
         self.steps.append(Refer(region=region, graph=self.graph))
         self.on_host.add(region.result)
-        self.kernels[region.anchor.name] = ""
 
-    def contraction(self, region: Region) -> None:
-        """A convolution, or a linear as one of a single line."""
-        (operand,), given = region.operands, arguments(region.anchor)
-        assert region.weight is not None
-        x = self.plane(operand)
-        residual = None if region.residual is None else self.plane(region.residual)
-        weight = self.tensor(arguments(region.weight)["q"]).numpy()
-        is_linear = region.row.formula == "linear"
-        wide, groups = merged(
-            weight[..., None, None] if is_linear else weight, 1 if is_linear else given["groups"], self.isa
-        )
-        y, result = self.result(region), region.result
-        layer = Convolution(
-            x=self.stores[x].plane, y=self.stores[y].plane, groups=groups, to_float=not region.returns_codes,
-            residual=None if residual is None else self.stores[residual].plane,
-            zero_point=int(self.tensor(arguments(result)["zero_point"])) if region.returns_codes else 0,
-            kernel=wide.shape[2:], **({} if is_linear else geometry(given)),
-        )  # fmt: skip
-        numbers = self.numbers(region, layer, wide)
-        self.steps.append(
-            Call(
-                node=region.anchor,
-                region=region,
-                function=self.function(layer),
-                arguments=(x, *numbers, *self.also(region, residual), y),
-            )
-        )
-        self.kernels[region.anchor.name] = "convolution"
-        if not region.returns_codes:
-            shape = self.shapes[result]
-            self.steps.append(Take(node=result, name=y, store=self.stores[y], shape=shape))
-            self.on_host.add(result)
-
-    def result(self, region: Region) -> str:
+    def result(self, region: Region) -> Plane:
         """Memory for what a region returns; whole registers are written, so pixels are that far apart."""
         result = region.result
         if region.returns_codes:
@@ -194,65 +191,20 @@ class Lowering:
         else:
             self.stores[result.name] = Store(plane=self.plane_of(self.shapes[result], 0), dtype="float32")
         store, lanes = self.stores[result.name], self.isa.lanes
-        pitch = -(-store.plane.channels // lanes) * lanes
-        self.stores[result.name] = replace(store, plane=replace(store.plane, pitch=pitch))
-        return result.name
+        plane = replace(store.plane, pitch=-(-store.plane.channels // lanes) * lanes)
+        self.stores[result.name] = replace(store, plane=plane)
+        return plane
 
-    def function(self, layer: Convolution) -> str:
-        if layer not in self.functions:
-            name = f"convolution_{len(self.functions)}"
-            self.functions[layer] = convolution(layer, tile_for(layer, self.isa), self.isa, name)
-        return str(self.functions[layer].attrs["global_symbol"])
-
-    def numbers(self, region: Region, layer: Convolution, codes: Any) -> tuple[str, ...]:
-        """Weights, bias and multiplier of a layer, as its function wants them."""
-        (operand,), lanes = region.operands, self.isa.lanes
-        assert region.weight is not None
-        given = arguments(operand)
-        outputs = len(codes)
-        in_group = outputs // layer.groups
-        whole = -(-in_group // lanes) * lanes
-        zero = int(self.tensor(given["zero_point"]))
-        bias = -zero * codes.astype(np.int64).reshape(outputs, -1).sum(1)
-        if region.bias is not None:
-            bias = bias + self.tensor(arguments(region.bias)["q"]).numpy()
-        scale = self.tensor(given["scale"]).float() * self.tensor(arguments(region.weight)["scale"]).float()
-        if region.returns_codes:
-            scale = scale / self.tensor(arguments(region.result)["scale"]).float()
-        multiplier = np.ones(whole * layer.groups, np.float32)
-        multiplier[:outputs] = scale.expand(outputs).numpy()
-        full = np.zeros(whole * layer.groups, np.int32)
-        full[:outputs] = bias
-        packed = np.concatenate([pack(layer, codes, self.isa).reshape(-1), np.zeros(LINE, np.int8)])
-        return self.keep(region, weights=packed, bias=full, multiplier=multiplier)
-
-    def also(self, region: Region, residual: str | None) -> tuple[str, ...]:
-        """The residual and its place on the grid of the result."""
-        if residual is None or region.residual is None:
-            return ()
-        given = arguments(region.residual)
-        ratio = self.tensor(given["scale"]).float() / self.tensor(arguments(region.result)["scale"]).float()
-        offset = -self.tensor(given["zero_point"]).float() * ratio
-        return residual, *self.keep(region, ratio=np.array([ratio, offset], np.float32))
-
-    def keep(self, region: Region, **arrays: Any) -> tuple[str, ...]:
-        names = {kind: f"{region.anchor.name}.{kind}" for kind in arrays}
-        self.constants.update({names[kind]: array for kind, array in arrays.items()})
-        return tuple(names.values())
+    def function(self, description: Any, make: Callable[[str], Any]) -> str:
+        """The name of the function for a layer; equal layers share one."""
+        if description not in self.functions:
+            self.functions[description] = make(f"function_{len(self.functions)}")
+        return str(self.functions[description].attrs["global_symbol"])
 
 
 def has_constant_scales(region: Region) -> bool:
     """A range that is taken at run time has no multiplier yet."""
     return all(arguments(operand)["scale"].op == "get_attr" for operand in region.operands)
-
-
-def geometry(given: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    return {name: pair(given[name]) for name in ("stride", "padding", "dilation")}
-
-
-def pair(value: Any) -> tuple[int, int]:
-    first, *rest = value if isinstance(value, list | tuple) else [value]
-    return int(first), int(rest[0] if rest else first)
 
 
 def as_image(shape: Sequence[int]) -> tuple[int, int, int, int]:

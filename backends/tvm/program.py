@@ -30,6 +30,7 @@ class Store:
     plane: Plane
     dtype: str = "uint8"
     fill: int = 0
+    shares: str = ""  # the store whose memory this is, by another description
 
     def empty(self) -> NDArray[Any]:
         return np.full(self.plane.size, self.fill, self.dtype)

@@ -10,10 +10,10 @@ from qcompiler.backends.tvm.isa import Isa
 
 
 class Strip(NamedTuple):
-    """`count` vectors of `width` codes, from `begin` on."""
+    """`times` vectors of `width` codes, from `begin` on."""
 
     begin: int
-    count: int
+    times: int
     width: int
 
 

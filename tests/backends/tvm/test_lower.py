@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -52,7 +53,7 @@ class Network(nn.Module):
         widths = [draw.choice([4, 12, 16, 20, 32]) for _ in range(draw.randint(2, 4))]
         self.stem = nn.Conv2d(draw.choice([1, 3, 4]), widths[0], draw.choice([3, 7]), 2, 3)
         self.pools = draw.random() < 0.5
-        self.blocks = nn.Sequential(*(Block(draw, a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(Block(draw, a, b) for a, b in itertools.pairwise(widths)))
         self.head = nn.Linear(widths[-1], draw.choice([5, 10, 33]))
         self.size = draw.randint(17, 40), draw.randint(17, 40)
 
@@ -60,7 +61,8 @@ class Network(nn.Module):
         x = F.relu(self.stem(x))
         if self.pools:
             x = F.max_pool2d(x, 3, 2, 1)
-        return self.head(self.blocks(x).mean((2, 3)))
+        y: Tensor = self.head(self.blocks(x).mean((2, 3)))
+        return y
 
     def images(self, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -80,10 +82,10 @@ def test_random_networks(seed: int) -> None:
         assert torch.equal(engine([x])[0], reference([x])[0])
     assert all(found.max_lsb == 0 for found in engine.verify([x]))
     ran = engine.execution(decision.plan)
-    assert all(layer.kernel == "convolution" for layer in ran.layers if layer.node.startswith("conv"))
+    assert "reference" not in {layer.kernel for layer in ran.layers}
 
 
-def test_compile_on_our_own_kernels(tmp_path: object) -> None:
+def test_compile_on_our_own_kernels() -> None:
     torch.manual_seed(0)
     network = Network(3).eval()
     compiled = qc.compile(
@@ -92,4 +94,4 @@ def test_compile_on_our_own_kernels(tmp_path: object) -> None:
     )  # fmt: skip
     assert compiled.backend.name == "tvm"
     data = compiled.to_dict()
-    assert data["accuracy"]["max_lsb"] == 0 and data["manifest"]["target"] == "cpu-tvm"
+    assert data["accuracy"]["distance"]["max_lsb"] == 0 and data["manifest"]["target"] == "cpu-tvm"
