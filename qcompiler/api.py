@@ -97,7 +97,7 @@ def compile(
     calibration: iterable of batches in the same forms; the example inputs if absent.
     recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", a .json file, a
         mapping or a Recipe.
-    backend: "ort", "reference", or "auto" for the target's own.
+    backend: "ort", "tvm", "reference", or "auto" for the target's own.
     strict: a layer planned in integers that the engine runs in float is an error (ContractError).
     whole: a model that cannot be traced as a whole is an error (TraceError), as it is under `strict`; else
         one whose path depends on its data is compiled region by region.

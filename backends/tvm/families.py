@@ -26,6 +26,9 @@ from qcompiler.ir import Graph, arguments
 from qcompiler.passes.partition import Region
 
 
+FARTHEST = 2.0**31 - 256  # what is rounded to int32 must fit
+
+
 class Places(Protocol):
     """What a family asks of the lowering: where codes lie, and constants."""
 
@@ -64,6 +67,8 @@ def contraction(places: Places, region: Region) -> Layer | None:
             {name: pair(given[name]) for name in ("stride", "padding", "dilation")},
             given["groups"],
         )
+    if region.returns_codes and reach(places, region, codes) >= FARTHEST:
+        return None
     x = places.plane(region.operands[0])
     plane = places.stores[x].plane
     zero = zero_point(places, region.result) if region.returns_codes else 0
@@ -120,6 +125,16 @@ def numbers(places: Places, region: Region, codes: NDArray[np.int8]) -> tuple[ND
     if region.returns_codes:
         steps = steps / scale(places, region.result)
     return bias.astype(np.int32), steps.expand(len(codes)).numpy()
+
+
+def reach(places: Places, region: Region, codes: NDArray[np.int8]) -> float:
+    """How many steps a result may lie from zero, before it is saturated."""
+    bias, multiplier = numbers(places, region, codes)
+    sums = np.abs(codes.astype(np.float64)).reshape(len(codes), -1).sum(1) * 255 + np.abs(bias)
+    own = float((sums * multiplier).max())
+    if region.residual is None:
+        return own
+    return own + 255 * float(scale(places, region.residual) / scale(places, region.result))
 
 
 def filled(vector: NDArray[Any], whole: Convolution, isa: Isa) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_random_networks(seed: int) -> None:
     assert "reference" not in {layer.kernel for layer in ran.layers}
 
 
-def test_compile_on_our_own_kernels() -> None:
+def test_compile_on_our_own_kernels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = Network(3).eval()
     compiled = qc.compile(
@@ -93,5 +94,8 @@ def test_compile_on_our_own_kernels() -> None:
         progress=False,
     )  # fmt: skip
     assert compiled.backend.name == "tvm"
+    compiled.save(tmp_path / "model.qc")
+    x = network.images(2, 5)
+    assert torch.equal(qc.load(tmp_path / "model.qc")(x), compiled(x))
     data = compiled.to_dict()
     assert data["accuracy"]["distance"]["max_lsb"] == 0 and data["manifest"]["target"] == "cpu-tvm"
