@@ -75,7 +75,7 @@ def by_element(pair: Pair, isa: Isa, name: str, result: Callable[[Any, Any, list
     y = k.argument("y", "uint8", pair.y.size)
     for extent, place in runs(k, (pair.a, pair.b, pair.y)):
         for strip in strips(extent, isa.bytes, lanes):
-            with k.loop(strip.count) as i:
+            with k.loop(strip.turns) as i:
                 at = strip.begin + i * strip.width
                 held = [splat(k.load(numbers, j), "float32", lanes) for j in range(3)]
                 rounded = []
@@ -84,7 +84,7 @@ def by_element(pair: Pair, isa: Isa, name: str, result: Callable[[Any, Any, list
                         tirx.Cast(f"int32x{lanes}", k.load(buffer, place(plane) + at + part, lanes))
                         for buffer, plane in ((a, pair.a), (b, pair.b))
                     ]
-                    rounded.append(k.bind(result(*codes, held)))
+                    rounded.append(k.bind(result(codes[0], codes[1], held)))
                 store_codes(k, isa, y, place(pair.y) + at, rounded)
     return k.function()
 
