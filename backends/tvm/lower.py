@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from qcompiler.backends.tvm.families import FAMILIES, pair
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.enter import Entry, entry
+from qcompiler.backends.tvm.kernels.edge import encode
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Put, Refer, Step, Store, Take
 from qcompiler.ir import Graph, arguments
@@ -107,7 +107,7 @@ class Lowering:
         assert isinstance(codes, Node)
         if codes not in self.on_plane:
             is_image = codes.target is qc.quantize.default and len(self.shapes[codes]) == 4
-            if is_image and self.shapes[codes][3] >= self.isa.lanes and codes not in self.on_host:
+            if is_image and codes not in self.on_host:
                 self.enter(codes)
             else:
                 self.bring(codes)
@@ -121,8 +121,8 @@ class Lowering:
         assert isinstance(source, Node)
         self.bring(source)
         name, floats, scale = self.place(codes, codes), f"{codes.name}.floats", f"{codes.name}.scale"
-        layer = Entry(y=self.stores[name].plane, zero_point=self.stores[name].fill)
-        function = self.function(layer, lambda made: entry(layer, self.isa, made))
+        plane, zero = self.stores[name].plane, self.stores[name].fill
+        function = self.function(("encode", plane, zero), lambda made: encode(plane, zero, self.isa, made))
         self.floats[floats] = int(np.prod(self.shapes[codes]))
         self.constants[scale] = self.tensor(arguments(codes)["scale"]).reshape(1).numpy()
         self.steps.append(Load(node=source, name=floats))

@@ -75,7 +75,7 @@ def by_element(pair: Pair, isa: Isa, name: str, result: Callable[[Any, Any, list
     y = k.argument("y", "uint8", pair.y.size)
     for extent, place in runs(k, (pair.a, pair.b, pair.y)):
         for strip in strips(extent, isa.bytes, lanes):
-            with k.loop(strip.times) as i:
+            with k.loop(strip.turns) as i:
                 at = strip.begin + i * strip.width
                 held = [splat(k.load(numbers, j), "float32", lanes) for j in range(3)]
                 rounded = []

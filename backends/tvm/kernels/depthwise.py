@@ -125,7 +125,7 @@ class Kernel:
         with self.k.loop(self.layer.y.images) as n:
             for strip in strips(self.layer.channels, self.isa.bytes, PART):
                 self.strip(n, strip, first)
-                first += strip.times
+                first += strip.turns
         return self.k.function()
 
     def strip(self, n: Any, strip: Strip, first: int) -> None:
@@ -133,7 +133,7 @@ class Kernel:
         k, patch, y = self.k, self.patch, self.layer.y
         beside = self.isa.bytes // strip.width
         lines, tiles = -(-y.height // patch.rows), -(-y.width // (patch.columns * beside))
-        early, late = (strip.times, 1) if patch.channels_first else (1, strip.times)
+        early, late = (strip.turns, 1) if patch.channels_first else (1, strip.turns)
         with k.loop(early) as i, k.loop(lines) as line, k.loop(tiles) as t, k.loop(late) as j:
             block = i if patch.channels_first else j
             channel = strip.begin + block * strip.width

@@ -52,7 +52,7 @@ def max_pool(pool: Pool, isa: Isa, name: str) -> Any:
         with k.loop(pool.y.width) as w:
             pixels = [k.bind(i * pool.x.pitch) for i in window(k, pool, 1, w)]
             for strip in strips(whole(pool.x.channels, isa.lanes), isa.bytes, isa.lanes):
-                with k.loop(strip.times) as i:
+                with k.loop(strip.turns) as i:
                     channel = strip.begin + i * strip.width
                     largest = None
                     for line in lines:
@@ -109,7 +109,7 @@ def mean(pool: Pool, average: Average, isa: Isa, name: str, *, divided: bool) ->
         nothing = k.bind(lines * columns * -average.x_zero)
         begin = pool.x.origin + n * pool.x.image + top * pool.x.line + left * pool.x.pitch
         for strip in strips(whole(pool.x.channels, isa.lanes), isa.bytes, isa.lanes):
-            with k.loop(strip.times) as i:
+            with k.loop(strip.turns) as i:
                 channel = strip.begin + i * strip.width
                 sums = start(k, isa, strip, nothing)
                 with k.loop(lines) as line, k.loop(columns) as column:

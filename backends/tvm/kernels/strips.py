@@ -10,10 +10,10 @@ from qcompiler.backends.tvm.isa import Isa
 
 
 class Strip(NamedTuple):
-    """`times` vectors of `width` codes, from `begin` on."""
+    """`turns` vectors of `width` codes, from `begin` on."""
 
     begin: int
-    times: int
+    turns: int
     width: int
 
 
