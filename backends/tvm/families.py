@@ -25,7 +25,6 @@ from qcompiler.backends.tvm.tiles import tile_for
 from qcompiler.ir import Graph, arguments
 from qcompiler.passes.partition import Region
 
-
 FARTHEST = 2.0**31 - 256  # what is rounded to int32 must fit
 
 
