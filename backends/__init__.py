@@ -12,6 +12,7 @@ from qcompiler.target import Target
 # Name -> module and class; the class is made with the target.
 BACKENDS = {
     "ort": ("qcompiler.backends.ort", "Ort"),
+    "tvm": ("qcompiler.backends.tvm", "Tvm"),
     "reference": ("qcompiler.backends.reference", "Reference"),
 }
 AUTO = "auto"

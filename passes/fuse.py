@@ -1,15 +1,15 @@
 """Which ops become one kernel: an analysis from a target's rows and the traits of ops.
 
-anchor (conv, linear, add, ...)  +  pointwise ops that its kernel absorbs  =  Group
+anchor (conv, linear, add, ...)  +  a sum with another tensor  +  clamps that its kernel absorbs  =  Group
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
-from qcompiler.ir import Graph, arguments
+from qcompiler.ir import Graph, arguments, spec
 from qcompiler.rewrite import traits
 from qcompiler.target import KernelRow, Target
 
@@ -20,12 +20,17 @@ aten = torch.ops.aten
 class Group:
     """One kernel: an anchor op and the chain of ops after it that the kernel absorbs.
 
-    Invariant: every node of the chain is read by the next one alone.
+    Invariant: every node of the chain is read by the next one alone. `residual` is the other operand of the
+    sum in the chain, if there is one, and is computed before the anchor.
     """
 
     anchor: Node
     chain: tuple[Node, ...]
     row: KernelRow
+
+    @property
+    def residual(self) -> Node | None:
+        return residual_of(self.anchor, self.chain)
 
     @property
     def result(self) -> Node:
@@ -47,16 +52,34 @@ def fuse(graph: Graph, target: Target) -> Mapping[Node, Group]:
 
 
 def absorbed(anchor: Node, row: KernelRow) -> tuple[Node, ...]:
-    """The longest chain of single-reader ops behind `anchor` whose traits the kernel absorbs."""
+    """The longest chain of single-reader ops behind `anchor` that the kernel absorbs: a sum, then clamps."""
     chain: list[Node] = []
     last = anchor
     while len(last.users) == 1:
         (reader,) = last.users
-        if not row.absorbs or not traits(reader) & row.absorbs or not starts_at_zero(reader):
+        is_sum = row.adds and not chain and addend(anchor, reader) is not None
+        is_clamp = row.absorbs and traits(reader) & row.absorbs and starts_at_zero(reader)
+        if not is_sum and not is_clamp:
             break
         chain.append(reader)
         last = reader
     return tuple(chain)
+
+
+def residual_of(anchor: Node, chain: Sequence[Node]) -> Node | None:
+    return addend(anchor, chain[0]) if chain else None
+
+
+def addend(anchor: Node, reader: Node) -> Node | None:
+    """What `reader` adds to the result of `anchor`, if it is a tensor like it that is computed before."""
+    if reader.target is not aten.add.Tensor or arguments(reader)["alpha"] != 1:
+        return None
+    others = [operand for operand in reader.args if operand is not anchor]
+    if len(others) != 1 or not isinstance(others[0], Node) or not others[0] < anchor:
+        return None
+    one, other = spec(anchor), spec(others[0])
+    alike = one is not None and other is not None and list(map(str, one.shape)) == list(map(str, other.shape))
+    return others[0] if alike else None
 
 
 def starts_at_zero(clamp: Node) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from qcompiler.ir import Graph, arguments
-from qcompiler.passes.fuse import absorbed
+from qcompiler.passes.fuse import absorbed, residual_of
 from qcompiler.target import KernelRow, Target
 
 qc = torch.ops.qcompiler
@@ -22,7 +22,8 @@ qc = torch.ops.qcompiler
 class Region:
     """One integer kernel in a quantized graph.
 
-    `operands` are the dequantize nodes it reads codes through; `result` is the quantize node that its
+    `operands` are the dequantize nodes it reads codes through, `residual` is another, of the tensor that is
+    added to its result; `result` is the quantize node that its
     codes leave by, or the float value itself where the kernel returns float.
     """
 
@@ -32,6 +33,7 @@ class Region:
     operands: tuple[Node, ...]
     weight: Node | None
     bias: Node | None
+    residual: Node | None
     result: Node
     returns_codes: bool
 
@@ -57,6 +59,9 @@ def region_at(anchor: Node, row: KernelRow) -> Region | None:
     if not reads or not all(is_integer(node) for node in reads):
         return None
     chain = absorbed(anchor, row)
+    residual = residual_of(anchor, chain)
+    if residual is not None and not is_integer(residual):
+        return None
     last = chain[-1] if chain else anchor
     (reader,) = last.users if len(last.users) == 1 else (None,)
     returns_codes = reader is not None and reader.target is qc.quantize.default
@@ -67,6 +72,7 @@ def region_at(anchor: Node, row: KernelRow) -> Region | None:
         chain=chain if returns_codes else (),
         row=row,
         operands=tuple(operands),
+        residual=residual if returns_codes else None,
         weight=weight,
         bias=bias,
         result=reader if returns_codes and reader is not None else anchor,

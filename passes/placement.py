@@ -157,7 +157,7 @@ def operands(group: Group) -> list[Node]:
         if len(nodes) < len(given_nodes):
             return []
         found.extend(nodes)
-    return found
+    return [*found, group.residual] if group.residual is not None else found
 
 
 def has_codes(value: Node, choices: Mapping[Node, Choice]) -> bool:

@@ -291,10 +291,15 @@ def readers_of_codes(value: Node, choices: Mapping[Node, Choice]) -> tuple[str, 
     if any(choice.group.result is value and choice.output_codes for choice in choices.values()):
         return ()
     return tuple(
-        anchor.name
-        for anchor, choice in choices.items()
+        reader_of(value, choice.group).name
+        for choice in choices.values()
         if choice.mode == "static" and value in operands(choice.group)
     )
+
+
+def reader_of(value: Node, group: Group) -> Node:
+    """The node of a group that reads a value: its anchor, or the sum behind it."""
+    return group.chain[0] if value is group.residual else group.anchor
 
 
 def reason(value: Node, choices: Mapping[Node, Choice], target: Target, format: Format) -> str:

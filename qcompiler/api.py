@@ -101,7 +101,7 @@ def compile(
     calibration: iterable of batches in the same forms; the example inputs if absent, and the report says so.
     recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", a .json file, a
         mapping or a Recipe.
-    backend: "ort", "reference", or "auto" for the target's own.
+    backend: "ort", "tvm", "reference", or "auto" for the target's own.
     strict: a layer planned in integers that the engine runs in float is an error (ContractError).
     whole: a model that cannot be traced as a whole is an error (TraceError), as it is under `strict`; else
         one whose path depends on its data is compiled region by region.
@@ -110,7 +110,7 @@ def compile(
     Raises a QCompilerError that says what, where, why and what to do.
     """
     check_threads(threads)
-    chosen, aim = find_recipe(recipe), find_target(target)
+    chosen, aim = find_recipe(recipe), find_target(target, backend)
     engine = find_backend(backend, aim)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

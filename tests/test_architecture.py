@@ -52,7 +52,7 @@ TOP = len(LAYERS) - 1
 # Only the top layer imports these, and they import nothing of the package but themselves.
 LEAVES = ("qcompiler.models",)
 
-HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "matplotlib", "transformers", "sklearn")
+HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "tvm", "matplotlib", "transformers", "sklearn")
 
 
 def within(module: str, *packages: str) -> bool:

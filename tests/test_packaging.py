@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -84,7 +85,7 @@ def test_every_dependency_is_pinned_by_the_constraints() -> None:
     ]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {normal(line.split("==")[0]) for line in lines if "==" in line and not line.startswith("#")}
-    names = {normal(spec.split(">=")[0].split("[")[0]) for spec in asked} - {project["name"]}
+    names = {normal(Requirement(spec).name) for spec in asked} - {project["name"]}
     assert names <= pinned, f"constraints.txt has no pin for {sorted(names - pinned)}"
 
 

@@ -54,12 +54,13 @@ class ReferenceExecutable:
         evaluate(self.graph, inputs, observe=keep, evaluate_node=self.compute)
         return found
 
-    def compute(self, node: Node, args: Any, kwargs: dict[str, Any], _: Mapping[Node, Any]) -> Any:
+    def compute(self, node: Node, args: Any, kwargs: dict[str, Any], values: Mapping[Node, Any]) -> Any:
         region = self.inside.get(node)
         if region is not None and node is region.anchor:
-            return compute_region(region, self.graph, args, kwargs)
-        if region is not None:
-            return args[0]  # the anchor has already returned the codes that leave the region
+            residual = None if region.residual is None else values[region.residual]
+            return compute_region(region, self.graph, args, kwargs, residual)
+        if region is not None:  # the anchor has already returned the codes that leave the region
+            return values[region.anchor] if node in region.anchor.users else args[0]
         if node.target is qc.dequantize.default:
             given = arguments(node)
             return Codes(values=args[0], scale=args[1], zero_point=args[2], format=given["format"],
@@ -123,7 +124,9 @@ class Reference:
         return {}
 
 
-def compute_region(region: Region, graph: Graph, args: Any, kwargs: dict[str, Any]) -> Tensor:
+def compute_region(
+    region: Region, graph: Graph, args: Any, kwargs: dict[str, Any], residual: Codes | None
+) -> Tensor:
     """Bind a region's operands by argument name and run its formula."""
     schema = region.anchor.target._schema  # type: ignore[union-attr]
     bound = dict(zip([a.name for a in schema.arguments], args, strict=False)) | kwargs
@@ -140,6 +143,7 @@ def compute_region(region: Region, graph: Graph, args: Any, kwargs: dict[str, An
         arguments=literals,
         op=region.anchor.target,  # type: ignore[arg-type]
         output=output_of(region, graph) if region.returns_codes else None,
+        residual=residual,
     )
     return FORMULAS[region.row.formula](call)
 

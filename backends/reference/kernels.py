@@ -2,6 +2,7 @@
 
     acc  = sum_k (qx[k] - z_x) (qw[k,c] - z_w[c]) + qb[c]            int32
     q_y  = sat(rne(float32(acc) * m[c]) + z_y)                  m[c] = float32(float32(s_x s_w[c]) / s_y)
+    q_y  = sat(rne(fma(q_r, m_r, fma(float32(acc), m[c], -z_r m_r))) + z_y)     a residual r, m_r = s_r / s_y
     y    = float32(acc) * float32(s_x s_w[c])                   where a linear returns float
 
 Sums are formed in float64, which holds every int32 accumulator exactly.
@@ -74,6 +75,7 @@ class Call:
     arguments: Mapping[str, Any]
     op: Callable[..., Any]
     output: Output | None
+    residual: Codes | None = None
 
 
 def along_channels(vector: Tensor, result: Tensor, axis: int) -> Tensor:
@@ -91,8 +93,13 @@ def finish(call: Call, accumulator: Tensor, axis: int) -> Tensor:
     if call.output is None:
         result = accumulator.float() * along_channels(scale, accumulator, axis)
         return result + along_channels(call.bias, result, axis) if isinstance(call.bias, Tensor) else result
-    multiplier = scale / call.output.scale.float()
-    return call.output.encode(accumulator.float() * along_channels(multiplier, accumulator, axis))
+    multiplier = along_channels(scale / call.output.scale.float(), accumulator, axis)
+    if call.residual is None:
+        return call.output.encode(accumulator.float() * multiplier)
+    ratio = call.residual.scale.float() / call.output.scale.float()
+    offset = -call.residual.zero_point.float() * ratio
+    steps = multiply_add(accumulator.float(), multiplier, offset)
+    return call.output.encode(multiply_add(call.residual.values.float(), ratio, steps))
 
 
 def convolution(call: Call) -> Tensor:

@@ -11,8 +11,9 @@ from qcompiler.target.base import (
     register_target,
 )
 from qcompiler.target.cpu import ONNX_RUNTIME_CPU
+from qcompiler.target.cpu_tvm import OWN_KERNELS_CPU
 
 __all__ = [
-    "ONNX_RUNTIME_CPU", "TARGETS", "AttentionKernel", "KernelRow", "Support", "Target", "WeightOnly",
-    "find_target", "register_target",
+    "ONNX_RUNTIME_CPU", "OWN_KERNELS_CPU", "TARGETS", "AttentionKernel", "KernelRow", "Support", "Target",
+    "WeightOnly", "find_target", "register_target",
 ]  # fmt: skip

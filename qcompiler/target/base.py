@@ -22,6 +22,7 @@ class KernelRow:
     output: "required": the kernel only exists with a quantized result; "optional": it can also return
     float; "same": codes pass through, so input and output share one scale and zero point.
     to_float: the kernel that returns float and adds a float bias, where that is another one.
+    adds: it adds another quantized tensor of the result's shape before it rounds once.
     starts: worth quantizing an input for. A row that does not start carries integers that are there anyway.
     where: which calls of the op the kernel computes as torch does.
     """
@@ -35,6 +36,7 @@ class KernelRow:
     output: Output = "required"
     to_float: str = ""
     absorbs: Trait = Trait.NONE
+    adds: bool = False
     starts: bool = False
     where: Callable[[Node], bool] = lambda node: True
 
@@ -81,6 +83,7 @@ class Target:
 
     name: str
     backend: str
+    kin: Mapping[str, str] = field(default_factory=dict)  # backend -> the target of this machine for it
     activation: str
     weight: str
     activations: Mapping[str, Support]
@@ -134,7 +137,10 @@ def register_target(target: Target) -> Target:
     return target
 
 
-def find_target(name: str | Target) -> Target:
+def find_target(name: str | Target, backend: str = "auto") -> Target:
+    """The target of that name, or its kin for another backend."""
+    if isinstance(name, str) and name in TARGETS:
+        name = TARGETS[name].kin.get(backend, name)
     if isinstance(name, Target):
         return name
     if name not in TARGETS:

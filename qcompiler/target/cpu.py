@@ -84,6 +84,7 @@ ONNX_RUNTIME_CPU = register_target(
     Target(
         name="cpu",
         backend="ort",
+        kin={"tvm": "cpu-tvm"},
         activation="uint8",
         weight="int8",
         activations={

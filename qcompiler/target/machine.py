@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-INTERESTING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+INTERESTING = (
+    "avx2", "avx512f", "avx512_vnni", "avx512vbmi", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,53 @@
+"""Kernels of our own, generated as TVM's TIR and compiled by LLVM: integers at the speed of the machine.
+
+builder     statements, loops, registers            isa      vector instructions as data
+plane       where activations lie                   tiles    the schedule without measurement
+kernels/    one file per family of layers           build    functions to machine code
+lower       a quantized graph as a program          program  its memory and its steps
+executable  programs that run, profiled and verified
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qcompiler.backends.base import Executable
+from qcompiler.backends.ort import Ort
+from qcompiler.backends.tvm.executable import TvmExecutable
+from qcompiler.backends.tvm.isa import AVX512_VNNI
+from qcompiler.errors import TargetError
+from qcompiler.ir import Graph
+from qcompiler.passes.partition import partition
+from qcompiler.target import Target, find_target
+from qcompiler.target.machine import this_cpu
+
+__all__ = ["Tvm", "TvmExecutable"]
+
+
+class Tvm:
+    """The backend named "tvm". A graph without integer kernels is left to ONNX Runtime."""
+
+    name = "tvm"
+
+    def __init__(self, target: Target | str = "cpu-tvm") -> None:
+        self.target = find_target(target)
+        missing = set(AVX512_VNNI.features) - set(this_cpu().features)
+        if missing:
+            raise TargetError(
+                "the kernels of backend 'tvm' cannot run here", why=f"this CPU has no {', '.join(missing)}",
+                fix="use backend='ort'",
+            )  # fmt: skip
+
+    def lower(self, graph: Graph, *, threads: int | None = None) -> Executable:
+        if not partition(graph, self.target):
+            return Ort("cpu").lower(graph, threads=threads)
+        return TvmExecutable(graph=graph, target=self.target, isa=AVX512_VNNI)
+
+    def write(self, graph: Graph, folder: Path) -> None:
+        """Nothing: the graph is all that the kernels are made of."""
+
+    def open(self, graph: Graph, folder: Path, *, threads: int | None = None) -> Executable:
+        return self.lower(graph, threads=threads)
+
+    def settings(self, graph: Graph, *, threads: int | None = None) -> Mapping[str, Any]:
+        return {"threads": 1, "isa": AVX512_VNNI.name}

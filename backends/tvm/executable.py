@@ -1,0 +1,147 @@
+"""Programs that run: one per shapes of a call, made when they first come."""
+
+import statistics
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.backends.base import Executed, Execution
+from qcompiler.backends.tvm.build import compiled, handed, host, placed
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.lower import lower
+from qcompiler.backends.tvm.program import Call, Program, State, tensors
+from qcompiler.backends.tvm.verify import KernelDistance, distance
+from qcompiler.ir import Graph, value
+from qcompiler.plan import Plan
+from qcompiler.target import Target
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A program with its functions compiled and its memory in place."""
+
+    program: Program
+    functions: Mapping[str, Any]
+    arrays: Mapping[str, Any]
+    handles: Mapping[str, Any]
+
+    def state(self, values: dict[Node, Any]) -> State:
+        return State(functions=self.functions, handles=self.handles, arrays=self.arrays, values=values)
+
+
+def made_ready(program: Program) -> Ready:
+    module = compiled(program.functions, host())
+    names = [str(function.attrs["global_symbol"]) for function in program.functions]
+    arrays = {name: placed(store.empty()) for name, store in program.stores.items() if not store.shares}
+    arrays |= {name: arrays[store.shares] for name, store in program.stores.items() if store.shares}
+    arrays |= {name: placed(np.zeros(size, np.float32)) for name, size in program.floats.items()}
+    arrays |= {name: placed(array) for name, array in program.constants.items()}
+    return Ready(
+        program=program, functions={name: module[name] for name in names}, arrays=arrays,
+        handles={name: handed(array) for name, array in arrays.items()},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TvmExecutable:
+    """A graph that runs on kernels of our own; calls of several threads take turns."""
+
+    graph: Graph
+    target: Target
+    isa: Isa
+    programs: dict[Shapes, Ready] = field(default_factory=dict)
+    turn: Any = field(default_factory=threading.Lock)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
+        values = self.given(inputs)
+        with self.turn:
+            ready = self.ready(inputs)
+            state = ready.state(values)
+            for step in ready.program.steps:
+                step.run(state)
+        returned = self.graph.output.args[0]
+        return [values[arg] if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
+
+    def ready(self, inputs: Sequence[Tensor]) -> Ready:
+        shapes = tuple(tuple(x.shape) for x in inputs)
+        if shapes not in self.programs:
+            program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
+            self.programs[shapes] = made_ready(program)
+        return self.programs[shapes]
+
+    def given(self, inputs: Sequence[Tensor]) -> dict[Node, Any]:
+        """What is known before the first step: constants and inputs."""
+        return {**tensors(self.graph), **dict(zip(self.graph.inputs, inputs, strict=True))}
+
+    @torch.no_grad()
+    def profile(self, inputs: Sequence[Tensor], *, runs: int = 7) -> dict[str, float]:
+        """Microseconds per run of every step, under the name of the node that it computes; medians."""
+        times: dict[str, list[float]] = defaultdict(list)
+        with self.turn:
+            ready = self.ready(inputs)
+            for _ in range(runs):
+                state, spent = ready.state(self.given(inputs)), defaultdict[str, float](float)
+                for step in ready.program.steps:
+                    begin = time.perf_counter()
+                    step.run(state)
+                    spent[step.node.name] += (time.perf_counter() - begin) * 1e6
+                for name, found in spent.items():
+                    times[name].append(found)
+        return {name: statistics.median(found) for name, found in times.items()}
+
+    @torch.no_grad()
+    def verify(self, inputs: Sequence[Tensor]) -> list[KernelDistance]:
+        """Every kernel of ours against the reference on the inputs that it was given."""
+        found = []
+        with self.turn:
+            ready = self.ready(inputs)
+            state = ready.state(self.given(inputs))
+            for step in ready.program.steps:
+                step.run(state)
+                if isinstance(step, Call) and step.region is not None:
+                    found.append(distance(step, ready.program, state, self.graph))
+        return found
+
+    def execution(self, plan: Plan) -> Execution:
+        """What the program of the traced shapes computes each planned layer with."""
+        kernels = lower(self.graph, self.target, shapes_of(self.graph), self.isa).kernels
+        layers = tuple(
+            Executed(
+                node=layer.node,
+                kernel=kernels.get(layer.node, "") or "reference",
+                precision=layer.precision if layer.node in kernels else "float",
+            )
+            for layer in plan.layers
+        )
+        return Execution(layers=layers, kernels=Counter(kernels.values()))
+
+
+def shapes_of(graph: Graph, inputs: Sequence[Tensor] = ()) -> dict[Node, tuple[int, ...]]:
+    """The shapes of all tensors in a call, its symbolic sizes being those of the inputs; or as traced."""
+    sizes: dict[Any, int] = {}
+    for node, given in zip(graph.inputs, inputs, strict=bool(inputs)):
+        for size, found in zip(value(node).shape, given.shape, strict=True):
+            if isinstance(size, torch.SymInt):
+                sizes[size.node.expr] = found
+
+    def known(size: Any) -> int:
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        return int(size.node.expr.subs(sizes)) if sizes else int(size.node.hint)
+
+    return {
+        node: tuple(map(known, held.shape))
+        for node in graph.fx.nodes
+        if isinstance(held := value(node) if node.op != "output" else None, Tensor)
+    }

@@ -1,0 +1,339 @@
+"""Regions as layers of a kernel family: a table from formulas to what computes them.
+
+Region  -->  Layer (what the function is made of, its arguments, its constants), or None: the reference
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.backends.reference import output_of
+from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, multiply_add
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels import add as elements
+from qcompiler.backends.tvm.kernels import depthwise as channels
+from qcompiler.backends.tvm.kernels import pool as pools
+from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
+from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.tiles import tile_for
+from qcompiler.ir import Graph, arguments
+from qcompiler.passes.partition import Region
+
+FARTHEST = 2.0**31 - 256  # what is rounded to int32 must fit
+
+
+class Places(Protocol):
+    """What a family asks of the lowering: where codes lie, and constants."""
+
+    graph: Graph
+    isa: Isa
+    stores: dict[str, Any]
+
+    def plane(self, decoded: Node) -> str: ...
+    def result(self, region: Region) -> Plane: ...
+    def tensor(self, node: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A call of one function: `make` builds it, and equal descriptions share it; the result comes last."""
+
+    kernel: str
+    description: Any
+    make: Callable[[str], Any]
+    arguments: tuple[str, ...]
+    constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- convolutions and linears
+
+
+def contraction(places: Places, region: Region) -> Layer | None:
+    """A convolution, or a linear as one of a single line."""
+    assert region.weight is not None
+    given, isa = arguments(region.anchor), places.isa
+    codes = places.tensor(arguments(region.weight)["q"]).numpy()
+    if region.row.formula == "linear":
+        codes, window, groups = codes[..., None, None], {}, 1
+    else:
+        window, groups = (
+            {name: pair(given[name]) for name in ("stride", "padding", "dilation")},
+            given["groups"],
+        )
+    if region.returns_codes and reach(places, region, codes) >= FARTHEST:
+        return None
+    x = places.plane(region.operands[0])
+    plane = places.stores[x].plane
+    zero = zero_point(places, region.result) if region.returns_codes else 0
+    if (
+        groups == plane.channels == len(codes)
+        and region.residual is None
+        and plane.pitch % channels.PART == 0
+    ):
+        each = channels.Depthwise(
+            x=plane, y=places.result(region), kernel=codes.shape[2:], zero_point=zero, **window
+        )
+        bias, multiplier = numbers(places, region, codes)
+        return layer(
+            "depthwise", each, lambda name: channels.depthwise(each, channels.Patch(), isa, name), (x,),
+            region,
+            weights=channels.pack(each, codes, isa), bias=channels.arranged(each, bias, isa),
+            multiplier=channels.arranged(each, multiplier, isa),
+        )  # fmt: skip
+    codes, groups = merged(codes, groups, isa)
+    residual = None if region.residual is None else places.plane(region.residual)
+    whole = Convolution(
+        x=plane, y=places.result(region), groups=groups, to_float=not region.returns_codes, zero_point=zero,
+        residual=None if residual is None else places.stores[residual].plane, kernel=codes.shape[2:],
+        **window,
+    )  # fmt: skip
+    bias, multiplier = (filled(vector, whole, isa) for vector in numbers(places, region, codes))
+    constants = {
+        "weights": np.concatenate([pack(whole, codes, isa).reshape(-1), np.zeros(LINE, np.int8)]),
+        "bias": bias, "multiplier": multiplier,
+    }  # fmt: skip
+    made = layer(
+        "convolution", whole, lambda name: convolution(whole, tile_for(whole, isa), isa, name), (x,), region,
+        **constants,
+    )  # fmt: skip
+    if residual is None or region.residual is None:
+        return made
+    ratio = scale(places, region.residual) / scale(places, region.result)
+    offset = -places.tensor(arguments(region.residual)["zero_point"]).float() * ratio
+    also = named(region, ratio=np.array([ratio, offset], np.float32))
+    return Layer(
+        kernel=made.kernel, description=made.description, make=made.make,
+        arguments=(*made.arguments, residual, *also), constants={**made.constants, **also},
+    )  # fmt: skip
+
+
+def numbers(places: Places, region: Region, codes: NDArray[np.int8]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Bias, with the input's zero point in it, and multiplier of every output."""
+    assert region.weight is not None
+    operand = region.operands[0]
+    bias = -zero_point(places, operand) * codes.astype(np.int64).reshape(len(codes), -1).sum(1)
+    if region.bias is not None:
+        bias = bias + places.tensor(arguments(region.bias)["q"]).numpy()
+    steps = scale(places, operand) * scale(places, region.weight)
+    if region.returns_codes:
+        steps = steps / scale(places, region.result)
+    return bias.astype(np.int32), steps.expand(len(codes)).numpy()
+
+
+def reach(places: Places, region: Region, codes: NDArray[np.int8]) -> float:
+    """How many steps a result may lie from zero, before it is saturated."""
+    bias, multiplier = numbers(places, region, codes)
+    sums = np.abs(codes.astype(np.float64)).reshape(len(codes), -1).sum(1) * 255 + np.abs(bias)
+    own = float((sums * multiplier).max())
+    if region.residual is None:
+        return own
+    return own + 255 * float(scale(places, region.residual) / scale(places, region.result))
+
+
+def filled(vector: NDArray[Any], whole: Convolution, isa: Isa) -> NDArray[Any]:
+    """A number per channel, and ones where registers hold channels that are not there."""
+    outputs = len(vector) // whole.groups
+    full = np.ones(-(-outputs // isa.lanes) * isa.lanes * whole.groups, vector.dtype)
+    full[: len(vector)] = vector
+    return full
+
+
+# ---------------------------------------------------------------- pools
+
+
+def max_pool(places: Places, region: Region) -> Layer | None:
+    pool, x = sliding(places, region), places.plane(region.operands[0])
+    if pool is None:
+        return None
+    return layer("maximum", ("max", pool), lambda name: pools.max_pool(pool, places.isa, name), (x,), region)
+
+
+def average_pool(places: Places, region: Region) -> Layer | None:
+    pool, given = sliding(places, region), arguments(region.anchor)
+    if pool is None:
+        return None
+    average = pools.Average(
+        count_include_pad=given["count_include_pad"],
+        divisor=given["divisor_override"],
+        x_zero=zero_point(places, region.operands[0]),
+        y_zero=zero_point(places, region.result),
+    )
+    return layer(
+        "average", ("average", pool, average),
+        lambda name: pools.average_pool(pool, average, places.isa, name),
+        (places.plane(region.operands[0]),), region,
+        factor=(scale(places, region.operands[0]) / scale(places, region.result)).reshape(1).numpy(),
+    )  # fmt: skip
+
+
+def global_average(places: Places, region: Region) -> Layer | None:
+    name = places.plane(region.operands[0])
+    x = places.stores[name].plane
+    if x.pitch % places.isa.lanes:
+        return None
+    y, average = (
+        places.result(region),
+        pools.Average(
+            x_zero=zero_point(places, region.operands[0]), y_zero=zero_point(places, region.result)
+        ),
+    )
+    steps = scale(places, region.result).double() * x.height * x.width
+    return layer(
+        "global average", ("global", x, y, average),
+        lambda made: pools.global_average_pool(x, y, average, places.isa, made), (name,), region,
+        factor=(scale(places, region.operands[0]).double() / steps).float().reshape(1).numpy(),
+    )  # fmt: skip
+
+
+def sliding(places: Places, region: Region) -> pools.Pool | None:
+    """The window of a pool; None where the kernel does not take the plane."""
+    given = arguments(region.anchor)
+    x = places.stores[places.plane(region.operands[0])].plane
+    if x.pitch % places.isa.lanes:
+        return None
+    return pools.Pool(
+        x=x, y=places.result(region), kernel=pair(given["kernel_size"]),
+        stride=pair(given["stride"] or given["kernel_size"]), padding=pair(given["padding"]),
+        dilation=pair(given.get("dilation", 1)),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- by element
+
+
+def add(places: Places, region: Region) -> Layer | None:
+    """r_a, r_b and z_y - (r_a z_a + r_b z_b), as the reference forms them."""
+    result = scale(places, region.result)
+    (ratio_a, zero_a), (ratio_b, zero_b) = (
+        (scale(places, x) / result, torch.tensor(float(zero_point(places, x)))) for x in region.operands
+    )
+    fixed = float(zero_point(places, region.result)) - multiply_add(zero_a, ratio_a, ratio_b * zero_b)
+    steps = np.array([ratio_a, ratio_b, fixed], np.float32)
+    return of_two(places, region, "sum", steps, lambda both, name: elements.add(both, places.isa, name), ())
+
+
+def multiply(places: Places, region: Region) -> Layer | None:
+    a, b, y = (zero_point(places, node) for node in (*region.operands, region.result))
+    steps = np.array([scale(places, node) for node in (*region.operands, region.result)], np.float32)
+    known = elements.Zeros(a=a, b=b, y=y)
+    return of_two(
+        places, region, "product", steps,
+        lambda both, name: elements.multiply(both, known, places.isa, name), known,
+    )  # fmt: skip
+
+
+def of_two(
+    places: Places,
+    region: Region,
+    kernel: str,
+    steps: NDArray[Any],
+    make: Callable[[Any, str], Any],
+    more: Any,
+) -> Layer | None:
+    names = [places.plane(operand) for operand in region.operands]
+    first, second = (places.stores[name].plane for name in names)
+    sizes = [(p.images, p.height, p.width, p.channels) for p in (first, second)]
+    if sizes[0] != sizes[1] or any(p.pitch % places.isa.lanes for p in (first, second)):
+        return None  # a tensor that is repeated along an axis
+    both = elements.Pair(a=first, b=second, y=places.result(region))
+    return layer(
+        kernel, (kernel, both, more), lambda name: make(both, name), tuple(names), region, numbers=steps
+    )
+
+
+def table(places: Places, region: Region) -> Layer | None:
+    name = places.plane(region.operands[0])
+    x = places.stores[name].plane
+    if x.pitch % places.isa.lanes:
+        return None
+    y = places.result(region)
+    return layer(
+        "table", ("table", x, y), lambda made: elements.table(x, y, places.isa, made), (name,), region,
+        table=entries(places, region, region.operands[0]),
+    )  # fmt: skip
+
+
+def entries(places: Places, region: Region, operand: Node) -> NDArray[np.uint8]:
+    """What a region makes of each of the 256 codes of one operand, by its formula."""
+    given = arguments(operand)
+    every = Codes(
+        values=torch.arange(256, dtype=torch.uint8).reshape(1, 1, 1, 256),
+        scale=places.tensor(given["scale"]),
+        zero_point=places.tensor(given["zero_point"]), format=given["format"],
+    )  # fmt: skip
+    call = Call(
+        operands=[every], weight=None, bias=None, op=region.anchor.target,  # type: ignore[arg-type]
+        arguments={**arguments(region.anchor), "dim": 1}, output=output_of(region, places.graph),
+    )  # fmt: skip
+    if region.row.formula == "unary":
+        kept = {
+            name: value for name, value in arguments(region.anchor).items() if not isinstance(value, Node)
+        }
+        call = Call(operands=[every], weight=None, bias=None, op=call.op, arguments=kept, output=call.output)
+    return np.asarray(FORMULAS[region.row.formula](call).reshape(-1).numpy())
+
+
+def concatenate(places: Places, region: Region) -> Layer | None:
+    """Along channels only: side by side in every pixel."""
+    names = [places.plane(operand) for operand in region.operands]
+    inputs = tuple(places.stores[name].plane for name in names)
+    shape = places.stores[names[0]].plane
+    if arguments(region.anchor)["dim"] not in (1, -3) or shape.height * shape.width == 0:
+        return None
+    y = places.result(region)
+    tables = {f"table{i}": entries(places, region, operand) for i, operand in enumerate(region.operands)}
+    known = named(region, **tables)
+    taken = tuple(part for both in zip(names, known, strict=True) for part in both)
+    return Layer(
+        kernel="concatenation", description=("cat", inputs, y),
+        make=lambda made: elements.concatenate(inputs, y, places.isa, made), arguments=taken, constants=known,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- shared
+
+
+def layer(
+    kernel: str, description: Any, make: Callable[[str], Any], planes: tuple[str, ...], region: Region,
+    **constants: NDArray[Any],
+) -> Layer:  # fmt: skip
+    known = named(region, **constants)
+    return Layer(
+        kernel=kernel, description=description, make=make, arguments=(*planes, *known), constants=known
+    )
+
+
+def named(region: Region, **constants: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    return {f"{region.anchor.name}.{kind}": array for kind, array in constants.items()}
+
+
+def scale(places: Places, node: Node) -> Tensor:
+    return places.tensor(arguments(node)["scale"]).float()
+
+
+def zero_point(places: Places, node: Node) -> int:
+    return int(places.tensor(arguments(node)["zero_point"]))
+
+
+def pair(value: Any) -> tuple[int, int]:
+    first, *rest = value if isinstance(value, list | tuple) else [value]
+    return int(first), int(rest[0] if rest else first)
+
+
+FAMILIES: Mapping[str, Callable[[Places, Region], Layer | None]] = {
+    "conv": contraction,
+    "linear": contraction,
+    "max_pool": max_pool,
+    "avg_pool": average_pool,
+    "global_avg_pool": global_average,
+    "add": add,
+    "mul": multiply,
+    "unary": table,
+    "concat": concatenate,
+}

@@ -1,0 +1,1 @@
+"""Families of layers, each a template with a small space of schedules."""

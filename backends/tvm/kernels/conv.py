@@ -1,0 +1,251 @@
+"""Convolutions and linears: int32 sums of products of codes, and codes again, in one pass.
+
+    acc[n, h, w, o] = b[o] + sum x[n, h S + kh, w S + kw, c] w[o, kh, kw, c]
+    y = sat(rne(float32(acc) m[o]) + z),  or  sat(rne(fma(r, r_s, fma(float32(acc), m[o], r_0))) + z)
+        or  float32(acc) m[o]
+
+By pixel, one row of a kernel is contiguous in memory, so a convolution is KH products of matrices whose rows
+overlap: no copies, and one inner loop for every kernel size and stride. A linear is one of a single line.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+
+from qcompiler.backends.tvm.builder import Builder, splat
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.plane import Plane
+
+LINE = 64  # bytes of the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """One layer on planes; the input's zero point is in the bias.
+
+    Invariant: the border of `x` is as wide as the padding; the outputs of a group fill whole registers
+    (`merged` makes it so) unless there is one group.
+    """
+
+    x: Plane
+    y: Plane
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    residual: Plane | None = None
+    zero_point: int = 0
+    to_float: bool = False  # the plane of results then holds float32 numbers
+
+    @cached_property
+    def runs(self) -> tuple[int, int, int]:
+        """Contiguous bytes under a kernel: how many runs down and across, and the length of each."""
+        if self.groups == 1 and self.dilation[1] == 1:
+            return self.kernel[0], 1, (self.kernel[1] - 1) * self.x.pitch + self.x.channels
+        return *self.kernel, self.x.channels // self.groups
+
+    @property
+    def products(self) -> int:
+        """Multiply-accumulates of the layer itself, without the zeros that fill registers."""
+        outputs = self.y.images * self.y.height * self.y.width * self.y.channels
+        return outputs * self.kernel[0] * self.kernel[1] * self.x.channels // self.groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """The schedule: `rows` pixels of a line by `columns` registers of channels are summed at a time.
+
+    channels_first: all pixels with some channels, then the next channels; weights are then read once.
+    prefetch: the weights of the next channels are brought near meanwhile.
+    """
+
+    rows: int
+    columns: int
+    channels_first: bool = True
+    prefetch: bool = False
+
+
+def convolution(layer: Convolution, tile: Tile, isa: Isa, name: str) -> Any:
+    """The function (x, weights, bias, multiplier, [residual, ratio and offset,] y)."""
+    return Kernel(layer, tile, isa, name).function()
+
+
+class Kernel:
+    """The function under construction: what all of its parts refer to."""
+
+    def __init__(self, layer: Convolution, tile: Tile, isa: Isa, name: str) -> None:
+        self.layer, self.isa, k = layer, isa, Builder(name)
+        down, across, length = layer.runs
+        steps = -(-length // isa.unit)
+        self.panel = (
+            down * across * steps * isa.lanes * isa.unit
+        )  # bytes of weights for a register of channels
+        self.panels = -(-layer.y.channels // layer.groups // isa.lanes)  # in a group
+        self.tile = Tile(
+            rows=min(tile.rows, layer.y.width), columns=min(tile.columns, self.panels),
+            channels_first=tile.channels_first, prefetch=tile.prefetch,
+        )  # fmt: skip
+        channels = layer.groups * self.panels * isa.lanes
+        self.k, self.steps = k, steps
+        self.x = k.argument("x", "uint8", layer.x.size)
+        self.weights = k.argument("weights", "int8", layer.groups * self.panels * self.panel + LINE)
+        self.bias = k.argument("bias", "int32", channels)
+        self.multiplier = k.argument("multiplier", "float32", channels)
+        if layer.residual is not None:
+            self.residual = k.argument("residual", "uint8", layer.residual.size)
+            self.ratio = k.argument("ratio", "float32", 2)
+        self.y = k.argument("y", "float32" if layer.to_float else "uint8", layer.y.size)
+
+    def function(self) -> Any:
+        k, tile, y = self.k, self.tile, self.layer.y
+        blocks, lines, tiles = -(-self.panels // tile.columns), y.height, -(-y.width // tile.rows)
+        outer, inner = (blocks, lines) if tile.channels_first else (lines, blocks)
+        with (
+            k.loop(y.images) as n, k.loop(self.layer.groups) as g,
+            k.loop(outer) as i, k.loop(inner) as j, k.loop(tiles) as t,
+        ):  # fmt: skip
+            block, h = (i, j) if tile.channels_first else (j, i)
+            panel = within(k, block, tile.columns, self.panels)
+            w = within(k, t, tile.rows, y.width)
+            sums = self.start(g, panel)
+            self.accumulate(sums, (n, g, panel, h, w), h * tiles + t, lines * tiles)
+            self.finish(sums, (n, g, panel, h, w))
+        return k.function()
+
+    def start(self, g: Any, panel: Any) -> list[list[Any]]:
+        """Registers of sums [rows][columns], holding the bias."""
+        k, lanes, tile = self.k, self.isa.lanes, self.tile
+        sums = [[k.register("int32", lanes) for _ in range(tile.columns)] for _ in range(tile.rows)]
+        for j in range(tile.columns):
+            bias = k.bind(k.load(self.bias, (g * self.panels + panel + j) * lanes, lanes))
+            for row in sums:
+                k.store(row[j], 0, bias, lanes)
+        return sums
+
+    def accumulate(self, sums: list[list[Any]], place: tuple[Any, ...], turn: Any, turns: int) -> None:
+        """Add the products of every run of bytes; `turn` of `turns` is how far the pixels have come."""
+        k, isa, layer, x = self.k, self.isa, self.layer, self.layer.x
+        (n, g, panel, h, w), (down, across, _) = place, layer.runs
+        corner = (
+            x.origin + n * x.image + (h * layer.stride[0] - layer.padding[0]) * x.line
+            + (w * layer.stride[1] - layer.padding[1]) * x.pitch + g * (x.channels // layer.groups)
+        )  # fmt: skip
+        first = (g * self.panels + panel) * self.panel
+        with k.loop(down) as kh, k.loop(across) as kw, k.loop(self.steps) as s:
+            step = (kh * across + kw) * self.steps + s
+            if self.tile.prefetch:
+                steps = down * across * self.steps
+                share = Fraction(self.tile.columns * self.panel // LINE, turns * steps)
+                line = tirx.floordiv((turn * steps + step) * share.numerator, share.denominator)
+                k.prefetch(self.weights, first + self.tile.columns * self.panel + line * LINE)
+            at = first + step * isa.lanes * isa.unit
+            panels = [k.bind(isa.panel(self.weights, at + j * self.panel)) for j in range(self.tile.columns)]
+            begin = corner + kh * layer.dilation[0] * x.line + kw * layer.dilation[1] * x.pitch + s * isa.unit
+            for r, row in enumerate(sums):
+                codes = k.bind(isa.spread(self.x, begin + r * layer.stride[1] * x.pitch))
+                for register, held in zip(row, panels, strict=True):
+                    k.store(register, 0, isa.dot(k.load(register, 0, isa.lanes), codes, held), isa.lanes)
+
+    def finish(self, sums: list[list[Any]], place: tuple[Any, ...]) -> None:
+        """Scale, round, saturate and store, four registers at a time."""
+        k, isa, y = self.k, self.isa, self.layer.y
+        n, g, panel, h, w = place
+        channel = (g * self.panels + panel) * isa.lanes
+        scales = [
+            k.bind(k.load(self.multiplier, channel + j * isa.lanes, isa.lanes)) for j in range(len(sums[0]))
+        ]
+        if self.layer.to_float:
+            for r, row in enumerate(sums):
+                for j, register in enumerate(row):
+                    value = tirx.Cast(f"float32x{isa.lanes}", k.load(register, 0, isa.lanes)) * scales[j]
+                    k.store(self.y, self.address(y, (n, h, w + r, channel + j * isa.lanes)), value, isa.lanes)
+            return
+        spots = [(r, j) for r in range(len(sums)) for j in range(len(scales))]
+        for begin in range(0, len(spots), 4):
+            four = spots[begin : begin + 4]
+            rounded = [
+                self.rounded(sums[r][j], scales[j], (n, h, w + r, channel + j * isa.lanes)) for r, j in four
+            ]
+            codes = k.bind(isa.narrow(rounded + rounded[-1:] * (4 - len(four))))
+            for first, count in neighbours(four):
+                r, j = four[first]
+                at = self.address(y, (n, h, w + r, channel + j * isa.lanes))
+                order = list(isa.order[first * isa.lanes : (first + count) * isa.lanes])
+                k.store(self.y, at, tirx.Shuffle([codes], order), count * isa.lanes)
+
+    def rounded(self, register: Any, scale: Any, place: tuple[Any, ...]) -> Any:
+        """Steps of the result, rounded, with its zero point."""
+        k, isa, lanes = self.k, self.isa, self.isa.lanes
+        value = tirx.Cast(f"float32x{lanes}", k.load(register, 0, lanes))
+        if self.layer.residual is None:
+            value = value * scale
+        else:
+            value = tirx.op.fma(value, scale, splat(self.ratio[1], "float32", lanes))
+            codes = k.load(self.residual, self.address(self.layer.residual, place), lanes)
+            codes = tirx.Cast(f"float32x{lanes}", codes)
+            value = tirx.op.fma(codes, splat(self.ratio[0], "float32", lanes), value)
+        found = isa.nearest(value)
+        zero = self.layer.zero_point
+        return found + splat(zero, "int32", lanes) if zero else found
+
+    def address(self, plane: Plane, place: tuple[Any, ...]) -> Any:
+        n, h, w, channel = place
+        return plane.origin + n * plane.image + h * plane.line + w * plane.pitch + channel
+
+
+def within(k: Builder, turn: Any, size: int, extent: int) -> Any:
+    """Where a tile begins; the last one is moved back into the extent, and computes some results again."""
+    if extent % size == 0:
+        return turn * size
+    return k.bind(tirx.min(turn * size, extent - size))
+
+
+def neighbours(spots: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """First and count of those that lie side by side in memory: one row, following columns."""
+    first = 0
+    for position in range(1, len(spots) + 1):
+        row, column = spots[position - 1]
+        if position == len(spots) or spots[position] != (row, column + 1):
+            yield first, position - first
+            first = position
+
+
+def pack(layer: Convolution, codes: NDArray[np.int8], isa: Isa) -> NDArray[np.int8]:
+    """[O, C / groups, KH, KW] -> [groups, panels, down, across, steps, lanes, unit], zeros in between."""
+    down, across, length = layer.runs
+    outputs, inputs = codes.shape[:2]
+    by_pixel = codes.transpose(0, 2, 3, 1)
+    runs = np.zeros((outputs, down, across, -(-length // isa.unit) * isa.unit), np.int8)
+    if across == layer.kernel[1]:
+        runs[..., :inputs] = by_pixel
+    else:
+        for kw in range(layer.kernel[1]):
+            runs[:, :, 0, kw * layer.x.pitch :][:, :, :inputs] = by_pixel[:, :, kw]
+    in_group = outputs // layer.groups
+    panels = -(-in_group // isa.lanes)
+    full = np.zeros((layer.groups, panels * isa.lanes, *runs.shape[1:]), np.int8)
+    full[:, :in_group] = runs.reshape(layer.groups, in_group, *runs.shape[1:])
+    split = full.reshape(layer.groups, panels, isa.lanes, down, across, -1, isa.unit)
+    return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 5, 2, 6))
+
+
+def merged(codes: NDArray[np.int8], groups: int, isa: Isa) -> tuple[NDArray[np.int8], int]:
+    """Groups joined, with zeros between them, until the outputs of each fill whole registers.
+
+    [O, C / groups, ..], groups  -->  [O, C / fewer, ..], fewer
+    """
+    outputs = len(codes) // groups
+    times = next((n for n in range(1, groups) if groups % n == 0 and n * outputs % isa.lanes == 0), groups)
+    inputs = codes.shape[1]
+    wide = np.zeros((len(codes), inputs * times, *codes.shape[2:]), codes.dtype)
+    for output in range(len(codes)):
+        first = output // outputs % times * inputs
+        wide[output, first : first + inputs] = codes[output]
+    return wide, groups // times

@@ -1,0 +1,175 @@
+"""A lowered graph: memory, constants, and steps in the order in which they run.
+
+Step = a function of ours on planes  |  codes onto a plane, or off it  |  an op that torch computes
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+from torch.fx import Node
+
+from qcompiler.backends.reference import compute_region
+from qcompiler.backends.reference.kernels import Codes
+from qcompiler.backends.tvm.plane import SPARE, Plane
+from qcompiler.ir import Graph, arguments
+from qcompiler.ir.graph import operator_of
+from qcompiler.passes.partition import Region
+
+qc = torch.ops.qcompiler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Memory of one plane: `fill` is what its border holds."""
+
+    plane: Plane
+    dtype: str = "uint8"
+    fill: int = 0
+    shares: str = ""  # the store whose memory this is, by another description
+
+    def empty(self) -> NDArray[Any]:
+        return np.full(self.plane.size, self.fill, self.dtype)
+
+    def inside(self, memory: NDArray[Any]) -> NDArray[Any]:
+        """The pixels [N, H, W, C]."""
+        p, b = self.plane, self.plane.border
+        shape = (p.images, p.height + 2 * b, p.width + 2 * b, p.pitch)
+        return memory[:-SPARE].reshape(shape)[:, b : b + p.height, b : b + p.width, : p.channels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """One run: memory and constants by name, as functions take them and as numpy does, and torch's values."""
+
+    functions: Mapping[str, Any]
+    handles: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+    values: dict[Node, Any]
+
+
+class Step(Protocol):
+    """Anything that a program does, for a node."""
+
+    @property
+    def node(self) -> Node: ...
+
+    def run(self, state: State) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One of our functions, on memory and constants; `region` is what it computes, if it is one."""
+
+    node: Node
+    function: str
+    arguments: tuple[str, ...]
+    region: Region | None = None
+
+    def run(self, state: State) -> None:
+        state.functions[self.function](*[state.handles[name] for name in self.arguments])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Floats of torch where our functions find them."""
+
+    node: Node
+    name: str
+
+    def run(self, state: State) -> None:
+        state.arrays[self.name][:] = state.values[self.node].contiguous().numpy().reshape(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Put:
+    """A tensor of codes, by channel or by row, onto its plane."""
+
+    node: Node
+    name: str
+    store: Store
+
+    def run(self, state: State) -> None:
+        self.store.inside(state.arrays[self.name])[:] = by_pixel(state.values[self.node].numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    """What is on a plane as a tensor of a shape."""
+
+    node: Node
+    name: str
+    store: Store
+    shape: tuple[int, ...]
+
+    def run(self, state: State) -> None:
+        pixels = self.store.inside(state.arrays[self.name])
+        found = pixels.transpose(0, 3, 1, 2) if len(self.shape) == 4 else pixels
+        state.values[self.node] = torch.from_numpy(np.array(found).reshape(self.shape))
+
+
+def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
+    """[N, C, H, W] -> [N, H, W, C]; rows [.., K] -> [1, 1, rows, K]"""
+    return codes.transpose(0, 2, 3, 1) if codes.ndim == 4 else codes.reshape(1, 1, -1, codes.shape[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """An op that has no kernel of ours: torch computes it."""
+
+    node: Node
+
+    def run(self, state: State) -> None:
+        given: Any = fx.map_arg((self.node.args, self.node.kwargs), state.values.__getitem__)
+        args, kwargs = given
+        if self.node.target is qc.dequantize.default:
+            given = arguments(self.node)
+            state.values[self.node] = Codes(
+                values=args[0], scale=args[1], zero_point=args[2], format=given["format"],
+                axis=given["axis"], block=given["block"],
+            )  # fmt: skip
+            return
+        plain = fx.node.map_aggregate((args, kwargs), decoded)
+        state.values[self.node] = operator_of(self.node)(*plain[0], **plain[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refer:
+    """A region that has no kernel of ours yet: the reference computes it, exactly and slowly."""
+
+    region: Region
+    graph: Graph
+
+    @property
+    def node(self) -> Node:
+        return self.region.anchor
+
+    def run(self, state: State) -> None:
+        anchor = self.region.anchor
+        args, kwargs = fx.map_arg((anchor.args, anchor.kwargs), state.values.__getitem__)
+        residual = None if self.region.residual is None else state.values[self.region.residual]
+        state.values[self.region.result] = compute_region(self.region, self.graph, args, kwargs, residual)
+
+
+def decoded(value: Any) -> Any:
+    return value.decoded() if isinstance(value, Codes) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """Invariant: every name in a step is a store or a constant; every value is computed before it is read."""
+
+    stores: Mapping[str, Store]
+    floats: Mapping[str, int]  # memory for floats: how many
+    constants: Mapping[str, NDArray[Any]]
+    functions: tuple[Any, ...]
+    steps: tuple[Step, ...]
+    kernels: Mapping[str, str]  # anchor of a region -> the family of its kernel, "" for the reference
+
+
+def tensors(graph: Graph) -> dict[Node, Tensor]:
+    return {node: graph.tensors[str(node.target)] for node in graph.fx.nodes if node.op == "get_attr"}

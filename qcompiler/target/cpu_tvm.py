@@ -1,0 +1,54 @@
+"""CPUs through kernels of our own: what backends/tvm computes on integers.
+
+A convolution adds the other branch of a residual block to its sums before it rounds, so that the sum costs
+no pass over memory and one rounding less.
+"""
+
+import torch
+
+from qcompiler.rewrite import Trait
+from qcompiler.target.base import KernelRow, Support, Target, register_target
+from qcompiler.target.cpu import INTEGER, MOVES, divides_as_torch, has_matrix, is_plain_sum
+
+aten = torch.ops.aten
+qc = torch.ops.qcompiler
+
+NO_KERNEL = Support(executes="float", reason="there is no kernel for this format yet")
+
+ROWS = (
+    KernelRow(
+        op=aten.conv2d.default, kernel="convolution", formula="conv", operands=("input",), weight="weight",
+        bias="bias", absorbs=Trait.CLAMPS, adds=True, starts=True,
+    ),
+    KernelRow(
+        op=aten.linear.default, kernel="convolution", formula="linear", operands=("input",), weight="weight",
+        bias="bias", output="optional", absorbs=Trait.CLAMPS, starts=True, where=has_matrix,
+    ),
+    KernelRow(op=aten.add.Tensor, kernel="sum", formula="add", operands=("self", "other"),
+              absorbs=Trait.CLAMPS, where=is_plain_sum),
+    KernelRow(op=aten.mul.Tensor, kernel="product", formula="mul", operands=("self", "other"),
+              absorbs=Trait.CLAMPS),
+    KernelRow(op=qc.global_avg_pool.default, kernel="global average", formula="global_avg_pool",
+              operands=("x",)),
+    KernelRow(op=aten.avg_pool2d.default, kernel="average", formula="avg_pool", operands=("self",),
+              where=divides_as_torch),
+    KernelRow(op=aten.max_pool2d.default, kernel="maximum", formula="max_pool", operands=("self",),
+              output="same"),
+    KernelRow(op=aten.cat.default, kernel="concatenation", formula="concat", operands=("tensors",)),
+    KernelRow(op=aten.sigmoid.default, kernel="table", formula="unary", operands=("self",)),
+    KernelRow(op=aten.leaky_relu.default, kernel="table", formula="unary", operands=("self",)),
+)  # fmt: skip
+
+OWN_KERNELS_CPU = register_target(
+    Target(
+        name="cpu-tvm",
+        backend="tvm",
+        kin={"ort": "cpu"},
+        activation="uint8",
+        weight="int8",
+        activations={"uint8": INTEGER, "int8": NO_KERNEL},
+        weights={"int8": INTEGER, "uint8": NO_KERNEL},
+        rows=ROWS,
+        carries_moves=MOVES,
+    )
+)

@@ -1,0 +1,101 @@
+"""Whole networks on our own kernels: equal to the reference to the last bit."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qcompiler as qc
+from qcompiler.api import explain
+from qcompiler.backends.reference import Reference
+from qcompiler.backends.tvm import Tvm, TvmExecutable
+from qcompiler.proof import quantized
+from qcompiler.target import find_target
+from tests.backends.tvm.test_conv import pytestmark
+
+__all__ = ["pytestmark"]
+TARGET = find_target("cpu", "tvm")
+
+
+class Block(nn.Module):
+    """Convolutions with a branch around them, which is one itself where shapes change."""
+
+    def __init__(self, draw: random.Random, inputs: int, outputs: int) -> None:
+        super().__init__()
+        stride, kernel = draw.choice([1, 1, 2]), draw.choice([1, 3, 5])
+        middle = draw.choice([8, 17, 32])
+        groups = draw.choice([g for g in (1, 2, middle) if middle % g == 0])
+        self.first = nn.Conv2d(inputs, middle, 1)
+        self.second = nn.Conv2d(
+            middle, middle, kernel, stride, kernel // 2, groups=groups, bias=draw.random() < 0.5
+        )
+        self.third = nn.Conv2d(middle, outputs, draw.choice([1, 3]), padding="same")
+        changes = stride > 1 or inputs != outputs
+        self.around: nn.Module = nn.Conv2d(inputs, outputs, 1, stride) if changes else nn.Identity()
+        self.around_first = draw.random() < 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.third(F.relu6(self.second(F.relu(self.first(x)))))
+        return F.relu(self.around(x) + y if self.around_first else y + self.around(x))
+
+
+class Network(nn.Module):
+    """A stem, some blocks, and a head."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        draw = random.Random(seed)
+        widths = [draw.choice([4, 12, 16, 20, 32]) for _ in range(draw.randint(2, 4))]
+        self.stem = nn.Conv2d(draw.choice([1, 3, 4]), widths[0], draw.choice([3, 7]), 2, 3)
+        self.pools = draw.random() < 0.5
+        self.blocks = nn.Sequential(*(Block(draw, a, b) for a, b in itertools.pairwise(widths)))
+        self.head = nn.Linear(widths[-1], draw.choice([5, 10, 33]))
+        self.size = draw.randint(17, 40), draw.randint(17, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        if self.pools:
+            x = F.max_pool2d(x, 3, 2, 1)
+        y: Tensor = self.head(self.blocks(x).mean((2, 3)))
+        return y
+
+    def images(self, count: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, self.stem.in_channels, *self.size, generator=generator)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_networks(seed: int) -> None:
+    torch.manual_seed(seed)
+    network = Network(seed).eval()
+    decision = explain(network, network.images(2, 0), calibration=[network.images(2, 1)], target=TARGET)
+    graph = quantized(decision)
+    engine, reference = Tvm(TARGET).lower(graph), Reference(TARGET).lower(graph)
+    assert isinstance(engine, TvmExecutable)
+    for count in (1, 3):
+        x = network.images(count, 2)
+        assert torch.equal(engine([x])[0], reference([x])[0])
+    assert all(found.max_lsb == 0 for found in engine.verify([x]))
+    ran = engine.execution(decision.plan)
+    assert "reference" not in {layer.kernel for layer in ran.layers}
+
+
+def test_compile_on_our_own_kernels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Network(3).eval()
+    compiled = qc.compile(
+        network, network.images(1, 0), calibration=[network.images(2, 1)], backend="tvm", threads=1,
+        progress=False,
+    )  # fmt: skip
+    assert compiled.backend.name == "tvm"
+    compiled.save(tmp_path / "model.qc")
+    x = network.images(2, 5)
+    assert torch.equal(qc.load(tmp_path / "model.qc")(x), compiled(x))
+    data = compiled.to_dict()
+    assert data["accuracy"]["distance"]["max_lsb"] == 0 and data["manifest"]["target"] == "cpu-tvm"
