@@ -77,6 +77,10 @@ CONTENDERS: dict[str, Contender] = {
     "ours-int8": Contender(
         title="qcompiler int8", peer=ours.Compile(recipe="int8"), kinds=("cnn", "transformer"), ours=True,
     ),
+    "ours-tvm-int8": Contender(
+        title="qcompiler int8, kernels of our own", peer=ours.Compile(recipe="int8", backend="tvm"),
+        kinds=("cnn",), ours=True,
+    ),
     "ours-int8-mixed": Contender(
         title="qcompiler int8 mixed", peer=ours.Compile(recipe="int8-mixed"),
         kinds=("transformer", "prefill"), ours=True,

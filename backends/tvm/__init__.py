@@ -14,7 +14,7 @@ from typing import Any
 from qcompiler.backends.base import Executable
 from qcompiler.backends.ort import Ort
 from qcompiler.backends.tvm.executable import TvmExecutable
-from qcompiler.backends.tvm.isa import AVX512_VNNI
+from qcompiler.backends.tvm.isa import ISAS, isa_for
 from qcompiler.errors import TargetError
 from qcompiler.ir import Graph
 from qcompiler.passes.partition import partition
@@ -31,17 +31,18 @@ class Tvm:
 
     def __init__(self, target: Target | str = "cpu-tvm") -> None:
         self.target = find_target(target)
-        missing = set(AVX512_VNNI.features) - set(this_cpu().features)
-        if missing:
+        found = isa_for(this_cpu().features)
+        if found is None:
             raise TargetError(
-                "the kernels of backend 'tvm' cannot run here", why=f"this CPU has no {', '.join(missing)}",
-                fix="use backend='ort'",
+                "the kernels of backend 'tvm' cannot run here",
+                why=f"they want a CPU with {' and '.join(ISAS[-1].features)}", fix="use backend='ort'",
             )  # fmt: skip
+        self.isa = found
 
     def lower(self, graph: Graph, *, threads: int | None = None) -> Executable:
         if not partition(graph, self.target):
             return Ort("cpu").lower(graph, threads=threads)
-        return TvmExecutable(graph=graph, target=self.target, isa=AVX512_VNNI)
+        return TvmExecutable(graph=graph, target=self.target, isa=self.isa)
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Nothing: the graph is all that the kernels are made of."""
@@ -50,4 +51,4 @@ class Tvm:
         return self.lower(graph, threads=threads)
 
     def settings(self, graph: Graph, *, threads: int | None = None) -> Mapping[str, Any]:
-        return {"threads": 1, "isa": AVX512_VNNI.name}
+        return {"threads": 1, "isa": self.isa.name}

@@ -21,7 +21,7 @@ from qcompiler.backends.tvm.kernels import depthwise as channels
 from qcompiler.backends.tvm.kernels import pool as pools
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.tiles import tile_for
+from qcompiler.backends.tvm.tiles import patch_for, tile_for
 from qcompiler.ir import Graph, arguments
 from qcompiler.passes.partition import Region
 
@@ -81,7 +81,7 @@ def contraction(places: Places, region: Region) -> Layer | None:
         )
         bias, multiplier = numbers(places, region, codes)
         return layer(
-            "depthwise", each, lambda name: channels.depthwise(each, channels.Patch(), isa, name), (x,),
+            "depthwise", each, lambda name: channels.depthwise(each, patch_for(each), isa, name), (x,),
             region,
             weights=channels.pack(each, codes, isa), bias=channels.arranged(each, bias, isa),
             multiplier=channels.arranged(each, multiplier, isa),

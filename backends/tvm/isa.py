@@ -4,7 +4,7 @@ dot(acc, a, w)[l]  =  acc[l] + sum over u < unit of a[l, u] w[l, u]        int32
 interleave(p)[q][16 part + 4 b + u]  =  p[u][16 part + 4 q + b]            bytes; q, b, u < 4
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,3 +113,10 @@ def vpermi2b(table: list[Expression], codes: Expression) -> Expression:
 AVX512_VBMI = replace(
     AVX512_VNNI, name="avx512_vbmi", features=("avx512_vnni", "avx512vbmi"), lookup=vpermi2b
 )
+
+ISAS = (AVX512_VBMI, AVX512_VNNI)  # the best first
+
+
+def isa_for(features: Collection[str]) -> Isa | None:
+    """The best instruction set that a processor with these features has."""
+    return next((isa for isa in ISAS if set(isa.features) <= set(features)), None)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import Convolution, Tile
+from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch
 
 LARGEST_ROWS = 14
 COLUMNS = (4, 2, 1)
@@ -45,3 +46,13 @@ def covered(extent: int, size: int) -> float:
 
 def tile_for(layer: Convolution, isa: Isa) -> Tile:
     return min(candidates(layer, isa), key=lambda tile: cost(layer, tile, isa))
+
+
+SMALL = 14  # pixels in a line of a map whose channels are better the outer loop
+
+
+def patch_for(layer: Depthwise) -> Patch:
+    """Neighbours share the pixels that are interleaved for them where the stride is 1, and only there."""
+    dense, small = layer.stride == (1, 1), layer.y.width <= SMALL
+    size = 2 if dense and layer.y.width > SMALL // 2 else 1
+    return Patch(rows=size, columns=size, channels_first=small)

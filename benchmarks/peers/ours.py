@@ -11,9 +11,10 @@ from benchmarks.peers.base import Bind
 
 @dataclass(frozen=True, kw_only=True)
 class Compile:
-    """`qc.compile` with a recipe; the speed guard is on, as it is for everybody."""
+    """`qc.compile` with a recipe, for a backend; the speed guard is on, as it is for everybody."""
 
     recipe: str
+    backend: str = "auto"
 
     def prepare(self, case: Case, folder: Path) -> Path | None:
         data = case.data()
@@ -23,6 +24,7 @@ class Compile:
             example,
             calibration=data.calibration,
             recipe=self.recipe,
+            backend=self.backend,
             threads=1,
             progress=False,
         )

@@ -14,7 +14,7 @@ from rich.text import Text
 from qcompiler.cli.screen import complain, show
 
 # Where the name to import is not the name to install.
-IMPORTED_AS = {"scikit-learn": "sklearn"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi"}
 COLOURS = {"ok": "green", "optional": "dim", "missing": "red", "old": "red", "broken": "red"}
 FAULTS = ("missing", "old", "broken")
 

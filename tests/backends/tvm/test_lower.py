@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler as qc
+import qcompiler.backends.tvm as tvm_backend
 from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable
+from qcompiler.backends.tvm.isa import AVX512_VBMI, AVX512_VNNI, isa_for
+from qcompiler.errors import TargetError
 from qcompiler.proof import quantized
 from qcompiler.target import find_target
+from qcompiler.target.machine import Cpu
 from tests.backends.tvm.test_conv import pytestmark
 
 __all__ = ["pytestmark"]
@@ -99,3 +103,12 @@ def test_compile_on_our_own_kernels(tmp_path: Path) -> None:
     assert torch.equal(qc.load(tmp_path / "model.qc")(x), compiled(x))
     data = compiled.to_dict()
     assert data["accuracy"]["distance"]["max_lsb"] == 0 and data["manifest"]["target"] == "cpu-tvm"
+
+
+def test_a_cpu_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tvm_backend, "this_cpu", lambda: Cpu(name="old", features=("avx2",)))
+    with pytest.raises(TargetError, match="avx512_vnni"):
+        Tvm()
+    assert isa_for(("avx2",)) is None
+    assert isa_for(("avx512_vnni",)) is AVX512_VNNI
+    assert isa_for(("avx512vbmi", "avx512_vnni")) is AVX512_VBMI
