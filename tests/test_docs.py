@@ -14,6 +14,7 @@ from qcompiler.cli.app import VERBS
 from qcompiler.models import names
 from qcompiler.recipe import RECIPES, WEIGHT_METHODS, find_recipe
 from qcompiler.target import find_target
+from qcompiler.target.machine import this_cpu
 from tests.test_architecture import LAYERS
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +72,12 @@ def test_the_code_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     assert "head/linear                      planned int8   runs as QGemm" in printed
     assert "(5, 10)\n" in printed
     assert printed.count("float, because its operand") == 2
+
+
+@pytest.mark.skipif("avx512_vnni" not in this_cpu().features, reason="this CPU has no avx512_vnni")
+def test_the_code_of_the_page_on_kernels_of_our_own_runs_as_written(tmp_path: Path) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/tvm.md")), tmp_path)
+    assert "TVM" in printed and "0 LSB" in printed
 
 
 def test_the_code_of_the_page_on_regions_runs_as_written(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
-from qcompiler.backends.tvm.program import Call, Program, State, tensors
+from qcompiler.backends.tvm.program import Call, Program, State, decoded, tensors
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
@@ -71,7 +71,7 @@ class TvmExecutable:
             for step in ready.program.steps:
                 step.run(state)
         returned = self.graph.output.args[0]
-        return [values[arg] if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
+        return [decoded(values[arg]) if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
 
     def ready(self, inputs: Sequence[Tensor]) -> Ready:
         shapes = tuple(tuple(x.shape) for x in inputs)

@@ -105,6 +105,15 @@ def test_compile_on_our_own_kernels(tmp_path: Path) -> None:
     assert data["accuracy"]["distance"]["max_lsb"] == 0 and data["manifest"]["target"] == "cpu-tvm"
 
 
+def test_a_network_that_returns_a_map_of_codes() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 7, 1), nn.ReLU()).eval()
+    x = torch.randn(2, 3, 9, 30)
+    graph = quantized(explain(network, x, target=TARGET))
+    (found,), (wanted,) = Tvm(TARGET).lower(graph)([x]), Reference(TARGET).lower(graph)([x])
+    assert torch.equal(found, wanted)
+
+
 def test_a_cpu_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm_backend, "this_cpu", lambda: Cpu(name="old", features=("avx2",)))
     with pytest.raises(TargetError, match="avx512_vnni"):
