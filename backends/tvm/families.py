@@ -22,7 +22,7 @@ from qcompiler.backends.tvm.kernels import pool as pools
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.tiles import patch_for, tile_for
-from qcompiler.ir import Graph, arguments
+from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region
 
 FARTHEST = 2.0**31 - 256  # what is rounded to int32 must fit
@@ -62,10 +62,8 @@ def contraction(places: Places, region: Region) -> Layer | None:
     if region.row.formula == "linear":
         codes, window, groups = codes[..., None, None], {}, 1
     else:
-        window, groups = (
-            {name: pair(given[name]) for name in ("stride", "padding", "dilation")},
-            given["groups"],
-        )
+        window = {name: pair(given[name]) for name in ("stride", "padding", "dilation")}
+        groups = given["groups"]
     if region.returns_codes and reach(places, region, codes) >= FARTHEST:
         return None
     x = places.plane(region.operands[0])
@@ -173,15 +171,15 @@ def average_pool(places: Places, region: Region) -> Layer | None:
 
 
 def global_average(places: Places, region: Region) -> Layer | None:
+    if len(shape_of(region.operands[0])) != 4:
+        return None  # not an image
     name = places.plane(region.operands[0])
     x = places.stores[name].plane
     if x.pitch % places.isa.lanes:
         return None
-    y, average = (
-        places.result(region),
-        pools.Average(
-            x_zero=zero_point(places, region.operands[0]), y_zero=zero_point(places, region.result)
-        ),
+    y = places.result(region)
+    average = pools.Average(
+        x_zero=zero_point(places, region.operands[0]), y_zero=zero_point(places, region.result)
     )
     steps = scale(places, region.result).double() * x.height * x.width
     return layer(
@@ -194,6 +192,8 @@ def global_average(places: Places, region: Region) -> Layer | None:
 def sliding(places: Places, region: Region) -> pools.Pool | None:
     """The window of a pool; None where the kernel does not take the plane."""
     given = arguments(region.anchor)
+    if len(shape_of(region.operands[0])) != 4:
+        return None  # not a batch of images
     x = places.stores[places.plane(region.operands[0])].plane
     if x.pitch % places.isa.lanes:
         return None
@@ -236,11 +236,12 @@ def of_two(
     make: Callable[[Any, str], Any],
     more: Any,
 ) -> Layer | None:
+    if shape_of(region.operands[0]) != shape_of(region.operands[1]):
+        return None  # a tensor that is repeated along an axis
     names = [places.plane(operand) for operand in region.operands]
     first, second = (places.stores[name].plane for name in names)
-    sizes = [(p.images, p.height, p.width, p.channels) for p in (first, second)]
-    if sizes[0] != sizes[1] or any(p.pitch % places.isa.lanes for p in (first, second)):
-        return None  # a tensor that is repeated along an axis
+    if any(p.pitch % places.isa.lanes for p in (first, second)):
+        return None
     both = elements.Pair(a=first, b=second, y=places.result(region))
     return layer(
         kernel, (kernel, both, more), lambda name: make(both, name), tuple(names), region, numbers=steps
@@ -281,11 +282,11 @@ def entries(places: Places, region: Region, operand: Node) -> NDArray[np.uint8]:
 
 def concatenate(places: Places, region: Region) -> Layer | None:
     """Along channels only: side by side in every pixel."""
+    rank = len(shape_of(region.anchor))
+    if int(arguments(region.anchor)["dim"]) % rank != (1 if rank == 4 else rank - 1):
+        return None
     names = [places.plane(operand) for operand in region.operands]
     inputs = tuple(places.stores[name].plane for name in names)
-    shape = places.stores[names[0]].plane
-    if arguments(region.anchor)["dim"] not in (1, -3) or shape.height * shape.width == 0:
-        return None
     y = places.result(region)
     tables = {f"table{i}": entries(places, region, operand) for i, operand in enumerate(region.operands)}
     known = named(region, **tables)
@@ -315,6 +316,12 @@ def named(region: Region, **constants: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 def scale(places: Places, node: Node) -> Tensor:
     return places.tensor(arguments(node)["scale"]).float()
+
+
+def shape_of(node: Node) -> list[str]:
+    """A shape that can be compared: symbolic sizes by name."""
+    found = spec(node)
+    return [str(size) for size in found.shape] if found else []
 
 
 def zero_point(places: Places, node: Node) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.fx import Node
 
-from qcompiler.backends.reference import compute_region
+from qcompiler.backends.reference import compute_region, decoded
 from qcompiler.backends.reference.kernels import Codes
 from qcompiler.backends.tvm.plane import SPARE, Plane
 from qcompiler.ir import Graph, arguments
@@ -153,10 +153,6 @@ class Refer:
         args, kwargs = fx.map_arg((anchor.args, anchor.kwargs), state.values.__getitem__)
         residual = None if self.region.residual is None else state.values[self.region.residual]
         state.values[self.region.result] = compute_region(self.region, self.graph, args, kwargs, residual)
-
-
-def decoded(value: Any) -> Any:
-    return value.decoded() if isinstance(value, Codes) else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,27 @@ def test_a_network_that_returns_a_map_of_codes() -> None:
     assert torch.equal(found, wanted)
 
 
+class Tokens(nn.Module):
+    """Concatenation along another axis than the channels, and a mean over lines: no kernel takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([F.relu(self.first(x)), F.relu(self.second(x))], 1)
+        y: Tensor = self.head(both)
+        return y
+
+
+def test_what_only_looks_like_channels_is_left_to_the_reference() -> None:
+    torch.manual_seed(0)
+    network, x = Tokens().eval(), torch.randn(2, 5, 8)
+    graph = quantized(explain(network, x, target=TARGET))
+    (found,), (wanted,) = Tvm(TARGET).lower(graph)([x]), Reference(TARGET).lower(graph)([x])
+    assert torch.equal(found, wanted)
+
+
 def test_a_cpu_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm_backend, "this_cpu", lambda: Cpu(name="old", features=("avx2",)))
     with pytest.raises(TargetError, match="avx512_vnni"):
