@@ -16,7 +16,7 @@ from qcompiler.backends.tvm.families import FAMILIES, pair
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Put, Refer, Step, Store, Take
+from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Put, Refer, Step, Store, Take, alive
 from qcompiler.ir import Graph, arguments
 from qcompiler.passes.partition import Region, partition
 from qcompiler.rewrite import Trait, has
@@ -66,7 +66,7 @@ class Lowering:
         return Program(
             stores=self.stores, constants=self.constants,
             functions=tuple(self.functions.values()),
-            steps=tuple(self.steps), kernels=self.kernels,
+            steps=alive(self.steps, self.graph.output.all_input_nodes), kernels=self.kernels,
         )  # fmt: skip
 
     # ---------------------------------------------------------------- values

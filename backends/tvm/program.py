@@ -3,8 +3,8 @@
 Step = a function of ours on planes  |  codes onto a plane, or off it  |  an op that torch computes
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,9 +49,13 @@ class State:
     """One run: memory and constants by name, as functions take them and as numpy does, and torch's values."""
 
     functions: Mapping[str, Any]
-    handles: dict[str, Any]
+    handles: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
     values: dict[Node, Any]
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+    def handle(self, name: str) -> Any:
+        return self.loaded[name] if name in self.loaded else self.handles[name]
 
 
 class Step(Protocol):
@@ -82,7 +86,7 @@ class Call:
         return self.arguments
 
     def run(self, state: State) -> None:
-        state.functions[self.function](*[state.handles[name] for name in self.arguments])
+        state.functions[self.function](*map(state.handle, self.arguments))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +101,10 @@ class Load:
         return (self.name,)
 
     def run(self, state: State) -> None:
-        flat = state.values[self.node].detach().float().contiguous().reshape(-1)
-        state.handles[self.name] = flat if flat.data_ptr() % ALIGNMENT == 0 else flat.clone()
+        given = state.values[self.node]
+        if given.requires_grad or given.dtype is not torch.float32 or not given.is_contiguous():
+            given = given.detach().float().contiguous()
+        state.loaded[self.name] = (given if given.data_ptr() % ALIGNMENT == 0 else given.clone()).view(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +136,16 @@ class Take:
     def memory(self) -> tuple[str, ...]:
         return (self.name,)
 
+    def view(self, arrays: Mapping[str, NDArray[Any]]) -> Tensor:
+        """The plane itself, in that shape."""
+        pixels = torch.from_numpy(self.store.inside(arrays[self.name]))
+        return pixels.permute(0, 3, 1, 2) if len(self.shape) == 4 else pixels.view(self.shape)
+
     def run(self, state: State) -> None:
-        pixels = self.store.inside(state.arrays[self.name])
-        found = pixels.transpose(0, 3, 1, 2) if len(self.shape) == 4 else pixels
-        state.values[self.node] = torch.from_numpy(np.array(found).reshape(self.shape))
+        self.copy(self.view(state.arrays), state)
+
+    def copy(self, view: Tensor, state: State) -> None:
+        state.values[self.node] = view.clone(memory_format=torch.contiguous_format)
 
 
 def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
@@ -197,6 +209,26 @@ class Program:
     functions: tuple[Any, ...]
     steps: tuple[Step, ...]
     kernels: Mapping[str, str]  # anchor of a region -> the family of its kernel, "" for the reference
+
+
+def alive(steps: Sequence[Step], returned: Iterable[Node]) -> tuple[Step, ...]:
+    """Without what torch would compute and nobody reads: shapes, where a view is only a name."""
+    read, kept = set(returned), []
+    for step in reversed(steps):
+        if not isinstance(step, Compute) or step.node in read:
+            read.update(reads(step))
+            kept.append(step)
+    return tuple(reversed(kept))
+
+
+def reads(step: Step) -> tuple[Node, ...]:
+    """The values of torch that a step may look at."""
+    match step:
+        case Call():
+            return ()
+        case Refer(region=region) if region.residual is not None:
+            return (step.node, region.residual, *step.node.all_input_nodes)
+    return (step.node, *step.node.all_input_nodes)
 
 
 def tensors(graph: Graph) -> dict[Node, Tensor]:
