@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.reference import decoded
+from qcompiler.backends.tvm.arena import arranged
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
@@ -46,7 +47,7 @@ def made_ready(program: Program) -> Ready:
     arrays = {name: placed(store.empty()) for name, store in program.stores.items() if not store.shares}
     arrays |= {name: arrays[store.shares] for name, store in program.stores.items() if store.shares}
     arrays |= {name: placed(np.zeros(size, np.float32)) for name, size in program.floats.items()}
-    arrays |= {name: placed(array) for name, array in program.constants.items()}
+    arrays |= arranged(program.constants)
     return Ready(
         program=program, functions={name: module[name] for name in names}, arrays=arrays,
         handles={name: handed(array) for name, array in arrays.items()},
