@@ -3,10 +3,10 @@
     python -m benchmarks.gemv [--rounds 15] [--out benchmarks/results/gemv.json]
 
 Kernels of our own with constants in pages of 2 MiB and of 4 KiB, and ONNX Runtime's MatMulNBits (accuracy
-level 4). Every shape has as many copies of its weights as exceed the caches, so that each is read from memory;
-all contenders interleaved in one process on one thread, CPU time per linear, medians. Ours includes the rounding
-of the inputs, and a call from Python for each of both functions; MatMulNBits is called once for all copies. The
-stream is a sum over 96 MiB, without any other work. Writes JSON and Markdown.
+level 4). Every shape has as many copies of its weights as exceed the caches, so that each is read from
+memory; all contenders interleaved in one process on one thread, CPU time per linear, medians. Ours includes
+the rounding of the inputs, and a call from Python for each of both functions; MatMulNBits is called once for
+all copies. The stream is a sum over 96 MiB, without any other work. Writes JSON and Markdown.
 """
 
 import argparse
