@@ -24,11 +24,11 @@ from rich.progress import track
 
 from benchmarks.kernels import OWN, session
 from benchmarks.records import commit, machine, table, versions
-from qcompiler.backends.tvm.arena import arranged
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa, isa_for
 from qcompiler.backends.tvm.kernels.gemv import SPARE, Gemv, by_panel, gemv, pack, rounded
+from qcompiler.backends.tvm.pages import arranged
 from qcompiler.target.machine import this_cpu
 from qcompiler.tune.measure import interleave
 

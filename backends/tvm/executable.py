@@ -15,10 +15,10 @@ from torch.fx import Node
 
 from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.reference import decoded
-from qcompiler.backends.tvm.arena import arranged
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
+from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.program import Call, Program, State, tensors
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
