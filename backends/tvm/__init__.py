@@ -4,7 +4,7 @@ builder     statements, loops, registers            isa      vector instructions
 plane       where activations lie                   tiles    the schedule without measurement
 kernels/    one file per family of layers           build    functions to machine code
 lower       a quantized graph as a program          program  its memory and its steps
-executable  programs that run, profiled and verified
+arena       which planes lie in one place           executable  programs that run, profiled and verified
 """
 
 from collections.abc import Mapping

@@ -4,22 +4,23 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.reference import decoded
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
+from qcompiler.backends.tvm.arena import memory
+from qcompiler.backends.tvm.build import compiled, handed, host
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.pages import arranged
-from qcompiler.backends.tvm.program import Call, Program, State, tensors
+from qcompiler.backends.tvm.program import Call, Program, State, Step, tensors
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
@@ -30,28 +31,46 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A program with its functions compiled and its memory in place."""
+    """A program with its functions compiled and its memory in place.
+
+    runs: every step, and the call that it comes to where all that it takes is known before.
+    """
 
     program: Program
     functions: Mapping[str, Any]
     arrays: Mapping[str, Any]
     handles: Mapping[str, Any]
+    runs: tuple[tuple[Step, Callable[[], Any] | None], ...]
 
     def state(self, values: dict[Node, Any]) -> State:
-        return State(functions=self.functions, handles=self.handles, arrays=self.arrays, values=values)
+        return State(functions=self.functions, handles={**self.handles}, arrays=self.arrays, values=values)
+
+    def run(self, values: dict[Node, Any]) -> None:
+        state = self.state(values)
+        for step, call in self.runs:
+            if call is None:
+                step.run(state)
+            else:
+                call()
 
 
 def made_ready(program: Program) -> Ready:
     module = compiled(program.functions, host())
     names = [str(function.attrs["global_symbol"]) for function in program.functions]
-    arrays = {name: placed(store.empty()) for name, store in program.stores.items() if not store.shares}
-    arrays |= {name: arrays[store.shares] for name, store in program.stores.items() if store.shares}
-    arrays |= {name: placed(np.zeros(size, np.float32)) for name, size in program.floats.items()}
-    arrays |= arranged(program.constants)
+    functions = {name: module[name] for name in names}
+    arrays = memory(program) | arranged(program.constants)
+    handles = {name: handed(array) for name, array in arrays.items()}
     return Ready(
-        program=program, functions={name: module[name] for name in names}, arrays=arrays,
-        handles={name: handed(array) for name, array in arrays.items()},
+        program=program, functions=functions, arrays=arrays, handles=handles,
+        runs=tuple((step, bound(step, functions, handles)) for step in program.steps),
     )  # fmt: skip
+
+
+def bound(step: Step, functions: Mapping[str, Any], handles: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """A call with all of its arguments; None where some come with the inputs."""
+    if not isinstance(step, Call) or not all(name in handles for name in step.arguments):
+        return None
+    return partial(functions[step.function], *[handles[name] for name in step.arguments])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +87,7 @@ class TvmExecutable:
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
         values = self.given(inputs)
         with self.turn:
-            ready = self.ready(inputs)
-            state = ready.state(values)
-            for step in ready.program.steps:
-                step.run(state)
+            self.ready(inputs).run(values)
         returned = self.graph.output.args[0]
         return [decoded(values[arg]) if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
 
@@ -84,7 +100,11 @@ class TvmExecutable:
 
     def given(self, inputs: Sequence[Tensor]) -> dict[Node, Any]:
         """What is known before the first step: constants and inputs."""
-        return {**tensors(self.graph), **dict(zip(self.graph.inputs, inputs, strict=True))}
+        return {**self.constants, **dict(zip(self.graph.inputs, inputs, strict=True))}
+
+    @cached_property
+    def constants(self) -> dict[Node, Tensor]:
+        return tensors(self.graph)
 
     @torch.no_grad()
     def profile(self, inputs: Sequence[Tensor], *, runs: int = 7) -> dict[str, float]:

@@ -42,7 +42,6 @@ class Lowering:
         self.borders = borders(self.regions.values())
         self.stores: dict[str, Store] = {}
         self.constants: dict[str, Any] = {}
-        self.floats: dict[str, int] = {}
         self.functions: dict[Any, Any] = {}  # layer, tile -> function: equal layers share one
         self.steps: list[Step] = []
         self.kernels: dict[str, str] = {}
@@ -65,7 +64,7 @@ class Lowering:
                 for read in node.all_input_nodes:
                     self.bring(read)
         return Program(
-            stores=self.stores, floats=self.floats, constants=self.constants,
+            stores=self.stores, constants=self.constants,
             functions=tuple(self.functions.values()),
             steps=tuple(self.steps), kernels=self.kernels,
         )  # fmt: skip
@@ -123,7 +122,6 @@ class Lowering:
         name, floats, scale = self.place(codes, codes), f"{codes.name}.floats", f"{codes.name}.scale"
         plane, zero = self.stores[name].plane, self.stores[name].fill
         function = self.function(("encode", plane, zero), lambda made: encode(plane, zero, self.isa, made))
-        self.floats[floats] = int(np.prod(self.shapes[codes]))
         self.constants[scale] = self.tensor(arguments(codes)["scale"]).reshape(1).numpy()
         self.steps.append(Load(node=source, name=floats))
         self.steps.append(Call(node=codes, function=function, arguments=(floats, scale, name)))

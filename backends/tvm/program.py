@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from qcompiler.backends.reference import compute_region, decoded
 from qcompiler.backends.reference.kernels import Codes
+from qcompiler.backends.tvm.build import ALIGNMENT
 from qcompiler.backends.tvm.plane import SPARE, Plane
 from qcompiler.ir import Graph, arguments
 from qcompiler.ir.graph import operator_of
@@ -32,8 +33,9 @@ class Store:
     fill: int = 0
     shares: str = ""  # the store whose memory this is, by another description
 
-    def empty(self) -> NDArray[Any]:
-        return np.full(self.plane.size, self.fill, self.dtype)
+    @property
+    def bytes(self) -> int:
+        return self.plane.size * np.dtype(self.dtype).itemsize
 
     def inside(self, memory: NDArray[Any]) -> NDArray[Any]:
         """The pixels [N, H, W, C]."""
@@ -47,7 +49,7 @@ class State:
     """One run: memory and constants by name, as functions take them and as numpy does, and torch's values."""
 
     functions: Mapping[str, Any]
-    handles: Mapping[str, Any]
+    handles: dict[str, Any]
     arrays: Mapping[str, NDArray[Any]]
     values: dict[Node, Any]
 
@@ -57,6 +59,11 @@ class Step(Protocol):
 
     @property
     def node(self) -> Node: ...
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """The stores that it reads and writes, among other names."""
+        ...
 
     def run(self, state: State) -> None: ...
 
@@ -70,19 +77,28 @@ class Call:
     arguments: tuple[str, ...]
     region: Region | None = None
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return self.arguments
+
     def run(self, state: State) -> None:
         state.functions[self.function](*[state.handles[name] for name in self.arguments])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Floats of torch where our functions find them."""
+    """Floats of torch where our functions find them: they read the tensor itself, if a vector load may."""
 
     node: Node
     name: str
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def run(self, state: State) -> None:
-        state.arrays[self.name][:] = state.values[self.node].contiguous().numpy().reshape(-1)
+        flat = state.values[self.node].detach().float().contiguous().reshape(-1)
+        state.handles[self.name] = flat if flat.data_ptr() % ALIGNMENT == 0 else flat.clone()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +108,10 @@ class Put:
     node: Node
     name: str
     store: Store
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def run(self, state: State) -> None:
         self.store.inside(state.arrays[self.name])[:] = by_pixel(state.values[self.node].numpy())
@@ -105,6 +125,10 @@ class Take:
     name: str
     store: Store
     shape: tuple[int, ...]
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def run(self, state: State) -> None:
         pixels = self.store.inside(state.arrays[self.name])
@@ -122,6 +146,10 @@ class Compute:
     """An op that has no kernel of ours: torch computes it."""
 
     node: Node
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return ()
 
     def run(self, state: State) -> None:
         given: Any = fx.map_arg((self.node.args, self.node.kwargs), state.values.__getitem__)
@@ -148,6 +176,10 @@ class Refer:
     def node(self) -> Node:
         return self.region.anchor
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return ()
+
     def run(self, state: State) -> None:
         anchor = self.region.anchor
         args, kwargs = fx.map_arg((anchor.args, anchor.kwargs), state.values.__getitem__)
@@ -157,10 +189,10 @@ class Refer:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """Invariant: every name in a step is a store or a constant; every value is computed before it is read."""
+    """Invariant: every name in a step is a store, a constant, or what an earlier step has loaded; every value
+    is computed before it is read."""
 
     stores: Mapping[str, Store]
-    floats: Mapping[str, int]  # memory for floats: how many
     constants: Mapping[str, NDArray[Any]]
     functions: tuple[Any, ...]
     steps: tuple[Step, ...]

@@ -12,6 +12,7 @@ from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch
 LARGEST_ROWS = 14
 COLUMNS = (4, 2, 1)
 LOADS_PER_CYCLE = 2.0  # of registers from the first cache, for one multiplication
+HELD = 4  # registers beside those of sums
 NEAR = 128 << 10  # bytes of weights that are still near when a layer begins
 
 
@@ -21,8 +22,13 @@ def candidates(layer: Convolution, isa: Isa) -> Iterator[Tile]:
     far = panels * layer.groups * isa.lanes * layer.products // outputs(layer) > NEAR
     for columns in COLUMNS:
         for rows in range(1, LARGEST_ROWS + 1):
-            if columns <= panels and rows <= layer.y.width and rows * columns <= isa.registers:
+            if columns <= panels and rows <= layer.y.width and fits(rows, columns, isa):
                 yield Tile(rows=rows, columns=columns, channels_first=True, prefetch=far)
+
+
+def fits(rows: int, columns: int, isa: Isa) -> bool:
+    """Whether sums stay in registers, with the weights and the pixel that they take next."""
+    return rows * columns <= isa.registers and rows * columns + columns + 1 <= isa.registers + HELD
 
 
 def outputs(layer: Convolution) -> int:
