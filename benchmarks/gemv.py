@@ -27,8 +27,9 @@ from benchmarks.records import commit, machine, table, versions
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa, isa_for
-from qcompiler.backends.tvm.kernels.gemv import SPARE, Gemv, by_panel, gemv, pack, rounded
+from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
 from qcompiler.backends.tvm.pages import arranged
+from qcompiler.backends.tvm.plane import Plane
 from qcompiler.target.machine import this_cpu
 from qcompiler.tune.measure import interleave
 
@@ -50,9 +51,8 @@ def in_small_pages(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]
 
 
 def ours(isa: Isa, inputs: int, outputs: int, copies: int) -> dict[str, Run]:
-    layer = Gemv(
-        rows=1, inputs=inputs, outputs=outputs, bits=4, block=GROUP, zero=8, x_pitch=inputs, y_pitch=outputs
-    )
+    x, y = (Plane(images=1, height=1, width=1, channels=n, pitch=n) for n in (inputs, outputs))
+    layer = Gemv(x=x, y=y, bits=4, block=GROUP, zero=8)
     codes = RNG.integers(0, 16, (outputs, inputs), np.uint8)
     steps = RNG.random((outputs, layer.blocks)).astype(np.float32)
     constants = {
@@ -62,9 +62,9 @@ def ours(isa: Isa, inputs: int, outputs: int, copies: int) -> dict[str, Run]:
     }
     module = compiled([rounded(layer, isa, "rounded"), gemv(layer, isa, "gemv")], host())
     first, second = module["rounded"], module["gemv"]
-    x = handed(placed(RNG.standard_normal(inputs + SPARE).astype(np.float32)))
-    y = handed(placed(np.zeros(outputs, np.float32)))
-    sizes = ((layer.padded, np.int8), (layer.blocks, np.float32), (layer.blocks, np.int32))
+    given = handed(placed(RNG.standard_normal(x.size).astype(np.float32)))
+    result = handed(placed(np.zeros(y.size, np.float32)))
+    sizes = ((layer.codes.size, np.int8), (layer.numbers.size, np.float32), (layer.numbers.size, np.int32))
     between = [handed(placed(np.zeros(size, kind))) for size, kind in sizes]
 
     def over(handles: Mapping[str, Any]) -> Run:
@@ -72,8 +72,8 @@ def ours(isa: Isa, inputs: int, outputs: int, copies: int) -> dict[str, Run]:
 
         def run() -> None:
             for weights, scales in pairs:
-                first(x, *between)
-                second(*between, weights, scales, y)
+                first(given, *between)
+                second(*between, weights, scales, result)
 
         return run
 

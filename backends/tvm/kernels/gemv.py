@@ -12,7 +12,7 @@ by its zero point (8 for 4 bits, 128 for 8), and -z times the sum of a block's q
 lie in the order in which they are read, once, as fast as the memory gives them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,34 +23,43 @@ from tvm import tirx
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.strips import whole
+from qcompiler.backends.tvm.plane import Plane
 
 COLUMNS = 4  # registers of outputs in a panel
 ROWS = 4  # of a tile: with COLUMNS, sums fill 16 registers
 AHEAD = 4096  # bytes
-SPARE = 16  # floats that may be read behind the last row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gemv:
-    """y [rows, outputs] of x [rows, inputs].
+    """y [rows, outputs] of x [rows, inputs], each row a pixel of a borderless plane.
 
     block: inputs that share a scale, of a row and (unless `per_column`) of the weights; a multiple of 16.
     zero: the code that stands for 0, or None where each block of a column has its own. scales: how those of
-    the weights are stored. pitches: numbers from one row to the next; y's rows hold whole registers.
+    the weights are stored. residual: a plane that is added. The pitch of y holds whole registers.
     """
 
-    rows: int
-    inputs: int
-    outputs: int
+    x: Plane
+    y: Plane
+    residual: Plane | None = None
     bits: Literal[4, 8]
     block: int
     per_column: bool = False
     zero: int | None
     scales: Literal["float32", "float16"] = "float32"
     bias: bool = False
-    residual: bool = False
-    x_pitch: int
-    y_pitch: int
+
+    @property
+    def rows(self) -> int:
+        return self.x.images * self.x.height * self.x.width
+
+    @property
+    def inputs(self) -> int:
+        return self.x.channels
+
+    @property
+    def outputs(self) -> int:
+        return self.y.channels
 
     @property
     def blocks(self) -> int:
@@ -71,6 +80,16 @@ class Gemv:
         """LLVM fuses a product with a sum behind it; so that it is always this one, it may be of zeros."""
         return self.bias or self.per_column
 
+    @property
+    def codes(self) -> Plane:
+        """Where the rounded inputs lie."""
+        return replace(self.x, channels=self.padded, pitch=self.padded)
+
+    @property
+    def numbers(self) -> Plane:
+        """Where their scales lie, and their sums."""
+        return replace(self.x, channels=self.blocks, pitch=self.blocks)
+
 
 # ---------------------------------------------------------------- inputs to codes
 
@@ -78,15 +97,15 @@ class Gemv:
 def rounded(layer: Gemv, isa: Isa, name: str) -> Any:
     """The function (x, q [rows, padded], s_x [rows, blocks], sum of a block's q [rows, blocks])."""
     k, lanes = Builder(name), isa.lanes
-    x = k.argument("x", "float32", layer.rows * layer.x_pitch + SPARE)
-    codes = k.argument("codes", "int8", layer.rows * layer.padded)
-    scales = k.argument("scales", "float32", layer.rows * layer.blocks)
-    sums = k.argument("sums", "int32", layer.rows * layer.blocks)
+    x = k.argument("x", "float32", layer.x.size)
+    codes = k.argument("codes", "int8", layer.codes.size)
+    scales = k.argument("scales", "float32", layer.numbers.size)
+    sums = k.argument("sums", "int32", layer.numbers.size)
     full, rest = divmod(layer.inputs, layer.block)
 
     def block(row: Any, index: Any, inputs: int) -> None:
         start = index * layer.block
-        given = [k.load(x, row * layer.x_pitch + start + i, lanes) for i in range(0, inputs, lanes)]
+        given = [k.load(x, row * layer.x.pitch + start + i, lanes) for i in range(0, inputs, lanes)]
         values = [
             k.keep(first(value, inputs - i * lanes, lanes), "float32", lanes) for i, value in enumerate(given)
         ]
@@ -165,15 +184,15 @@ def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
     k, lanes = Builder(name), isa.lanes
     registers = whole(layer.outputs, lanes) // lanes
     columns, rows = registers * lanes, layer.rows
-    codes = k.argument("codes", "int8", rows * layer.padded)
-    scales = k.argument("scales", "float32", rows * layer.blocks)
-    sums = k.argument("sums", "int32", rows * layer.blocks)
+    codes = k.argument("codes", "int8", layer.codes.size)
+    scales = k.argument("scales", "float32", layer.numbers.size)
+    sums = k.argument("sums", "int32", layer.numbers.size)
     weights = k.argument("weights", "uint8", columns * layer.padded * layer.bits // 8)
     steps = k.argument("steps", layer.scales, columns * layer.steps)
     zeros = k.argument("zeros", "uint8", columns * layer.blocks) if layer.zero is None else None
     bias = k.argument("bias", "float32", columns) if layer.takes_bias else None
-    residual = k.argument("residual", "float32", rows * layer.y_pitch) if layer.residual else None
-    y = k.argument("y", "float32", rows * layer.y_pitch)
+    residual = None if layer.residual is None else k.argument("residual", "float32", layer.residual.size)
+    y = k.argument("y", "float32", layer.y.size)
     held = Held(codes=codes, scales=scales, sums=sums, weights=weights, steps=steps, zeros=zeros, bias=bias,
                 residual=residual, y=y)  # fmt: skip
     for begin, turns, width in cut(registers, COLUMNS):
@@ -239,15 +258,14 @@ def emit(k: Builder, layer: Gemv, isa: Isa, held: Held, tile: Tile) -> None:
             k.store(y[r, j], 0, tirx.op.fma(total, step, k.load(y[r, j], 0, lanes)), lanes)
     for r, j in tile.each:
         value, column = k.load(y[r, j], 0, lanes), (tile.begin + j) * lanes
-        at = (tile.row + r) * layer.y_pitch + column
         bias = k.load(held.bias, column, lanes) if layer.takes_bias else None
         if layer.per_column:
             value = tirx.op.fma(tirx.Cast(f"float32x{lanes}", k.load(held.steps, column, lanes)), value, bias)
         elif layer.bias:
             value = value + bias
-        if layer.residual:
-            value = value + k.load(held.residual, at, lanes)
-        k.store(held.y, at, value, lanes)
+        if layer.residual is not None:
+            value = value + k.load(held.residual, (tile.row + r) * layer.residual.pitch + column, lanes)
+        k.store(held.y, (tile.row + r) * layer.y.pitch + column, value, lanes)
 
 
 def block_sums(
