@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.tvm.families import FAMILIES, pair
+from qcompiler.backends.tvm.floats import FLOATS
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Put, Refer, Step, Store, Take
-from qcompiler.ir import Graph, arguments
+from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region, partition
 from qcompiler.rewrite import Trait, has
 from qcompiler.target import Target
@@ -37,7 +38,8 @@ class Lowering:
     def __init__(
         self, graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa
     ) -> None:
-        self.graph, self.shapes, self.isa = graph, shapes, isa
+        self.graph, self.target, self.shapes, self.isa = graph, target, shapes, isa
+        self.order = {node: turn for turn, node in enumerate(graph.fx.nodes)}
         self.regions = partition(graph, target)
         self.borders = borders(self.regions.values())
         self.stores: dict[str, Store] = {}
@@ -73,7 +75,10 @@ class Lowering:
 
     def host(self, node: Node) -> None:
         """Let torch compute an op; coding and decoding wait until somebody reads the result."""
-        if node.target in (qc.quantize.default, qc.dequantize.default):
+        if node.target in (qc.quantize.default, qc.dequantize.default) or node in self.on_plane:
+            return
+        family = FLOATS.get(node.target)
+        if family is not None and family(self, node):
             return
         read: Any = node.args[0] if has(node, Trait.MOVES_DATA) else None
         if read in self.on_plane and self.is_rows(node, read):
@@ -99,6 +104,35 @@ class Lowering:
             name = self.on_plane[node]
             self.steps.append(Take(node=node, name=name, store=self.stores[name], shape=self.shapes[node]))
         self.on_host.add(node)
+
+    def known(self, node: Node, *, before: Node) -> bool:
+        held = spec(node)
+        is_rows = held is not None and held.dtype == torch.float32 and len(held.shape) not in (0, 4)
+        return is_rows and self.order[node] < self.order[before]
+
+    def rows(self, node: Node) -> str:
+        """Have floats [.., C] as rows on a plane."""
+        if node not in self.on_plane:
+            self.bring(node)
+            name = node.name
+            self.stores[name] = Store(plane=self.plane_of(self.shapes[node], 0), dtype="float32")
+            self.steps.append(Put(node=node, name=name, store=self.stores[name]))
+            self.on_plane[node] = name
+        return self.on_plane[node]
+
+    def float_result(self, node: Node) -> Plane:
+        plane = self.plane_of(self.shapes[node], 0)
+        plane = replace(plane, pitch=-(-plane.channels // self.isa.lanes) * self.isa.lanes)
+        self.temporary(node.name, plane, "float32")
+        self.on_plane[node] = node.name
+        return plane
+
+    def temporary(self, name: str, plane: Plane, dtype: str) -> None:
+        self.stores[name] = Store(plane=plane, dtype=dtype)
+
+    def call(self, node: Node, description: Any, make: Callable[[str], Any], names: tuple[str, ...]) -> None:
+        """A function of ours on memory and constants, for a node that is no region."""
+        self.steps.append(Call(node=node, function=self.function(description, make), arguments=names))
 
     def plane(self, decoded: Node) -> str:
         """Have the codes that a dequantize reads on a plane."""
