@@ -14,7 +14,7 @@ from typing import Any
 from qcompiler.backends.base import Executable
 from qcompiler.backends.ort import Ort
 from qcompiler.backends.tvm.executable import TvmExecutable
-from qcompiler.backends.tvm.floats import reads_few_bits
+from qcompiler.backends.tvm.fewbits import reads_few_bits
 from qcompiler.backends.tvm.isa import ISAS, isa_for
 from qcompiler.errors import TargetError
 from qcompiler.ir import Graph

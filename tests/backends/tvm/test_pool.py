@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output
+from qcompiler.backends.reference.formulas import FORMULAS
+from qcompiler.backends.reference.kernels import Call, Codes, Output
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.isa import AVX512_VNNI
 from qcompiler.backends.tvm.kernels.pool import Average, Pool, average_pool, global_average_pool, max_pool
