@@ -14,6 +14,7 @@ from typing import Any
 from qcompiler.backends.base import Executable
 from qcompiler.backends.ort import Ort
 from qcompiler.backends.tvm.executable import TvmExecutable
+from qcompiler.backends.tvm.fewbits import reads_few_bits
 from qcompiler.backends.tvm.isa import ISAS, isa_for
 from qcompiler.errors import TargetError
 from qcompiler.ir import Graph
@@ -25,7 +26,7 @@ __all__ = ["Tvm", "TvmExecutable"]
 
 
 class Tvm:
-    """The backend named "tvm". A graph without integer kernels is left to ONNX Runtime."""
+    """The backend named "tvm". A graph that is float throughout is left to ONNX Runtime."""
 
     name = "tvm"
 
@@ -40,7 +41,7 @@ class Tvm:
         self.isa = found
 
     def lower(self, graph: Graph, *, threads: int | None = None) -> Executable:
-        if not partition(graph, self.target):
+        if not partition(graph, self.target) and not reads_few_bits(graph, self.target):
             return Ort("cpu").lower(graph, threads=threads)
         return TvmExecutable(graph=graph, target=self.target, isa=self.isa)
 
