@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.reference import decoded
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
+from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.program import Call, Program, State, tensors
@@ -40,8 +40,8 @@ class Ready:
         return State(functions=self.functions, handles=self.handles, arrays=self.arrays, values=values)
 
 
-def made_ready(program: Program) -> Ready:
-    module = compiled(program.functions, host())
+def made_ready(program: Program, isa: Isa) -> Ready:
+    module = compiled(program.functions, processor_for(isa))
     names = [str(function.attrs["global_symbol"]) for function in program.functions]
     arrays = {name: placed(store.empty()) for name, store in program.stores.items() if not store.shares}
     arrays |= {name: arrays[store.shares] for name, store in program.stores.items() if store.shares}
@@ -78,7 +78,7 @@ class TvmExecutable:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
             program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
-            self.programs[shapes] = made_ready(program)
+            self.programs[shapes] = made_ready(program, self.isa)
         return self.programs[shapes]
 
     def given(self, inputs: Sequence[Tensor]) -> dict[Node, Any]:

@@ -15,7 +15,7 @@ from torch.fx import Node
 from qcompiler.backends.tvm.families import FAMILIES, pair
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
-from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.plane import GRAIN, Plane, pitch_of
 from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Put, Refer, Step, Store, Take
 from qcompiler.ir import Graph, arguments
 from qcompiler.passes.partition import Region, partition
@@ -148,7 +148,7 @@ class Lowering:
 
     def plane_of(self, shape: Sequence[int], border: int) -> Plane:
         images, channels, height, width = as_image(shape)
-        pitch = channels if channels < self.isa.lanes else -(-channels // self.isa.lanes) * self.isa.lanes
+        pitch = channels if channels < GRAIN else pitch_of(channels)
         return Plane(images=images, height=height, width=width, channels=channels, pitch=pitch, border=border)
 
     def tensor(self, node: Any) -> Tensor:
@@ -190,8 +190,8 @@ class Lowering:
             self.place(result, result)
         else:
             self.stores[result.name] = Store(plane=self.plane_of(self.shapes[result], 0), dtype="float32")
-        store, lanes = self.stores[result.name], self.isa.lanes
-        plane = replace(store.plane, pitch=-(-store.plane.channels // lanes) * lanes)
+        store = self.stores[result.name]
+        plane = replace(store.plane, pitch=pitch_of(store.plane.channels))
         self.stores[result.name] = replace(store, plane=plane)
         return plane
 
