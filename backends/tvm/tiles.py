@@ -11,6 +11,7 @@ from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch
 
 LARGEST_ROWS = 14
 COLUMNS = (4, 2, 1)
+LOADS_PER_CYCLE = 2.0  # of registers from the first cache, for one multiplication
 NEAR = 128 << 10  # bytes of weights that are still near when a layer begins
 
 
@@ -33,7 +34,7 @@ def cost(layer: Convolution, tile: Tile, isa: Isa) -> float:
     panels = -(-layer.y.channels // layer.groups // isa.lanes)
     again = covered(layer.y.width, tile.rows) * covered(panels, tile.columns)
     sums = tile.rows * tile.columns
-    loads = (tile.rows + tile.columns) / sums / isa.loads
+    loads = (tile.rows + tile.columns) / sums / LOADS_PER_CYCLE
     waits = isa.latency / sums  # a register takes its next product only after the last
     return again * max(1.0, waits, 0.75 + loads)
 

@@ -40,15 +40,15 @@ def packed(four: list[Expression]) -> Expression:
 
 HASWELL = "x86-64-v3"  # as LLVM calls all that has AVX2 and fused multiply-add
 
-# Of 16 registers the sums leave room for the codes and weights that are just multiplied.
+# Of 16 registers the sums leave four for the codes and weights that are just multiplied.
 AVX2 = Isa(
-    name="avx2", features=("avx2", "fma"), processor=Processor(name=HASWELL), lanes=8, unit=4, registers=8,
-    latency=4, loads=4.0, spread=spread_over(8), panel=panel_of(32), dot=vpmaddwd, nearest=vcvtps2dq,
+    name="avx2", features=("avx2", "fma"), processor=Processor(name=HASWELL), lanes=8, unit=4, registers=12,
+    latency=4, spread=spread_over(8), panel=panel_of(32), dot=vpmaddwd, nearest=vcvtps2dq,
     narrow=packed,
 )  # fmt: skip
 AVX_VNNI = replace(
     AVX2, name="avx_vnni", features=("avx2", "fma", "avx_vnni"),
-    processor=Processor(name=HASWELL, attributes=("avxvnni",)), registers=12, latency=8, loads=1.0,
+    processor=Processor(name=HASWELL, attributes=("avxvnni",)), latency=8,
     dot=vpdpbusd,
 )  # fmt: skip
 AVX512VL_VNNI = replace(

@@ -28,7 +28,7 @@ def packed(four: list[Expression]) -> Expression:
 
 AVX512_VNNI = Isa(
     name="avx512_vnni", features=("avx512_vnni",), processor=Processor(name="cascadelake"), lanes=16, unit=4,
-    registers=28, latency=4, loads=2.0, spread=spread_over(16), panel=panel_of(64), dot=vpdpbusd,
+    registers=28, latency=4, spread=spread_over(16), panel=panel_of(64), dot=vpdpbusd,
     nearest=vcvtps2dq, narrow=packed,
 )  # fmt: skip
 

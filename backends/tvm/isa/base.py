@@ -30,7 +30,7 @@ class Isa:
     features: what the CPU must have, as the operating system calls it. processor: the least that LLVM may
     compile for. lanes: numbers of 32 bits in a register. unit: bytes of the reduction that one multiplication
     takes per lane, so that weights lie as [.., lanes, unit]. registers: how many accumulators a tile may
-    have. latency: multiplications that must be under way at once. loads: registers loaded in the time of one.
+    have. latency: multiplications that must be under way at once.
     spread: (bytes, index) -> `unit` codes, the same in every lane. panel: (weights, index) -> one per lane.
     nearest: float32 -> int32, half to even; the lowest number for NaN and for what is too low. narrow: four
     int32 vectors -> 4 * lanes bytes, saturated to 0 .. 255, in the order of `order`. lookup: (registers that
@@ -44,7 +44,6 @@ class Isa:
     unit: int
     registers: int
     latency: int
-    loads: float
     spread: Callable[[Any, Expression], Expression]
     panel: Callable[[Any, Expression], Expression]
     dot: Callable[[Expression, Expression, Expression], Expression]

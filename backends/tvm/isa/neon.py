@@ -37,7 +37,7 @@ LINUX = "aarch64-unknown-linux-gnu"
 NEON_DOT = Isa(
     name="neon_dot", features=("asimddp",),
     processor=Processor(name="generic", attributes=("neon", "dotprod"), triple=LINUX), lanes=4, unit=4,
-    registers=20, latency=8, loads=1.0, spread=spread_over(4), panel=panel_of(16), dot=udot, nearest=fcvtns,
+    registers=20, latency=8, spread=spread_over(4), panel=panel_of(16), dot=udot, nearest=fcvtns,
     narrow=narrowed,
 )  # fmt: skip
 # Products of unsigned and signed bytes: Neoverse N2 and V1, Apple M2, Cortex-X2 and later.
