@@ -2,10 +2,10 @@
 
 import torch
 
-from qcompiler.backends.ort.attention import is_attention
 from qcompiler.backends.ort.session import HIDING_FUSIONS, SLOW_FUSIONS, Settings
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Graph, arguments
+from qcompiler.passes.heads import is_attention
 from qcompiler.target import Target
 
 DEFAULT_OPSET = 21

@@ -3,7 +3,7 @@
 Regions run as integer kernels; all other ops run in torch's float32. Slow, and right.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,13 +58,12 @@ class ReferenceExecutable:
         region = self.inside.get(node)
         if region is not None and node is region.anchor:
             residual = None if region.residual is None else values[region.residual]
-            return compute_region(region, self.graph, args, kwargs, residual)
+            addend = None if region.addend is None else decoded(values[region.addend])
+            return compute_region(region, self.graph, args, kwargs, residual, addend)
         if region is not None:  # the anchor has already returned the codes that leave the region
             return values[region.anchor] if node in region.anchor.users else args[0]
         if node.target is qc.dequantize.default:
-            given = arguments(node)
-            return Codes(values=args[0], scale=args[1], zero_point=args[2], format=given["format"],
-                         axis=given["axis"], block=given["block"])  # fmt: skip
+            return coded(node, values.__getitem__)
         if (
             node.target is aten.linear.default
             and isinstance(args[1], Codes)
@@ -125,7 +124,12 @@ class Reference:
 
 
 def compute_region(
-    region: Region, graph: Graph, args: Any, kwargs: dict[str, Any], residual: Codes | None
+    region: Region,
+    graph: Graph,
+    args: Any,
+    kwargs: dict[str, Any],
+    residual: Codes | None,
+    addend: Tensor | None = None,
 ) -> Tensor:
     """Bind a region's operands by argument name and run its formula."""
     schema = region.anchor.target._schema  # type: ignore[union-attr]
@@ -144,6 +148,7 @@ def compute_region(
         op=region.anchor.target,  # type: ignore[arg-type]
         output=output_of(region, graph) if region.returns_codes else None,
         residual=residual,
+        addend=addend,
     )
     return FORMULAS[region.row.formula](call)
 
@@ -155,6 +160,15 @@ def output_of(region: Region, graph: Graph) -> Output:
         zero_point=graph.tensors[str(given["zero_point"].target)],
         format=given["format"],
     )
+
+
+def coded(decoding: Node, held: Callable[[Node], Any]) -> Codes:
+    """What a dequantize node decodes: `held` gives its codes, scale and zero point."""
+    given = arguments(decoding)
+    return Codes(
+        values=held(given["q"]), scale=held(given["scale"]), zero_point=held(given["zero_point"]),
+        format=given["format"], axis=given["axis"], block=given["block"],
+    )  # fmt: skip
 
 
 def decoded(value: Any) -> Any:

@@ -3,7 +3,8 @@
     acc  = sum_k (qx[k] - z_x) (qw[k,c] - z_w[c]) + qb[c]            int32
     q_y  = sat(rne(float32(acc) * m[c]) + z_y)                  m[c] = float32(float32(s_x s_w[c]) / s_y)
     q_y  = sat(rne(fma(q_r, m_r, fma(float32(acc), m[c], -z_r m_r))) + z_y)     a residual r, m_r = s_r / s_y
-    y    = float32(acc) * float32(s_x s_w[c])                   where a linear returns float
+    y    = float32(acc) * float32(s_x s_w[c])                   where a linear returns float,
+    y    = fma(float32(acc), float32(s_x s_w[c]), a)            and adds another float to it
 
 Sums are formed in float64, which holds every int32 accumulator exactly.
 """
@@ -76,6 +77,7 @@ class Call:
     op: Callable[..., Any]
     output: Output | None
     residual: Codes | None = None
+    addend: Tensor | None = None
 
 
 def along_channels(vector: Tensor, result: Tensor, axis: int) -> Tensor:
@@ -90,6 +92,8 @@ def finish(call: Call, accumulator: Tensor, axis: int) -> Tensor:
     scale = call.operands[0].scale.float() * call.weight.scale.float()
     if isinstance(call.bias, Codes):
         accumulator = accumulator + along_channels(call.bias.values.double(), accumulator, axis)
+    if call.output is None and call.addend is not None:
+        return multiply_add(accumulator.float(), along_channels(scale, accumulator, axis), call.addend)
     if call.output is None:
         result = accumulator.float() * along_channels(scale, accumulator, axis)
         return result + along_channels(call.bias, result, axis) if isinstance(call.bias, Tensor) else result
@@ -191,7 +195,7 @@ def unary(call: Call) -> Tensor:
     """The 256-entry table Q_y(f(D_x(q))) of the float function."""
     output, (x,) = wanted(call), call.operands
     literals = {name: value for name, value in call.arguments.items() if name != "self"}
-    return output.encode(call.op(x.decoded(), *literals.values()) / output.scale)
+    return output.encode(call.op(x.decoded(), **literals) / output.scale)
 
 
 def wanted(call: Call) -> Output:

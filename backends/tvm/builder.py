@@ -37,6 +37,12 @@ class Builder:
         self.emit(tirx.AllocBuffer(buffer))
         return buffer
 
+    def scratch(self, dtype: str, size: int) -> Any:
+        """Memory of the function itself, for what does not fit registers; it holds anything at first."""
+        buffer = tirx.decl_buffer((size,), dtype, self.fresh("s"), data_alignment=64)
+        self.emit(tirx.AllocBuffer(buffer))
+        return buffer
+
     def bind(self, value: Any) -> Any:
         """A name for a value. TVM's passes look through it: what is read often belongs into a register."""
         name = tirx.Var(self.fresh("v"), value.ty if hasattr(value, "ty") else value.dtype)

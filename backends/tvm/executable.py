@@ -110,7 +110,7 @@ class TvmExecutable:
             state = ready.state(self.given(inputs))
             for step in ready.program.steps:
                 step.run(state)
-                if isinstance(step, Call) and step.region is not None:
+                if isinstance(step, Call) and step.regions:
                     found.append(distance(step, ready.program, state, self.graph))
         return found
 
@@ -120,12 +120,12 @@ class TvmExecutable:
         layers = tuple(
             Executed(
                 node=layer.node,
-                kernel=kernels.get(layer.node, "") or "reference",
+                kernel=kernels.get(layer.node, "torch") or "reference",
                 precision=layer.precision if layer.node in kernels else "float",
             )
             for layer in plan.layers
         )
-        return Execution(layers=layers, kernels=Counter(kernels.values()))
+        return Execution(layers=layers, kernels=Counter(kernel or "reference" for kernel in kernels.values()))
 
 
 def shapes_of(graph: Graph, inputs: Sequence[Tensor] = ()) -> dict[Node, tuple[int, ...]]:

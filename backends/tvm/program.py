@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.fx import Node
 
-from qcompiler.backends.reference import compute_region, decoded
-from qcompiler.backends.reference.kernels import Codes
+from qcompiler.backends.reference import coded, compute_region, decoded
 from qcompiler.backends.tvm.plane import SPARE, Plane
-from qcompiler.ir import Graph, arguments
+from qcompiler.ir import Graph
 from qcompiler.ir.graph import operator_of
 from qcompiler.passes.partition import Region
 
@@ -63,12 +62,12 @@ class Step(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One of our functions, on memory and constants; `region` is what it computes, if it is one."""
+    """One of our functions, on memory and constants; `regions` are what it computes, one after the other."""
 
     node: Node
     function: str
     arguments: tuple[str, ...]
-    region: Region | None = None
+    regions: tuple[Region, ...] = ()
 
     def run(self, state: State) -> None:
         state.functions[self.function](*[state.handles[name] for name in self.arguments])
@@ -87,14 +86,15 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Put:
-    """A tensor of codes, by channel or by row, onto its plane."""
+    """A tensor of codes or floats, by channel or by row, onto its plane."""
 
     node: Node
     name: str
     store: Store
 
     def run(self, state: State) -> None:
-        self.store.inside(state.arrays[self.name])[:] = by_pixel(state.values[self.node].numpy())
+        value: Any = decoded(state.values[self.node])
+        self.store.inside(state.arrays[self.name])[:] = by_pixel(value.numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,19 @@ class Take:
         state.values[self.node] = torch.from_numpy(np.array(found).reshape(self.shape))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """What attention adds to its scores: of a mask that is true where to look, 0 there and -inf elsewhere."""
+
+    node: Node
+    name: str
+
+    def run(self, state: State) -> None:
+        mask = state.values[self.node].numpy()
+        added = np.where(mask, np.float32(0), np.float32(-np.inf)) if mask.dtype == np.bool_ else mask
+        state.arrays[self.name][:] = added.reshape(-1)
+
+
 def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
     """[N, C, H, W] -> [N, H, W, C]; rows [.., K] -> [1, 1, rows, K]"""
     return codes.transpose(0, 2, 3, 1) if codes.ndim == 4 else codes.reshape(1, 1, -1, codes.shape[-1])
@@ -127,11 +140,7 @@ class Compute:
         given: Any = fx.map_arg((self.node.args, self.node.kwargs), state.values.__getitem__)
         args, kwargs = given
         if self.node.target is qc.dequantize.default:
-            given = arguments(self.node)
-            state.values[self.node] = Codes(
-                values=args[0], scale=args[1], zero_point=args[2], format=given["format"],
-                axis=given["axis"], block=given["block"],
-            )  # fmt: skip
+            state.values[self.node] = coded(self.node, state.values.__getitem__)
             return
         plain = fx.node.map_aggregate((args, kwargs), decoded)
         state.values[self.node] = operator_of(self.node)(*plain[0], **plain[1])
@@ -152,7 +161,9 @@ class Refer:
         anchor = self.region.anchor
         args, kwargs = fx.map_arg((anchor.args, anchor.kwargs), state.values.__getitem__)
         residual = None if self.region.residual is None else state.values[self.region.residual]
-        state.values[self.region.result] = compute_region(self.region, self.graph, args, kwargs, residual)
+        addend = None if self.region.addend is None else decoded(state.values[self.region.addend])
+        found = compute_region(self.region, self.graph, args, kwargs, residual, addend)
+        state.values[self.region.result] = found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +175,8 @@ class Program:
     constants: Mapping[str, NDArray[Any]]
     functions: tuple[Any, ...]
     steps: tuple[Step, ...]
-    kernels: Mapping[str, str]  # anchor of a region -> the family of its kernel, "" for the reference
+    shapes: Mapping[Node, tuple[int, ...]]
+    kernels: Mapping[str, str]  # op -> the family of its kernel, "" for the reference
 
 
 def tensors(graph: Graph) -> dict[Node, Tensor]:

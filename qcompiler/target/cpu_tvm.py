@@ -15,6 +15,13 @@ qc = torch.ops.qcompiler
 
 NO_KERNEL = Support(executes="float", reason="there is no kernel for this format yet")
 
+# Of one number: all that they make of the 256 codes is a table.
+FUNCTIONS = (
+    aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.hardswish.default,
+    aten.hardsigmoid.default, aten.leaky_relu.default, aten.elu.default,
+)  # fmt: skip
+
+
 ROWS = (
     KernelRow(
         op=aten.conv2d.default, kernel="convolution", formula="conv", operands=("input",), weight="weight",
@@ -22,7 +29,7 @@ ROWS = (
     ),
     KernelRow(
         op=aten.linear.default, kernel="convolution", formula="linear", operands=("input",), weight="weight",
-        bias="bias", output="optional", absorbs=Trait.CLAMPS, starts=True, where=has_matrix,
+        bias="bias", output="optional", absorbs=Trait.CLAMPS, adds_floats=True, starts=True, where=has_matrix,
     ),
     KernelRow(op=aten.add.Tensor, kernel="sum", formula="add", operands=("self", "other"),
               absorbs=Trait.CLAMPS, where=is_plain_sum),
@@ -35,8 +42,7 @@ ROWS = (
     KernelRow(op=aten.max_pool2d.default, kernel="maximum", formula="max_pool", operands=("self",),
               output="same"),
     KernelRow(op=aten.cat.default, kernel="concatenation", formula="concat", operands=("tensors",)),
-    KernelRow(op=aten.sigmoid.default, kernel="table", formula="unary", operands=("self",)),
-    KernelRow(op=aten.leaky_relu.default, kernel="table", formula="unary", operands=("self",)),
+    *(KernelRow(op=op, kernel="table", formula="unary", operands=("self",), links=True) for op in FUNCTIONS),
 )  # fmt: skip
 
 OWN_KERNELS_CPU = register_target(
@@ -50,5 +56,6 @@ OWN_KERNELS_CPU = register_target(
         weights={"int8": INTEGER, "uint8": NO_KERNEL},
         rows=ROWS,
         carries_moves=MOVES,
+        by_token=True,
     )
 )

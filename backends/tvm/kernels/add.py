@@ -111,15 +111,13 @@ def table(x: Plane, y: Plane, isa: Isa, name: str) -> Any:
 
 
 def concatenate(inputs: tuple[Plane, ...], y: Plane, isa: Isa, name: str) -> Any:
-    """The function (x, table of each input in turn, y)."""
+    """The function (x of each input in turn, table of each, y)."""
     k = Builder(name)
-    given = [
-        (k.argument(f"x{i}", "uint8", x.size), k.argument(f"table{i}", "uint8", 256), x)
-        for i, x in enumerate(inputs)
-    ]
+    given = [k.argument(f"x{i}", "uint8", x.size) for i, x in enumerate(inputs)]
+    tables = [k.argument(f"table{i}", "uint8", 256) for i in range(len(inputs))]
     result = k.argument("y", "uint8", y.size)
     offset = 0
-    for source, entries, x in given:
+    for source, entries, x in zip(given, tables, inputs, strict=True):
         with pixels(k, x) as (n, h, w):
             begin, end = (p.origin + n * p.image + h * p.line + w * p.pitch for p in (x, y))
             mapped(k, isa, (source, begin), entries, (result, end + offset), x.channels)

@@ -38,8 +38,10 @@ def bounded(value: Any, lanes: int) -> Any:
     return tirx.Select(value > limit, limit, value)
 
 
-def store_codes(k: Builder, isa: Isa, buffer: Any, index: Any, rounded: list[Any]) -> None:
-    """Up to four int32 vectors as saturated bytes side by side."""
+def store_codes(
+    k: Builder, isa: Isa, buffer: Any, index: Any, rounded: list[Any], count: int | None = None
+) -> None:
+    """Up to four int32 vectors as saturated bytes side by side; of those only the first `count`, if given."""
     codes = k.bind(isa.narrow(rounded + rounded[-1:] * (4 - len(rounded))))
-    count = len(rounded) * isa.lanes
+    count = len(rounded) * isa.lanes if count is None else count
     k.store(buffer, index, tirx.Shuffle([codes], list(isa.order[:count])), count)

@@ -128,11 +128,12 @@ def test_table(isa: Isa, sizes: Sizes, wider: int, seed: int) -> None:
 def test_concatenate(isa: Isa, sizes: Sizes, widths: list[int], seed: int) -> None:
     each = [(sizes[0], width, *sizes[2:]) for width in widths]
     inputs, y = tuple(plane(size) for size in each), plane((sizes[0], sum(widths), *sizes[2:]))
-    arguments, operands = [], []
+    arguments, tables, operands = [], [], []
     for i, (size, x) in enumerate(zip(each, inputs, strict=True)):
         codes, scale, zero = random(size, seed + i), 0.02 + 0.01 * i, 7 * i
         operands.append(quantized(codes, scale, zero))
         held = entries(torch.ops.aten.alias.default, (scale, 0.04), (zero, 20))
-        arguments += [filled(x, codes, 0), placed(held)]
-    found = run(isa, concatenate(inputs, y, isa, "kernel"), arguments, y)
+        arguments.append(filled(x, codes, 0))
+        tables.append(placed(held))
+    found = run(isa, concatenate(inputs, y, isa, "kernel"), [*arguments, *tables], y)
     assert np.array_equal(found, called("concat", operands, 0.04, 20, dim=1))

@@ -126,9 +126,11 @@ def run(layer: Convolution, tile: Tile, numbers: Numbers, isa: Isa) -> NDArray[n
     bias[:outputs] = numbers.bias - INPUT_ZERO * wide.astype(np.int64).reshape(outputs, -1).sum(1)
     multiplier[:outputs] = multipliers(numbers.scales)
     weights = np.concatenate([pack(layer, wide, isa).reshape(-1), np.zeros(LINE, np.int8)])
-    arguments = [filled(layer.x, numbers.x, INPUT_ZERO), *map(placed, (weights, bias, multiplier))]
+    planes, constants = [filled(layer.x, numbers.x, INPUT_ZERO)], [weights, bias, multiplier]
     if layer.residual is not None:
-        arguments += [filled(layer.residual, numbers.residual, 0), placed(ratios())]
+        planes.append(filled(layer.residual, numbers.residual, 0))
+        constants.append(ratios())
+    arguments = [*planes, *map(placed, constants)]
     y = placed(np.zeros(layer.y.size, np.uint8))
     built(convolution(layer, tile, isa, "layer"), isa)(*map(handed, [*arguments, y]))
     return inside(layer.y, y).transpose(0, 3, 1, 2)

@@ -21,14 +21,10 @@ from qcompiler.errors import TargetError
 from qcompiler.proof import quantized
 from qcompiler.target import find_target
 from qcompiler.target.machine import Cpu
-from tests.backends.tvm.sets import RUNNABLE, pytestmark
+from tests.backends.tvm.sets import RUNNABLE, pytestmark, seeds
 
 __all__ = ["pytestmark"]
 TARGET = find_target("cpu", "tvm")
-NETWORKS = [
-    pytest.param(isa, seed, id=f"{isa.name}-{seed}")
-    for isa in RUNNABLE for seed in range(12 if isa is RUNNABLE[0] else 4)
-]  # fmt: skip
 
 
 class Block(nn.Module):
@@ -78,7 +74,7 @@ class Network(nn.Module):
         return torch.randn(count, self.stem.in_channels, *self.size, generator=generator)
 
 
-@pytest.mark.parametrize(("isa", "seed"), NETWORKS)
+@seeds(12, 4)
 def test_random_networks(isa: Isa, seed: int) -> None:
     torch.manual_seed(seed)
     network = Network(seed).eval()

@@ -1,0 +1,146 @@
+"""Norms of rows of floats, and their codes, in one pass over memory.
+
+layer norm    y = (x - m) r g + b        m = sum(x) / C,  r = 1 / sqrt(sum((x - m)^2) / C + e)
+RMS norm      y = x r g                  r = 1 / sqrt(sum(x^2) / C + e)
+encode_rows   y = x
+codes         q = sat(rne(y / s) + z)    a true division, as everywhere; exact given y
+
+A row stays in the first cache while it is read for the mean, for the squares around it (the variance in two
+passes), and for the result. Bound, against float64, for rows of 1 to 5000 numbers with a mean of up to 100
+deviations (measured: 2.6 where the 4 stands; torch's own float32 comes as far):
+
+    |error| <= 4 (|g| (1 + max|x| r) + |b|) 2^-24
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from qcompiler.backends.tvm.builder import Builder, splat
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.rows import (
+    TOGETHER,
+    parts,
+    store_floats,
+    store_steps,
+    total,
+    vectors,
+    widened,
+)
+from qcompiler.backends.tvm.plane import Plane
+
+Floats = list[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """One layer on borderless planes of equal pixels; each pixel is a row, whatever its pitch.
+
+    x: float32. floats: where y goes, codes: where q goes; None: not wanted. centered: around the mean of the
+    row. bias: whether b is added. zero_point: of the codes.
+    """
+
+    x: Plane
+    floats: Plane | None = None
+    codes: Plane | None = None
+    centered: bool = True
+    bias: bool = True
+    epsilon: float = 1e-5
+    zero_point: int = 0
+
+
+def norm(layer: Norm, isa: Isa, name: str) -> Any:
+    """The function (x, gain [C], [bias [C],] [s of codes,] [y,] [q])."""
+    k, lanes, channels = Builder(name), isa.lanes, layer.x.channels
+    x = k.argument("x", "float32", layer.x.size)
+    gain = k.argument("gain", "float32", channels)
+    bias = k.argument("bias", "float32", channels) if layer.bias else None
+    write = results(k, isa, layer.floats, layer.codes, layer.zero_point)
+    with k.loop(rows(layer.x)) as row:
+        begin = row * layer.x.pitch
+        middle = None
+        if layer.centered:
+            sums = registers(k, lanes)
+            for at, lengths in parts(k, channels, lanes):
+                for j, value in enumerate(vectors(k, x, begin + at, lengths, lanes)):
+                    k.store(sums[j], 0, k.load(sums[j], 0, lanes) + value, lanes)
+            middle = k.keep(
+                total(k, sums, lanes) / splat(float(channels), "float32", lanes), "float32", lanes
+            )
+        squares = registers(k, lanes)
+        for at, lengths in parts(k, channels, lanes):
+            for j, value in enumerate(around(k, x, begin + at, lengths, lanes, middle)):
+                register = k.load(squares[j], 0, lanes)
+                k.store(squares[j], 0, tirx.op.fma(value, value, register), lanes)
+        variance = total(k, squares, lanes) / splat(float(channels), "float32", lanes)
+        deviation = tirx.op.sqrt(variance + splat(layer.epsilon, "float32", lanes))
+        ratio = k.keep(splat(1.0, "float32", lanes) / deviation, "float32", lanes)
+        for at, lengths in parts(k, channels, lanes):
+            values = [value * ratio for value in around(k, x, begin + at, lengths, lanes, middle)]
+            gains = vectors(k, gain, at, lengths, lanes)
+            if bias is None:
+                values = [value * g for value, g in zip(values, gains, strict=True)]
+            else:
+                offsets = vectors(k, bias, at, lengths, lanes)
+                values = [tirx.op.fma(*three) for three in zip(values, gains, offsets, strict=True)]
+            write(row, at, values, lengths)
+    return k.function()
+
+
+def encode_rows(x: Plane, y: Plane, zero_point: int, isa: Isa, name: str) -> Any:
+    """The function (x, [s], y): rows of floats to codes, on borderless planes of equal pixels."""
+    k = Builder(name)
+    source = k.argument("x", "float32", x.size)
+    write = results(k, isa, None, y, zero_point)
+    with k.loop(rows(x)) as row:
+        for at, lengths in parts(k, x.channels, isa.lanes):
+            write(row, at, vectors(k, source, row * x.pitch + at, lengths, isa.lanes), lengths)
+    return k.function()
+
+
+def results(
+    k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None, zero_point: int
+) -> Callable[[Any, Any, Floats, list[int]], None]:
+    """What writes a part of a row wherever it is wanted; the arguments ([s,] [y,] [q]) are declared here."""
+    scale = None if codes is None else k.argument("scale", "float32", 1)
+    y = None if floats is None else k.argument("y", "float32", floats.size)
+    q = None if codes is None else k.argument("q", "uint8", codes.size)
+    step = None if scale is None else k.keep(
+        splat(k.load(scale, 0), "float32", isa.lanes), "float32", isa.lanes
+    )  # fmt: skip
+
+    def write(row: Any, at: Any, values: Floats, lengths: list[int]) -> None:
+        values = [k.keep(value, "float32", isa.lanes) for value in values]
+        if floats is not None:
+            store_floats(k, y, row * floats.pitch + at, values, lengths, isa.lanes)
+        if codes is not None:
+            steps = [value / step for value in values]
+            store_steps(k, isa, q, row * codes.pitch + at, steps, zero_point, sum(lengths))
+
+    return write
+
+
+def rows(plane: Plane) -> int:
+    return plane.images * plane.height * plane.width
+
+
+def registers(k: Builder, lanes: int) -> list[Any]:
+    """Sums, zero at first."""
+    made = [k.register("float32", lanes) for _ in range(TOGETHER)]
+    for register in made:
+        k.store(register, 0, splat(0.0, "float32", lanes), lanes)
+    return made
+
+
+def around(k: Builder, x: Any, at: Any, lengths: list[int], lanes: int, middle: Any | None) -> Floats:
+    """A part of a row minus its mean; the zeros behind a row stay zeros."""
+    if middle is None:
+        return vectors(k, x, at, lengths, lanes)
+    found = []
+    for j, length in enumerate(lengths):
+        mean = middle if length == lanes else tirx.Shuffle([middle], list(range(length)))
+        apart = k.bind(k.load(x, at + j * lanes, length) - mean)
+        found.append(widened(apart, length, lanes))
+    return [k.bind(value) for value in found]

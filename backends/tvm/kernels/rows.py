@@ -1,0 +1,77 @@
+"""Rows of floats: vectors of any length, what all lanes of one make together, and codes of them.
+
+A row that does not fill whole vectors ends in a shorter one: nothing beyond a row is read or written.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import reduce
+from typing import Any
+
+from tvm import tirx
+
+from qcompiler.backends.tvm.builder import Builder, splat
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.strips import bounded, store_codes
+
+TOGETHER = 4  # vectors at a time: as many sums hide the latency of an addition, and narrow to one register
+
+
+def parts(k: Builder, extent: int, lanes: int) -> Iterator[tuple[Any, list[int]]]:
+    """Begin of every part of a row and the lengths of its vectors: four whole ones in a loop, the rest."""
+    turns, rest = divmod(extent, TOGETHER * lanes)
+    if turns:
+        with k.loop(turns) as i:
+            yield i * (TOGETHER * lanes), [lanes] * TOGETHER
+    if rest:
+        whole, left = divmod(rest, lanes)
+        yield tirx.const(turns * TOGETHER * lanes, "int32"), [lanes] * whole + [left] * (left > 0)
+
+
+def vectors(k: Builder, buffer: Any, at: Any, lengths: list[int], lanes: int) -> list[Any]:
+    """A part of a row; the last vector is filled with zeros."""
+    return [
+        widened(k.load(buffer, at + j * lanes, length), length, lanes) for j, length in enumerate(lengths)
+    ]
+
+
+def widened(value: Any, length: int, lanes: int) -> Any:
+    """`length` floats, and zeros behind them."""
+    if length == lanes:
+        return value
+    zeros = splat(0.0, "float32", lanes)
+    return tirx.Shuffle([value, zeros], [*range(length), *[length] * (lanes - length)])
+
+
+def store_floats(k: Builder, buffer: Any, at: Any, values: list[Any], lengths: list[int], lanes: int) -> None:
+    for j, (value, length) in enumerate(zip(values, lengths, strict=True)):
+        kept = value if length == lanes else tirx.Shuffle([value], list(range(length)))
+        k.store(buffer, at + j * lanes, kept, length)
+
+
+def store_steps(
+    k: Builder, isa: Isa, buffer: Any, at: Any, steps: list[Any], zero_point: int, count: int
+) -> None:
+    """sat(rne(steps) + z) of up to four vectors of x / s, the first `count` of them."""
+    zero = splat(zero_point, "int32", isa.lanes)
+    rounded = [isa.nearest(bounded(k.bind(step), isa.lanes)) + zero for step in steps]
+    store_codes(k, isa, buffer, at, rounded, count)
+
+
+def across(k: Builder, value: Any, dtype: str, lanes: int, joined: Callable[[Any, Any], Any]) -> Any:
+    """What all lanes make together, in every lane: halves are exchanged and joined."""
+    apart = lanes // 2
+    held = k.keep(value, dtype, lanes)
+    while apart:
+        other = tirx.Shuffle([held], [lane ^ apart for lane in range(lanes)])
+        held = k.keep(joined(held, other), dtype, lanes)
+        apart //= 2
+    return held
+
+
+def plus(a: Any, b: Any) -> Any:
+    return a + b
+
+
+def total(k: Builder, sums: list[Any], lanes: int) -> Any:
+    """The sum of all lanes of some registers of floats, in every lane."""
+    return across(k, reduce(plus, [k.load(register, 0, lanes) for register in sums]), "float32", lanes, plus)
