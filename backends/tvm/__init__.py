@@ -5,6 +5,7 @@ plane       where activations lie                   tiles    the schedule withou
 kernels/    one file per family of layers           build    functions to machine code
 lower       a quantized graph as a program          program  its memory and its steps
 executable  programs that run, profiled and verified
+selftest    what must hold before the first kernel runs
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from qcompiler.backends.base import Executable
 from qcompiler.backends.ort import Ort
 from qcompiler.backends.tvm.executable import TvmExecutable
 from qcompiler.backends.tvm.isa import AVX2, ISAS, NEON_DOT, Isa, runnable
+from qcompiler.backends.tvm.selftest import check
 from qcompiler.errors import TargetError
 from qcompiler.ir import Graph
 from qcompiler.passes.partition import partition
@@ -33,6 +35,7 @@ class Tvm:
         """`isa` names one of the instruction sets that this CPU has; None is the best of them."""
         self.target = find_target(target)
         self.isa = chosen(isa)
+        check(self.isa)
 
     def lower(self, graph: Graph, *, threads: int | None = None) -> Executable:
         if not partition(graph, self.target):

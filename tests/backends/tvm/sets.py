@@ -16,7 +16,7 @@ every_isa = pytest.mark.parametrize("isa", RUNNABLE, ids=[isa.name for isa in RU
 pytestmark = pytest.mark.skipif(not RUNNABLE, reason="this CPU has no instruction set that kernels exist for")
 
 
-def seeds(best: int, others: int) -> Any:
+def seeds(best: int, others: int) -> pytest.MarkDecorator:
     """Networks by number for every set: many for the one that is used here, a few for the others."""
     found = [(isa, seed) for isa in RUNNABLE for seed in range(best if isa is BEST else others)]
     return pytest.mark.parametrize(("isa", "seed"), found, ids=[f"{isa.name}-{seed}" for isa, seed in found])
