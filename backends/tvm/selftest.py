@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from packaging.requirements import Requirement
 
 from qcompiler.backends.tvm.build import ALIGNMENT, compiled, handed, placed, processor_for
@@ -56,7 +57,8 @@ def instructions(isa: Isa) -> str:
             f"the instructions of '{isa.name}' do not compile", node=HERE, why=": ".join(lines[:2]),
             fix=f"pip install 'apache-tvm==0.27.0.post1', which they were written for, {INSTEAD}",
         ) from error  # fmt: skip
-    function(*map(handed, [*map(placed, (codes, weights, steps)), sums, bytes_]))
+    given: list[NDArray[Any]] = [codes, weights, steps]
+    function(*map(handed, [*map(placed, given), sums, bytes_]))
     products = codes[: isa.bytes].astype(np.int32) * weights[: isa.bytes]
     wanted_sums = 7 + products.reshape(isa.lanes, isa.unit).sum(1)
     wanted_codes = np.where(np.isnan(steps), 0, np.rint(steps)).clip(0, 255)
