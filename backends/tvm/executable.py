@@ -16,7 +16,7 @@ from torch.fx import Node
 from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.reference import decoded
 from qcompiler.backends.tvm.arena import memory
-from qcompiler.backends.tvm.build import compiled, handed, host
+from qcompiler.backends.tvm.build import compiled, handed, processor_for
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.pages import arranged
@@ -55,8 +55,8 @@ class Ready:
         return state.values
 
 
-def made_ready(program: Program, graph: Graph) -> Ready:
-    module = compiled(program.functions, host())
+def made_ready(program: Program, graph: Graph, isa: Isa) -> Ready:
+    module = compiled(program.functions, processor_for(isa))
     names = [str(function.attrs["global_symbol"]) for function in program.functions]
     functions = {name: module[name] for name in names}
     arrays = memory(program) | arranged(program.constants)
@@ -102,7 +102,7 @@ class TvmExecutable:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
             program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
-            self.programs[shapes] = made_ready(program, self.graph)
+            self.programs[shapes] = made_ready(program, self.graph, self.isa)
         return self.programs[shapes]
 
     def given(self, inputs: Sequence[Tensor]) -> dict[Node, Tensor]:
