@@ -32,8 +32,12 @@ class Builder:
         return buffer
 
     def register(self, dtype: str, lanes: int) -> Any:
-        """A vector that may be assigned again; it never reaches memory."""
-        buffer = tirx.decl_buffer((lanes,), dtype, self.fresh("r"), scope="local")
+        """A vector that may be assigned again; it never reaches memory.
+
+        Of the scope "global", since only that is a variable on the stack, which LLVM makes a register of:
+        TVM takes one of the scope "local" from the heap, call by call.
+        """
+        buffer = tirx.decl_buffer((lanes,), dtype, self.fresh("r"), scope="global")
         self.emit(tirx.AllocBuffer(buffer))
         return buffer
 

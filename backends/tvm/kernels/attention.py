@@ -97,9 +97,14 @@ def takes(layer: Attention, isa: Isa) -> bool:
     )
 
 
-def attention(layer: Attention, isa: Isa, name: str, rows: int = 4) -> Any:
-    """The function (q, k, v, [mask,] [c, w], y); `rows` queries at a time."""
-    return Kernel(layer, isa, name, min(rows, layer.queries)).function()
+def attention(layer: Attention, isa: Isa, name: str, rows: int | None = None) -> Any:
+    """The function (q, k, v, [mask,] [c, w], y); `rows` queries at a time, or as many as `rows_for` says."""
+    return Kernel(layer, isa, name, min(rows or rows_for(layer), layer.queries)).function()
+
+
+def rows_for(layer: Attention) -> int:
+    """Queries at a time: 4, or 5 where that computes fewer twice; the sums of more do not fit registers."""
+    return min((4, 5), key=lambda rows: -layer.queries % rows)
 
 
 class Kernel:
