@@ -31,7 +31,7 @@ from qcompiler.backends.tvm.plane import Plane
 PART = 16  # bytes within which registers are unpacked
 UNIT = 4  # bytes of a dot product
 MIDDLE = 128  # u8 - MIDDLE = s8
-LONGEST = 2**31 // (255 * MIDDLE)  # keys whose products with probabilities fit int32
+LONGEST = 2**31 // 255**2  # keys whose products with probabilities fit int32
 
 
 @dataclass(frozen=True, kw_only=True)
