@@ -1,7 +1,7 @@
 """The forms that a target computes in one kernel; what they are is the target's data.
 
 FORMS(recipe, target) = siblings joined >> rotary positions as one op >> attention over a cache as one op
-                                                                                    canonical --> canonical
+                        >> attention by token >> linears of parts                  canonical --> canonical
 """
 
 import math
@@ -11,6 +11,8 @@ from torch.fx import Node
 
 from qcompiler.ir import label, spec
 from qcompiler.ir.spec import module_path
+from qcompiler.passes.heads import attend_by_token
+from qcompiler.passes.parts import split_parts
 from qcompiler.passes.rules.attention import JOINS, attention_for
 from qcompiler.passes.rules.rotary import ROTARY
 from qcompiler.passes.siblings import join_siblings
@@ -33,6 +35,9 @@ def forms(recipe: Recipe, target: Target) -> Pipeline:
         passes.append(named("recognise attention over a cache", lambda graph: apply_rules(graph, rules)))
         # A pass of its own: only now has what was split no other readers.
         passes.append(named("join what was split", lambda graph: apply_rules(graph, JOINS)))
+    if target.by_token:
+        passes.append(named("attend by token", attend_by_token))
+        passes.append(named("split linears that are read in parts", split_parts))
     return tuple(passes)
 
 

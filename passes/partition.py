@@ -6,13 +6,13 @@ The reference computes regions with integer arithmetic, and the lowering contrac
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Node
 
 from qcompiler.ir import Graph, arguments
-from qcompiler.passes.fuse import absorbed, residual_of
+from qcompiler.passes.fuse import absorbed, addend, residual_of
 from qcompiler.target import KernelRow, Target
 
 qc = torch.ops.qcompiler
@@ -23,8 +23,8 @@ class Region:
     """One integer kernel in a quantized graph.
 
     `operands` are the dequantize nodes it reads codes through, `residual` is another, of the tensor that is
-    added to its result; `result` is the quantize node that its
-    codes leave by, or the float value itself where the kernel returns float.
+    added to its result; `result` is the quantize node that its codes leave by, or the float value itself
+    where the kernel returns float. `addend` is a float tensor that it adds to such a result.
     """
 
     anchor: Node
@@ -36,6 +36,7 @@ class Region:
     residual: Node | None
     result: Node
     returns_codes: bool
+    addend: Node | None = None
 
 
 def partition(graph: Graph, target: Target) -> Mapping[Node, Region]:
@@ -43,8 +44,9 @@ def partition(graph: Graph, target: Target) -> Mapping[Node, Region]:
     regions: dict[Node, Region] = {}
     for node in graph.fx.nodes:
         row = target.row(node) if node.op == "call_function" else None
-        region = region_at(node, row) if row is not None and row.formula != "move" else None
-        if region is not None:
+        found = region_at(node, row) if row is not None and row.formula != "move" else None
+        if found is not None:
+            region = with_addend(found)
             regions[region.result] = region
     return regions
 
@@ -67,17 +69,25 @@ def region_at(anchor: Node, row: KernelRow) -> Region | None:
     returns_codes = reader is not None and reader.target is qc.quantize.default
     if not returns_codes and row.output != "optional":
         return None
+    if not returns_codes or reader is None:
+        return Region(
+            anchor=anchor, chain=(), row=row, operands=tuple(operands), weight=weight, bias=bias,
+            residual=None, result=anchor, returns_codes=False,
+        )  # fmt: skip
     return Region(
-        anchor=anchor,
-        chain=chain if returns_codes else (),
-        row=row,
-        operands=tuple(operands),
-        residual=residual if returns_codes else None,
-        weight=weight,
-        bias=bias,
-        result=reader if returns_codes and reader is not None else anchor,
-        returns_codes=returns_codes,
-    )
+        anchor=anchor, chain=chain, row=row, operands=tuple(operands), weight=weight, bias=bias,
+        residual=residual, result=reader, returns_codes=True,
+    )  # fmt: skip
+
+
+def with_addend(region: Region) -> Region:
+    """The region with the sum behind its float result, where the kernel computes that as well."""
+    readers = list(region.anchor.users)
+    if region.returns_codes or not region.row.adds_floats or len(readers) != 1:
+        return region
+    (reader,) = readers
+    found = addend(region.anchor, reader)
+    return region if found is None else replace(region, chain=(reader,), result=reader, addend=found)
 
 
 def operand_nodes(given: Mapping[str, object], row: KernelRow) -> list[Node]:

@@ -1,7 +1,8 @@
 """Which layers compute on integers, decided from the target's rows, the recipe and the flow of codes.
 
-A row that *starts* (conv, linear) is worth quantizing an input for. Every other row only *carries* codes:
-it runs on integers if all its operands are codes already. So the residual add of a CNN, fed by
+A row that *starts* (conv, linear) is worth quantizing an input for. A row that *links* (gelu) is worth it
+between a kernel that can return codes and one that starts. Every other row only *carries* codes: it runs on
+integers if all its operands are codes already. So the residual add of a CNN, fed by
 convolutions that return codes, becomes integer, and the residual stream of a transformer, fed by linears
 that return float, stays float, without either being named anywhere.
 """
@@ -41,7 +42,8 @@ def place(
     }
     for anchor, group in groups.items():
         if not group.row.starts:
-            choices[anchor] = carry(group, recipe, choices, floats)
+            decide = link if group.row.links else carry
+            choices[anchor] = decide(group, recipe, choices, floats)
     ordered = {anchor: choices[anchor] for anchor in groups}
     return {anchor: settle_output(choice, graph, ordered) for anchor, choice in ordered.items()}
 
@@ -54,7 +56,7 @@ def start(group: Group, recipe: Recipe, target: Target, floats: Mapping[str, str
     """Decide a conv or linear by its recipe and by whether its weight is known."""
     layer = recipe.for_layer(*layer_names(group))
     given = arguments(group.anchor)
-    weight = given[str(group.row.weight)]
+    weight = given[group.row.weight] if group.row.weight else None
 
     def choice(mode: str, why: str) -> Choice:
         return Choice(
@@ -66,9 +68,15 @@ def start(group: Group, recipe: Recipe, target: Target, floats: Mapping[str, str
         return choice("float", floats[group.anchor.name])
     if layer.weights is None:
         return choice("float", "the recipe keeps this layer in float")
+    if not is_float(given[group.row.operands[0]]):
+        return choice("float", "its operands are not floating point")
+    if group.row.weight is None:
+        if layer.activations is None or layer.dynamic:
+            return choice("float", "the recipe keeps activations in float here")
+        return choice("static", "compute-bound: integer kernel on calibrated inputs")
     if not isinstance(weight, Node) or weight.op != "get_attr":
         return choice("float", "its weight is computed at run time")
-    if not is_float(given[group.row.operands[0]]) or not is_float(weight):
+    if not is_float(weight):
         return choice("float", "its operands are not floating point")
     if group.row.formula == "conv" and rank(given[group.row.operands[0]]) != rank(weight):
         return choice("float", "its input has no batch dimension")
@@ -78,6 +86,8 @@ def start(group: Group, recipe: Recipe, target: Target, floats: Mapping[str, str
         if not is_linear:
             return choice("float", f"recipe '{layer.name}' quantizes linears only")
         if layer.dynamic and layer.activations:
+            if target.dynamic_kernel is None:
+                return choice("float", f"target '{target.name}' has no kernel for ranges taken at run time")
             return choice("dynamic", "range taken at run time")
         if why := uneven(group, recipe, target):
             return choice("float", why)
@@ -144,6 +154,25 @@ def carry(group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: 
             False, f"its operand {label(missing)} is float; quantizing it only for this op does not pay"
         )
     return choice(True, "its operands are codes already")
+
+
+def link(group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: Mapping[str, str]) -> Choice:
+    """An op of one operand is integer where codes can come in, and go on to a kernel that starts."""
+    carried = carry(group, recipe, choices, floats)
+    if carried.integer or group.anchor.name in floats or carried.recipe.dynamic:
+        return carried
+    (operand,) = operands(group)
+    source = producer(operand, choices)
+    readers = list(group.result.users)
+    comes = source is not None and source.mode == "static" and len(operand.users) == 1
+    goes = bool(readers) and all(
+        reader in choices and choices[reader].mode == "static" and choices[reader].group.row.starts
+        for reader in readers
+    )
+    if not comes or not goes:
+        return carried
+    why = "between a kernel that can return codes and one that reads them"
+    return replace(carried, integer=True, mode="static", why=why, output_codes=True)
 
 
 def operands(group: Group) -> list[Node]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from qcompiler.backends.reference.kernels import FORMULAS
+from qcompiler.backends.reference.formulas import FORMULAS
 from qcompiler.errors import TargetError
 from qcompiler.numerics import parse_format
 from qcompiler.rewrite import Trait, traits
@@ -29,7 +29,8 @@ def test_the_table_is_consistent(target: Target) -> None:
         names = {argument.name for argument in row.op._schema.arguments}
         assert {*row.operands, *filter(None, (row.weight, row.bias))} <= names, row.kernel
         assert row.formula in FORMULAS
-        assert row.starts == (row.weight is not None)  # only a contraction is worth quantizing an input for
+        contracts = row.weight is not None or row.formula == "attention"
+        assert row.starts == contracts  # only a contraction is worth quantizing an input for
     assert all(Trait.MOVES_DATA in traits(op) for op in target.carries_moves)
 
 
@@ -80,6 +81,10 @@ def test_the_cpu_says_what_the_system_reports(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Path, "read_text", lambda self: text)
     found = this_cpu.__wrapped__()
     assert (found.name, found.features) == ("Fast 9000", ("avx2", "avx_vnni"))
+
+    arm = "processor : 0\nFeatures : fp asimd asimddp i8mm\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: arm)
+    assert this_cpu.__wrapped__().features == ("asimddp", "i8mm")
 
     def absent(self: Path) -> str:
         raise FileNotFoundError

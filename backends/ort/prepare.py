@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.ort.attention import is_attention, use_attention
 from qcompiler.backends.ort.requirements import ATTENTION_OPSET
 from qcompiler.backends.ort.rotary import turn_by_token
 from qcompiler.backends.ort.stem import pays, use_space_to_depth
@@ -24,6 +23,7 @@ from qcompiler.errors import LoweringError
 from qcompiler.ir import Draft, Graph, arguments, label, spec, value
 from qcompiler.ir.ops import FLOAT8
 from qcompiler.passes.duplicates import merge_duplicates
+from qcompiler.passes.heads import is_attention, use_attention
 from qcompiler.passes.materialize import insert_bias
 from qcompiler.passes.weights import MOST_BIAS
 from qcompiler.rewrite import Trait, has

@@ -6,8 +6,8 @@ rotary(by head(x))  -->  by head(rotary by token(x))         exact
 import torch
 from torch.fx import Node
 
-from qcompiler.backends.ort.attention import columns, heads_of
 from qcompiler.ir import Draft, arguments
+from qcompiler.passes.heads import columns, heads_of
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler

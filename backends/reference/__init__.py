@@ -3,7 +3,7 @@
 Regions run as integer kernels; all other ops run in torch's float32. Slow, and right.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,8 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from qcompiler.backends.base import Executed, Execution
-from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output, weight_only_linear
+from qcompiler.backends.reference.formulas import FORMULAS
+from qcompiler.backends.reference.kernels import Call, Codes, Output, weight_only_linear
 from qcompiler.ir import Graph, arguments, evaluate
 from qcompiler.ir.graph import operator_of
 from qcompiler.passes.partition import Region, partition
@@ -58,13 +59,12 @@ class ReferenceExecutable:
         region = self.inside.get(node)
         if region is not None and node is region.anchor:
             residual = None if region.residual is None else values[region.residual]
-            return compute_region(region, self.graph, args, kwargs, residual)
+            addend = None if region.addend is None else decoded(values[region.addend])
+            return compute_region(region, self.graph, args, kwargs, residual, addend)
         if region is not None:  # the anchor has already returned the codes that leave the region
             return values[region.anchor] if node in region.anchor.users else args[0]
         if node.target is qc.dequantize.default:
-            given = arguments(node)
-            return Codes(values=args[0], scale=args[1], zero_point=args[2], format=given["format"],
-                         axis=given["axis"], block=given["block"])  # fmt: skip
+            return coded(node, values.__getitem__)
         if (
             node.target is aten.linear.default
             and isinstance(args[1], Codes)
@@ -94,7 +94,7 @@ class ReferenceExecutable:
         """By definition every region runs as its formula says."""
         anchors = {region.anchor.name for region in self.regions.values()}
         # Few-bit data in float arithmetic (weight-only, FP8) is no region, and is simulated exactly.
-        simulated = ("MatMulNBits", "float")
+        simulated = {entry.kernel for entry in self.target.weight_only} | {"float"}
         as_planned = [layer.node in anchors or layer.kernel in simulated for layer in plan.layers]
         layers = tuple(
             Executed(node=layer.node, kernel="reference", precision=layer.precision if exact else "float")
@@ -125,7 +125,12 @@ class Reference:
 
 
 def compute_region(
-    region: Region, graph: Graph, args: Any, kwargs: dict[str, Any], residual: Codes | None
+    region: Region,
+    graph: Graph,
+    args: Any,
+    kwargs: dict[str, Any],
+    residual: Codes | None,
+    addend: Tensor | None = None,
 ) -> Tensor:
     """Bind a region's operands by argument name and run its formula."""
     schema = region.anchor.target._schema  # type: ignore[union-attr]
@@ -144,6 +149,7 @@ def compute_region(
         op=region.anchor.target,  # type: ignore[arg-type]
         output=output_of(region, graph) if region.returns_codes else None,
         residual=residual,
+        addend=addend,
     )
     return FORMULAS[region.row.formula](call)
 
@@ -155,6 +161,15 @@ def output_of(region: Region, graph: Graph) -> Output:
         zero_point=graph.tensors[str(given["zero_point"].target)],
         format=given["format"],
     )
+
+
+def coded(decoding: Node, held: Callable[[Node], Any]) -> Codes:
+    """What a dequantize node decodes: `held` gives its codes, scale and zero point."""
+    given = arguments(decoding)
+    return Codes(
+        values=held(given["q"]), scale=held(given["scale"]), zero_point=held(given["zero_point"]),
+        format=given["format"], axis=given["axis"], block=given["block"],
+    )  # fmt: skip
 
 
 def decoded(value: Any) -> Any:

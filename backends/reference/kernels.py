@@ -3,7 +3,8 @@
     acc  = sum_k (qx[k] - z_x) (qw[k,c] - z_w[c]) + qb[c]            int32
     q_y  = sat(rne(float32(acc) * m[c]) + z_y)                  m[c] = float32(float32(s_x s_w[c]) / s_y)
     q_y  = sat(rne(fma(q_r, m_r, fma(float32(acc), m[c], -z_r m_r))) + z_y)     a residual r, m_r = s_r / s_y
-    y    = float32(acc) * float32(s_x s_w[c])                   where a linear returns float
+    y    = float32(acc) * float32(s_x s_w[c])                   where a linear returns float,
+    y    = fma(float32(acc), float32(s_x s_w[c]), a)            and adds another float to it
 
 Sums are formed in float64, which holds every int32 accumulator exactly.
 """
@@ -76,6 +77,7 @@ class Call:
     op: Callable[..., Any]
     output: Output | None
     residual: Codes | None = None
+    addend: Tensor | None = None
 
 
 def along_channels(vector: Tensor, result: Tensor, axis: int) -> Tensor:
@@ -90,6 +92,8 @@ def finish(call: Call, accumulator: Tensor, axis: int) -> Tensor:
     scale = call.operands[0].scale.float() * call.weight.scale.float()
     if isinstance(call.bias, Codes):
         accumulator = accumulator + along_channels(call.bias.values.double(), accumulator, axis)
+    if call.output is None and call.addend is not None:
+        return multiply_add(accumulator.float(), along_channels(scale, accumulator, axis), call.addend)
     if call.output is None:
         result = accumulator.float() * along_channels(scale, accumulator, axis)
         return result + along_channels(call.bias, result, axis) if isinstance(call.bias, Tensor) else result
@@ -118,16 +122,37 @@ def linear(call: Call) -> Tensor:
 
 
 def weight_only_linear(x: Tensor, weight: Codes, bias: Tensor | None, *, bits: int, block: int) -> Tensor:
-    """MatMulNBits: x is rounded per row and block to signed codes, s = max|x| / (2^(bits-1) - 1).
+    """A float x with weights of few bits: x is rounded per row and block of its last axis to signed codes.
 
-    y = sum over blocks of s_x s_w (q_x . q_w)        float result
+        s_x = max |x| / (2^(bits-1) - 1)        q = sat(rne(x / s_x))
+        S_b = sum over block b of q (u - z)                     exact
+        y   = fma(S_b, s_x s_w, y)  for b = 0, 1, ..            then y + bias
+        y   = fma(s_w, fma(S_b, s_x, ..), bias or 0)            where a column of the weight has one scale
+
+    Every step is float32 and rounded once.
     """
-    width = x.shape[-1]
-    rows = F.pad(x, (0, -width % block)).reshape(*x.shape[:-1], -1, block)
-    scale = rows.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-    rounded = torch.round(rows / scale.where(scale > 0, torch.ones_like(scale))) * scale
-    result = F.linear(rounded.flatten(-2)[..., :width].double(), weight.decoded().double()).float()
-    return result if bias is None else result + bias
+    largest = 2 ** (bits - 1) - 1
+    rows = F.pad(x, (0, -x.shape[-1] % block)).reshape(*x.shape[:-1], -1, block)
+    scale = rows.abs().amax(-1, keepdim=True) / largest
+    codes = torch.round(rows / scale.where(scale > 0, torch.ones_like(scale))).clamp(-largest - 1, largest)
+    columns = centered_blocks(weight, block)
+    steps = weight.scale.float()
+    y = torch.zeros(*x.shape[:-1], len(columns))
+    for b in range(columns.shape[1]):
+        total = F.linear(codes[..., b, :].double(), columns[:, b]).float()
+        y = multiply_add(total, scale[..., b, :] * (steps[:, b] if weight.block else 1.0), y)
+    if not weight.block:
+        return multiply_add(y, steps, torch.zeros(()) if bias is None else bias)
+    return y if bias is None else y + bias
+
+
+def centered_blocks(weight: Codes, block: int) -> Tensor:
+    """u - z of a weight [out, in] in float64, as [out, blocks, block] with zeros behind the last input."""
+    zero = weight.zero_point.double().reshape(len(weight.values), -1)
+    if weight.block:
+        zero = zero.repeat_interleave(block, 1)[:, : weight.values.shape[1]]
+    centered = weight.values.double() - zero
+    return F.pad(centered, (0, -centered.shape[1] % block)).reshape(len(centered), -1, block)
 
 
 def add(call: Call) -> Tensor:
@@ -191,22 +216,9 @@ def unary(call: Call) -> Tensor:
     """The 256-entry table Q_y(f(D_x(q))) of the float function."""
     output, (x,) = wanted(call), call.operands
     literals = {name: value for name, value in call.arguments.items() if name != "self"}
-    return output.encode(call.op(x.decoded(), *literals.values()) / output.scale)
+    return output.encode(call.op(x.decoded(), **literals) / output.scale)
 
 
 def wanted(call: Call) -> Output:
     assert call.output is not None, "this kernel returns codes only"
     return call.output
-
-
-FORMULAS: dict[str, Callable[[Call], Tensor]] = {
-    "conv": convolution,
-    "linear": linear,
-    "add": add,
-    "mul": multiply,
-    "global_avg_pool": global_average,
-    "avg_pool": average,
-    "max_pool": maximum,
-    "concat": concatenate,
-    "unary": unary,
-}

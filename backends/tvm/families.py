@@ -4,7 +4,7 @@ Region  -->  Layer (what the function is made of, its arguments, its constants),
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.reference import output_of
-from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, multiply_add
+from qcompiler.backends.reference import coded, output_of
+from qcompiler.backends.reference.attention import factors
+from qcompiler.backends.reference.formulas import FORMULAS
+from qcompiler.backends.reference.kernels import Call, Codes, multiply_add
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels import add as elements
+from qcompiler.backends.tvm.kernels import attention as heads
 from qcompiler.backends.tvm.kernels import depthwise as channels
 from qcompiler.backends.tvm.kernels import pool as pools
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
@@ -24,7 +27,9 @@ from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.tiles import patch_for, tile_for
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region
+from qcompiler.target import Target
 
+aten = torch.ops.aten
 FARTHEST = 2.0**31 - 256  # what is rounded to int32 must fit
 
 
@@ -33,82 +38,114 @@ class Places(Protocol):
 
     graph: Graph
     isa: Isa
+    target: Target
     stores: dict[str, Any]
+    shapes: Mapping[Node, tuple[int, ...]]
 
     def plane(self, decoded: Node) -> str: ...
+    def rows(self, value: Node) -> str: ...
+    def float_rows(self, value: Node) -> Plane: ...
+    def hold(self, name: str, plane: Plane, dtype: str) -> None: ...
+    def known(self, value: Node, *, before: Node) -> bool: ...
+    def call(self, node: Node, layer: "Layer") -> None: ...
+    def place(self, codes: Node, pair: Node) -> str: ...
+    def mask(self, value: Node) -> str: ...
+    def table_behind(self, region: Region) -> Region | None: ...
     def result(self, region: Region) -> Plane: ...
     def tensor(self, node: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A call of one function: `make` builds it, and equal descriptions share it; the result comes last."""
+    """A call of one function: `make` builds it, and equal descriptions share it; the results come last.
+
+    `regions` are what it computes, one after the other; none where it computes floats.
+    """
 
     kernel: str
     description: Any
     make: Callable[[str], Any]
     arguments: tuple[str, ...]
+    results: tuple[str, ...]
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    regions: tuple[Region, ...] = ()
 
 
 # ---------------------------------------------------------------- convolutions and linears
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contraction:
+    """A convolution, or a linear as one of a single pixel: codes [O, C / groups, KH, KW]."""
+
+    codes: NDArray[np.int8]
+    window: Mapping[str, tuple[int, int]]
+    groups: int
+
+
 def contraction(places: Places, region: Region) -> Layer | None:
-    """A convolution, or a linear as one of a single line."""
     assert region.weight is not None
-    given, isa = arguments(region.anchor), places.isa
+    given = arguments(region.anchor)
     codes = places.tensor(arguments(region.weight)["q"]).numpy()
-    if region.row.formula == "linear":
-        codes, window, groups = codes[..., None, None], {}, 1
-    else:
+    found = Contraction(codes=codes[..., None, None], window={}, groups=1)
+    if region.row.formula == "conv":
         window = {name: pair(given[name]) for name in ("stride", "padding", "dilation")}
-        groups = given["groups"]
+        found = Contraction(codes=codes, window=window, groups=given["groups"])
     if region.returns_codes and reach(places, region, codes) >= FARTHEST:
         return None
-    x = places.plane(region.operands[0])
-    plane = places.stores[x].plane
-    zero = zero_point(places, region.result) if region.returns_codes else 0
-    if (
-        groups == plane.channels == len(codes)
-        and region.residual is None
-        and plane.pitch % channels.PART == 0
-    ):
-        each = channels.Depthwise(
-            x=plane, y=places.result(region), kernel=codes.shape[2:], zero_point=zero, **window
-        )
-        bias, multiplier = numbers(places, region, codes)
-        return layer(
-            "depthwise", each, lambda name: channels.depthwise(each, patch_for(each), isa, name), (x,),
-            region,
-            weights=channels.pack(each, codes, isa), bias=channels.arranged(each, bias, isa),
-            multiplier=channels.arranged(each, multiplier, isa),
-        )  # fmt: skip
-    codes, groups = merged(codes, groups, isa)
-    residual = None if region.residual is None else places.plane(region.residual)
-    whole = Convolution(
-        x=plane, y=places.result(region), groups=groups, to_float=not region.returns_codes, zero_point=zero,
-        residual=None if residual is None else places.stores[residual].plane, kernel=codes.shape[2:],
-        **window,
+    x = places.stores[places.plane(region.operands[0])].plane
+    by_channel = found.groups == x.channels == len(codes) and x.pitch % channels.PART == 0
+    if by_channel and region.residual is None:
+        return depthwise(places, region, found)
+    return convolved(places, region, found)
+
+
+def depthwise(places: Places, region: Region, found: Contraction) -> Layer:
+    isa, x = places.isa, places.plane(region.operands[0])
+    each = channels.Depthwise(
+        x=places.stores[x].plane, y=places.result(region), kernel=found.codes.shape[2:],
+        zero_point=zero_point(places, region.result), **found.window,
     )  # fmt: skip
-    bias, multiplier = (filled(vector, whole, isa) for vector in numbers(places, region, codes))
+    bias, multiplier = numbers(places, region, found.codes)
+    return layer(
+        "depthwise", each, lambda name: channels.depthwise(each, patch_for(each), isa, name), (x,), region,
+        weights=channels.pack(each, found.codes, isa), bias=channels.arranged(each, bias, isa),
+        multiplier=channels.arranged(each, multiplier, isa),
+    )  # fmt: skip
+
+
+def convolved(places: Places, region: Region, found: Contraction) -> Layer:
+    """With what the kernel does behind the sums: a residual of codes, an addend of floats, a table."""
+    isa, x = places.isa, places.plane(region.operands[0])
+    residual = None if region.residual is None else places.plane(region.residual)
+    addend = None if region.addend is None else places.rows(region.addend)
+    table = places.table_behind(region)
+    last = table or region
+    codes, groups = merged(found.codes, found.groups, isa)
+    whole = Convolution(
+        x=places.stores[x].plane, y=places.result(last), groups=groups, kernel=codes.shape[2:],
+        to_float=not region.returns_codes, table=table is not None, **found.window,
+        zero_point=zero_point(places, region.result) if region.returns_codes else 0,
+        residual=None if residual is None else places.stores[residual].plane,
+        addend=None if addend is None else places.stores[addend].plane,
+    )  # fmt: skip
+    bias, multiplier = (filled(vector, whole, isa) for vector in numbers(places, region, found.codes))
     constants = {
         "weights": np.concatenate([pack(whole, codes, isa).reshape(-1), np.zeros(LINE, np.int8)]),
         "bias": bias, "multiplier": multiplier,
     }  # fmt: skip
+    if region.residual is not None:
+        ratio = scale(places, region.residual) / scale(places, region.result)
+        offset = -places.tensor(arguments(region.residual)["zero_point"]).float() * ratio
+        constants["ratio"] = np.array([ratio, offset], np.float32)
+    if table is not None:
+        constants["table"] = entries(places, table, table.operands[0])
+    planes = tuple(name for name in (x, residual, addend) if name is not None)
     made = layer(
-        "convolution", whole, lambda name: convolution(whole, tile_for(whole, isa), isa, name), (x,), region,
-        **constants,
+        "convolution", whole, lambda name: convolution(whole, tile_for(whole, isa), isa, name), planes,
+        region, **constants,
     )  # fmt: skip
-    if residual is None or region.residual is None:
-        return made
-    ratio = scale(places, region.residual) / scale(places, region.result)
-    offset = -places.tensor(arguments(region.residual)["zero_point"]).float() * ratio
-    also = named(region, ratio=np.array([ratio, offset], np.float32))
-    return Layer(
-        kernel=made.kernel, description=made.description, make=made.make,
-        arguments=(*made.arguments, residual, *also), constants={**made.constants, **also},
-    )  # fmt: skip
+    return made if table is None else replace(made, results=(table.result.name,), regions=(region, table))
 
 
 def numbers(places: Places, region: Region, codes: NDArray[np.int8]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -204,6 +241,50 @@ def sliding(places: Places, region: Region) -> pools.Pool | None:
     )  # fmt: skip
 
 
+# ---------------------------------------------------------------- attention
+
+
+def attention(places: Places, region: Region) -> Layer | None:
+    given = arguments(region.anchor)
+    (batch, queries, width), (_, keys, _) = (places.shapes[given[name]] for name in ("q", "k"))
+    mask, strides = None, None
+    if given["mask"] is not None:
+        mask, strides = seen_through(given["mask"], places)
+    q, k, v = map(places.plane, region.operands)
+    zeros = [zero_point(places, node) for node in (*region.operands, region.result)]
+    planes = [*(places.stores[name].plane for name in (q, k, v)), places.result(region)]
+    each = [heads.Operand(plane=p, zero_point=z) for p, z in zip(planes, zeros, strict=True)]
+    whole = heads.Attention(
+        q=each[0], k=each[1], v=each[2], y=each[3], batch=batch, heads=given["heads"],
+        kv_heads=given["kv_heads"], queries=queries, keys=keys, width=width // given["heads"],
+        mask=strides, causal=given["causal"],
+    )  # fmt: skip
+    if not heads.takes(whole, places.isa):
+        return None
+    of_q, of_k, of_v = (
+        coded(x, lambda node: places.tensor(node) if node.op == "get_attr" else None) for x in region.operands
+    )
+    steps = factors(of_q, of_k, of_v, output_of(region, places.graph), given["scale"])
+    added = () if mask is None else (places.mask(mask),)
+    return layer(
+        "attention", whole, lambda name: heads.attention(whole, places.isa, name), (q, k, v, *added), region,
+        numbers=torch.stack(steps).numpy(),
+    )  # fmt: skip
+
+
+def seen_through(mask: Node, places: Places) -> tuple[Node, tuple[int, int, int, int]]:
+    """What a mask is a repetition of, and its strides over [B, H, T, S]: 0 where it is repeated."""
+    source = mask.args[0] if mask.target is aten.expand.default else mask
+    assert isinstance(source, Node)
+    shape = places.shapes[source]
+    found, size = [], 1
+    for extent in reversed(shape):
+        found.append(0 if extent == 1 else size)
+        size *= extent
+    b, h, t, s = reversed([*found, 0, 0, 0, 0][:4])
+    return source, (b, h, t, s)
+
+
 # ---------------------------------------------------------------- by element
 
 
@@ -289,11 +370,9 @@ def concatenate(places: Places, region: Region) -> Layer | None:
     inputs = tuple(places.stores[name].plane for name in names)
     y = places.result(region)
     tables = {f"table{i}": entries(places, region, operand) for i, operand in enumerate(region.operands)}
-    known = named(region, **tables)
-    taken = tuple(part for both in zip(names, known, strict=True) for part in both)
-    return Layer(
-        kernel="concatenation", description=("cat", inputs, y),
-        make=lambda made: elements.concatenate(inputs, y, places.isa, made), arguments=taken, constants=known,
+    return layer(
+        "concatenation", ("cat", inputs, y), lambda made: elements.concatenate(inputs, y, places.isa, made),
+        tuple(names), region, **tables,
     )  # fmt: skip
 
 
@@ -306,8 +385,9 @@ def layer(
 ) -> Layer:  # fmt: skip
     known = named(region, **constants)
     return Layer(
-        kernel=kernel, description=description, make=make, arguments=(*planes, *known), constants=known
-    )
+        kernel=kernel, description=description, make=make, arguments=(*planes, *known),
+        results=(region.result.name,), constants=known, regions=(region,),
+    )  # fmt: skip
 
 
 def named(region: Region, **constants: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -336,6 +416,7 @@ def pair(value: Any) -> tuple[int, int]:
 FAMILIES: Mapping[str, Callable[[Places, Region], Layer | None]] = {
     "conv": contraction,
     "linear": contraction,
+    "attention": attention,
     "max_pool": max_pool,
     "avg_pool": average_pool,
     "global_avg_pool": global_average,

@@ -12,18 +12,36 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.tvm.families import FAMILIES, pair
+from qcompiler.backends.tvm.families import FAMILIES, Layer, pair
+from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
-from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Put, Refer, Step, Store, Take
-from qcompiler.ir import Graph, arguments
+from qcompiler.backends.tvm.plane import GRAIN, Plane, pitch_of
+from qcompiler.backends.tvm.program import (
+    Call,
+    Compute,
+    Load,
+    Mask,
+    Program,
+    Put,
+    Refer,
+    Step,
+    Store,
+    Take,
+    alive,
+)
+from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region, partition
 from qcompiler.rewrite import Trait, has
 from qcompiler.target import Target
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
+
+RESHAPES = (
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default,
+)  # fmt: skip
 
 
 def lower(graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa) -> Program:
@@ -37,17 +55,19 @@ class Lowering:
     def __init__(
         self, graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa
     ) -> None:
-        self.graph, self.shapes, self.isa = graph, shapes, isa
+        self.graph, self.target, self.shapes, self.isa = graph, target, shapes, isa
+        self.order = {node: turn for turn, node in enumerate(graph.fx.nodes)}
         self.regions = partition(graph, target)
         self.borders = borders(self.regions.values())
         self.stores: dict[str, Store] = {}
         self.constants: dict[str, Any] = {}
-        self.floats: dict[str, int] = {}
         self.functions: dict[Any, Any] = {}  # layer, tile -> function: equal layers share one
         self.steps: list[Step] = []
         self.kernels: dict[str, str] = {}
-        self.on_plane: dict[Node, str] = {}  # codes -> the store that holds them
+        self.on_plane: dict[Node, str] = {}  # codes or floats -> the store that holds them
         self.on_host: set[Node] = set()
+        self.masks: set[str] = set()
+        self.computed: set[Region] = set()  # by a kernel that computes another as well
 
     def program(self) -> Program:
         inside = {
@@ -58,35 +78,54 @@ class Lowering:
             if region is not None:
                 self.region(region)
             elif node.op == "call_function" and node not in inside:
-                self.host(node)
+                self.plain(node)
             elif node.op in ("placeholder", "get_attr"):
                 self.on_host.add(node)
             elif node.op == "output":
                 for read in node.all_input_nodes:
                     self.bring(read)
         return Program(
-            stores=self.stores, floats=self.floats, constants=self.constants,
+            stores=self.stores, constants=self.constants,
             functions=tuple(self.functions.values()),
-            steps=tuple(self.steps), kernels=self.kernels,
+            steps=alive(self.steps, self.graph.output.all_input_nodes), shapes=self.shapes,
+            kernels=self.kernels,
         )  # fmt: skip
 
     # ---------------------------------------------------------------- values
 
-    def host(self, node: Node) -> None:
-        """Let torch compute an op; coding and decoding wait until somebody reads the result."""
-        if node.target in (qc.quantize.default, qc.dequantize.default):
+    def plain(self, node: Node) -> None:
+        """An op outside all regions; coding and decoding wait until somebody reads the result."""
+        if node.target in (qc.quantize.default, qc.dequantize.default) or node in self.on_plane:
             return
-        read: Any = node.args[0] if has(node, Trait.MOVES_DATA) else None
-        if read in self.on_plane and self.is_rows(node, read):
-            self.stores[node.name] = replace(
-                self.stores[self.on_plane[read]], plane=self.rows_of(read), shares=self.on_plane[read]
-            )
+        family = FLOATS.get(node.target)
+        layer = family(self, node) if family is not None else None
+        if layer is not None:
+            self.call(node, layer)
+        elif (alias := self.alias(node)) is not None:
+            self.stores[node.name] = alias
             self.on_plane[node] = node.name
-            return
-        for read in node.all_input_nodes:
-            self.bring(read)
-        self.steps.append(Compute(node=node))
-        self.on_host.add(node)
+        else:
+            for read in node.all_input_nodes:
+                self.bring(read)
+            self.steps.append(Compute(node=node))
+            self.on_host.add(node)
+
+    def alias(self, node: Node) -> Store | None:
+        """Another description of the same memory: rows of other rank, or images of one pixel as rows."""
+        read: Any = node.args[0] if has(node, Trait.MOVES_DATA) else None
+        if read not in self.on_plane:
+            return None
+        name = self.on_plane[read]
+        store, before, after = self.stores[name], self.shapes[read], self.shapes[node]
+        if store.plane.border:
+            return None
+        if before[2:] == (1, 1) and after == before[:2]:
+            plane = replace(store.plane, images=1, width=store.plane.images)
+        elif node.target in RESHAPES and 4 not in (len(before), len(after)) and before[-1] == after[-1]:
+            plane = store.plane
+        else:
+            return None
+        return replace(store, plane=plane, shares=store.shares or name)
 
     def bring(self, node: Node) -> None:
         """Have a value as a tensor of torch."""
@@ -101,6 +140,12 @@ class Lowering:
             self.steps.append(Take(node=node, name=name, store=self.stores[name], shape=self.shapes[node]))
         self.on_host.add(node)
 
+    def known(self, value: Node, *, before: Node) -> bool:
+        """Whether a value is floats that can lie by row, and is computed before a node."""
+        held = spec(value)
+        is_rows = held is not None and held.dtype == torch.float32 and len(held.shape) not in (0, 4)
+        return is_rows and self.order[value] < self.order[before]
+
     def plane(self, decoded: Node) -> str:
         """Have the codes that a dequantize reads on a plane."""
         codes = decoded.args[0]
@@ -109,6 +154,8 @@ class Lowering:
             is_image = codes.target is qc.quantize.default and len(self.shapes[codes]) == 4
             if is_image and codes not in self.on_host:
                 self.enter(codes)
+            elif codes not in self.on_host and (layer := encoded(self, codes)) is not None:
+                self.call(codes, layer)
             else:
                 self.bring(codes)
                 name = self.place(codes, decoded)
@@ -123,20 +170,39 @@ class Lowering:
         name, floats, scale = self.place(codes, codes), f"{codes.name}.floats", f"{codes.name}.scale"
         plane, zero = self.stores[name].plane, self.stores[name].fill
         function = self.function(("encode", plane, zero), lambda made: encode(plane, zero, self.isa, made))
-        self.floats[floats] = int(np.prod(self.shapes[codes]))
         self.constants[scale] = self.tensor(arguments(codes)["scale"]).reshape(1).numpy()
         self.steps.append(Load(node=source, name=floats))
         self.steps.append(Call(node=codes, function=function, arguments=(floats, scale, name)))
 
-    def is_rows(self, node: Node, read: Any) -> bool:
-        """Whether images of one pixel are only called rows: [N, C, 1, 1] -> [N, C]"""
-        before, after = self.shapes[read], self.shapes[node]
-        borderless = not self.stores[self.on_plane[read]].plane.border
-        return borderless and before[2:] == (1, 1) and after == before[:2]
+    def rows(self, value: Node) -> str:
+        """Have a float value on a plane, by row."""
+        if value not in self.on_plane:
+            self.bring(value)
+            self.float_rows(value)
+            name = value.name
+            self.steps.append(Put(node=value, name=name, store=self.stores[name]))
+        return self.on_plane[value]
 
-    def rows_of(self, read: Any) -> Plane:
-        plane = self.stores[self.on_plane[read]].plane
-        return replace(plane, images=1, width=plane.images)
+    def float_rows(self, value: Node) -> Plane:
+        """Memory for a float value, by row; whole registers are written."""
+        plane = self.plane_of(self.shapes[value], 0)
+        plane = replace(plane, pitch=pitch_of(plane.channels))
+        self.stores[value.name] = Store(plane=plane, dtype="float32")
+        self.on_plane[value] = value.name
+        return plane
+
+    def hold(self, name: str, plane: Plane, dtype: str) -> None:
+        """Memory that belongs to no value."""
+        self.stores[name] = Store(plane=plane, dtype=dtype)
+
+    def mask(self, value: Node) -> str:
+        """Have what attention adds to its scores in memory."""
+        name = f"{value.name}.added"
+        if name not in self.masks:
+            self.bring(value)
+            self.masks.add(name)
+            self.steps.append(Mask(node=value, name=name))
+        return name
 
     def place(self, codes: Node, pair: Node) -> str:
         """Memory for codes; its border holds the zero point, which is what padding stands for."""
@@ -148,7 +214,7 @@ class Lowering:
 
     def plane_of(self, shape: Sequence[int], border: int) -> Plane:
         images, channels, height, width = as_image(shape)
-        pitch = channels if channels < self.isa.lanes else -(-channels // self.isa.lanes) * self.isa.lanes
+        pitch = channels if channels < GRAIN else pitch_of(channels)
         return Plane(images=images, height=height, width=width, channels=channels, pitch=pitch, border=border)
 
     def tensor(self, node: Any) -> Tensor:
@@ -158,40 +224,49 @@ class Lowering:
 
     def region(self, region: Region) -> None:
         """By the family of its formula, or by the reference where none takes it."""
+        if region in self.computed:
+            return
         family = FAMILIES.get(region.row.formula)
         layer = family(self, region) if family is not None and has_constant_scales(region) else None
-        self.kernels[region.anchor.name] = "" if layer is None else layer.kernel
-        if layer is None:
-            self.refer(region)
+        if layer is not None:
+            self.call(region.anchor, layer)
             return
-        y = region.result.name
-        self.constants.update(layer.constants)
-        function = self.function(layer.description, layer.make)
-        self.steps.append(
-            Call(node=region.anchor, region=region, function=function, arguments=(*layer.arguments, y))
-        )
-        if not region.returns_codes:
-            self.steps.append(
-                Take(node=region.result, name=y, store=self.stores[y], shape=self.shapes[region.result])
-            )
-            self.on_host.add(region.result)
-
-    def refer(self, region: Region) -> None:
-        residual = [] if region.residual is None else [region.residual]
-        for read in (*region.anchor.all_input_nodes, *residual):
+        self.kernels[region.anchor.name] = ""
+        more = [node for node in (region.residual, region.addend) if node is not None]
+        for read in (*region.anchor.all_input_nodes, *more):
             self.bring(read)
         self.steps.append(Refer(region=region, graph=self.graph))
         self.on_host.add(region.result)
 
+    def call(self, node: Node, layer: Layer) -> None:
+        function = self.function(layer.description, layer.make)
+        self.constants.update(layer.constants)
+        self.computed.update(layer.regions)
+        computed = [region.anchor for region in layer.regions] or [node]
+        self.kernels.update((anchor.name, layer.kernel) for anchor in computed)
+        self.steps.append(
+            Call(
+                node=node, regions=layer.regions, function=function,
+                arguments=(*layer.arguments, *layer.results),
+            )
+        )  # fmt: skip
+
+    def table_behind(self, region: Region) -> Region | None:
+        """The function of one code that alone reads what a region returns, if it can be looked up at once."""
+        if self.isa.lookup is None or not region.returns_codes:
+            return None
+        reader = only_reader(only_reader(region.result))
+        behind = next((r for r in self.regions.values() if r.anchor is reader), None)
+        return behind if behind is not None and behind.row.formula == "unary" else None
+
     def result(self, region: Region) -> Plane:
         """Memory for what a region returns; whole registers are written, so pixels are that far apart."""
         result = region.result
-        if region.returns_codes:
-            self.place(result, result)
-        else:
-            self.stores[result.name] = Store(plane=self.plane_of(self.shapes[result], 0), dtype="float32")
-        store, lanes = self.stores[result.name], self.isa.lanes
-        plane = replace(store.plane, pitch=-(-store.plane.channels // lanes) * lanes)
+        if not region.returns_codes:
+            return self.float_rows(result)
+        self.place(result, result)
+        store = self.stores[result.name]
+        plane = replace(store.plane, pitch=pitch_of(store.plane.channels))
         self.stores[result.name] = replace(store, plane=plane)
         return plane
 
@@ -200,6 +275,10 @@ class Lowering:
         if description not in self.functions:
             self.functions[description] = make(f"function_{len(self.functions)}")
         return str(self.functions[description].attrs["global_symbol"])
+
+
+def only_reader(node: Node | None) -> Node | None:
+    return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
 def has_constant_scales(region: Region) -> bool:

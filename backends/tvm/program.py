@@ -3,8 +3,9 @@
 Step = a function of ours on planes  |  codes onto a plane, or off it  |  an op that torch computes
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.fx import Node
 
-from qcompiler.backends.reference import compute_region, decoded
-from qcompiler.backends.reference.kernels import Codes
+from qcompiler.backends.reference import coded, compute_region, decoded
+from qcompiler.backends.tvm.build import ALIGNMENT
 from qcompiler.backends.tvm.plane import SPARE, Plane
-from qcompiler.ir import Graph, arguments
+from qcompiler.ir import Graph
 from qcompiler.ir.graph import operator_of
 from qcompiler.passes.partition import Region
 
@@ -32,8 +33,9 @@ class Store:
     fill: int = 0
     shares: str = ""  # the store whose memory this is, by another description
 
-    def empty(self) -> NDArray[Any]:
-        return np.full(self.plane.size, self.fill, self.dtype)
+    @property
+    def bytes(self) -> int:
+        return self.plane.size * np.dtype(self.dtype).itemsize
 
     def inside(self, memory: NDArray[Any]) -> NDArray[Any]:
         """The pixels [N, H, W, C]."""
@@ -50,6 +52,10 @@ class State:
     handles: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
     values: dict[Node, Any]
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+    def handle(self, name: str) -> Any:
+        return self.loaded[name] if name in self.loaded else self.handles[name]
 
 
 class Step(Protocol):
@@ -58,43 +64,61 @@ class Step(Protocol):
     @property
     def node(self) -> Node: ...
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """The stores that it reads and writes, among other names."""
+        ...
+
     def run(self, state: State) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One of our functions, on memory and constants; `region` is what it computes, if it is one."""
+    """One of our functions, on memory and constants; `regions` are what it computes, one after the other."""
 
     node: Node
     function: str
     arguments: tuple[str, ...]
-    region: Region | None = None
+    regions: tuple[Region, ...] = ()
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return self.arguments
 
     def run(self, state: State) -> None:
-        state.functions[self.function](*[state.handles[name] for name in self.arguments])
+        state.functions[self.function](*map(state.handle, self.arguments))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Floats of torch where our functions find them."""
+    """Floats of torch where our functions find them: they read the tensor itself, if a vector load may."""
 
     node: Node
     name: str
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def run(self, state: State) -> None:
-        state.arrays[self.name][:] = state.values[self.node].contiguous().numpy().reshape(-1)
+        state.loaded[self.name] = aligned(state.values[self.node])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Put:
-    """A tensor of codes, by channel or by row, onto its plane."""
+    """A tensor of codes or floats, by channel or by row, onto its plane."""
 
     node: Node
     name: str
     store: Store
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def run(self, state: State) -> None:
-        self.store.inside(state.arrays[self.name])[:] = by_pixel(state.values[self.node].numpy())
+        value: Any = decoded(state.values[self.node])
+        self.store.inside(state.arrays[self.name])[:] = by_pixel(value.numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +130,44 @@ class Take:
     store: Store
     shape: tuple[int, ...]
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def view(self, arrays: Mapping[str, NDArray[Any]]) -> Tensor:
+        """The plane itself, in that shape."""
+        pixels = torch.from_numpy(self.store.inside(arrays[self.name]))
+        return pixels.permute(0, 3, 1, 2) if len(self.shape) == 4 else pixels.view(self.shape)
+
     def run(self, state: State) -> None:
-        pixels = self.store.inside(state.arrays[self.name])
-        found = pixels.transpose(0, 3, 1, 2) if len(self.shape) == 4 else pixels
-        state.values[self.node] = torch.from_numpy(np.array(found).reshape(self.shape))
+        self.copy(self.view(state.arrays), state)
+
+    def copy(self, view: Tensor, state: State) -> None:
+        state.values[self.node] = view.clone(memory_format=torch.contiguous_format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """What attention adds to its scores: of a mask that is true where to look, 0 there and -inf elsewhere."""
+
+    node: Node
+    name: str
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def run(self, state: State) -> None:
+        mask = state.values[self.node]
+        if mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, -math.inf)
+        state.loaded[self.name] = aligned(mask)
+
+
+def aligned(floats: Tensor) -> Tensor:
+    """A tensor as a function takes it: flat, and where a vector load may begin."""
+    flat = floats.detach().float().contiguous().reshape(-1)
+    return flat if flat.data_ptr() % ALIGNMENT == 0 else flat.clone()
 
 
 def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
@@ -123,15 +181,15 @@ class Compute:
 
     node: Node
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return ()
+
     def run(self, state: State) -> None:
         given: Any = fx.map_arg((self.node.args, self.node.kwargs), state.values.__getitem__)
         args, kwargs = given
         if self.node.target is qc.dequantize.default:
-            given = arguments(self.node)
-            state.values[self.node] = Codes(
-                values=args[0], scale=args[1], zero_point=args[2], format=given["format"],
-                axis=given["axis"], block=given["block"],
-            )  # fmt: skip
+            state.values[self.node] = coded(self.node, state.values.__getitem__)
             return
         plain = fx.node.map_aggregate((args, kwargs), decoded)
         state.values[self.node] = operator_of(self.node)(*plain[0], **plain[1])
@@ -148,23 +206,51 @@ class Refer:
     def node(self) -> Node:
         return self.region.anchor
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return ()
+
     def run(self, state: State) -> None:
         anchor = self.region.anchor
         args, kwargs = fx.map_arg((anchor.args, anchor.kwargs), state.values.__getitem__)
         residual = None if self.region.residual is None else state.values[self.region.residual]
-        state.values[self.region.result] = compute_region(self.region, self.graph, args, kwargs, residual)
+        addend = None if self.region.addend is None else decoded(state.values[self.region.addend])
+        found = compute_region(self.region, self.graph, args, kwargs, residual, addend)
+        state.values[self.region.result] = found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """Invariant: every name in a step is a store or a constant; every value is computed before it is read."""
+    """Invariant: every name in a step is a store, a constant, or what an earlier step has loaded; every value
+    is computed before it is read."""
 
     stores: Mapping[str, Store]
-    floats: Mapping[str, int]  # memory for floats: how many
     constants: Mapping[str, NDArray[Any]]
     functions: tuple[Any, ...]
     steps: tuple[Step, ...]
-    kernels: Mapping[str, str]  # anchor of a region -> the family of its kernel, "" for the reference
+    shapes: Mapping[Node, tuple[int, ...]]
+    kernels: Mapping[str, str]  # op -> the family of its kernel, "" for the reference
+
+
+def alive(steps: Sequence[Step], returned: Iterable[Node]) -> tuple[Step, ...]:
+    """Without what torch would compute and nobody reads: shapes, where a view is only a name."""
+    read, kept = set(returned), []
+    for step in reversed(steps):
+        if not isinstance(step, Compute) or step.node in read:
+            read.update(reads(step))
+            kept.append(step)
+    return tuple(reversed(kept))
+
+
+def reads(step: Step) -> tuple[Node, ...]:
+    """The values of torch that a step may look at."""
+    match step:
+        case Call():
+            return ()
+        case Refer(region=region):
+            more = [node for node in (region.residual, region.addend) if node is not None]
+            return (step.node, *more, *step.node.all_input_nodes)
+    return (step.node, *step.node.all_input_nodes)
 
 
 def tensors(graph: Graph) -> dict[Node, Tensor]:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
-from qcompiler.backends.reference import compute_region
-from qcompiler.backends.reference.kernels import Codes
+from qcompiler.backends.reference import coded, compute_region, decoded
 from qcompiler.backends.tvm.program import Call, Program, State
-from qcompiler.ir import Graph, arguments
+from qcompiler.ir import Graph
+
+aten = torch.ops.aten
+qc = torch.ops.qcompiler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +28,24 @@ class KernelDistance:
 
 
 def distance(call: Call, program: Program, state: State, graph: Graph) -> KernelDistance:
-    """Compute a step again from the same codes; both results are compared in their own steps."""
-    region = call.region
-    assert region is not None
-    rows = region.row.formula == "linear"
-    given = {
-        node: codes_of(node, program, state, graph, rows=rows)
-        for node in region.anchor.all_input_nodes
-        if node.op == "call_function"
-    }
-    added = region.residual
-    residual = None if added is None else codes_of(added, program, state, graph, rows=rows)
-    known: Any = given
-    args, kwargs = fx.map_arg((region.anchor.args, region.anchor.kwargs), known.__getitem__)
-    wanted = compute_region(region, graph, args, kwargs, residual)
-    found = on_plane(region.result.name, program, state, rows=rows)
+    """Compute a step again from what it was given; both results are compared in their own steps."""
+    region, last = call.regions[0], call.regions[-1]
+    more = [node for node in (region.residual, region.addend) if node is not None]
+    given: Any = {node: read(node, program, state, graph) for node in (*region.anchor.all_input_nodes, *more)}
+    args, kwargs = fx.map_arg((region.anchor.args, region.anchor.kwargs), given.__getitem__)
+    residual, addend = map(given.get, (region.residual, region.addend))
+    wanted = compute_region(region, graph, args, kwargs, residual, addend)
+    for following in call.regions[1:]:  # of one operand, which is what was computed
+        (operand,) = following.operands
+        known: Any = {
+            node: constant(node, graph) for node in operand.all_input_nodes if node.op == "get_attr"
+        }
+        given = {operand: coded(operand, {**known, operand.args[0]: wanted}.__getitem__)}
+        args, kwargs = fx.map_arg((following.anchor.args, following.anchor.kwargs), given.__getitem__)
+        wanted = compute_region(following, graph, args, kwargs, None)
+    found = on_plane(last.result, program, state)
     apart = (found.double() - wanted.double()).abs()
-    if not region.returns_codes:  # floats have no steps of their own: those of their range
+    if not last.returns_codes:  # floats have no steps of their own: those of their range
         apart = apart / (wanted.double().abs().max().clamp_min(1e-30) / 127)
     return KernelDistance(
         node=region.anchor.name, kernel=program.kernels[region.anchor.name], max_lsb=float(apart.max()),
@@ -50,23 +53,29 @@ def distance(call: Call, program: Program, state: State, graph: Graph) -> Kernel
     )  # fmt: skip
 
 
-def codes_of(decoded: Node, program: Program, state: State, graph: Graph, *, rows: bool) -> Codes:
-    """What a dequantize node reads: constants, or what is on a plane."""
-    given = arguments(decoded)
+def read(node: Node, program: Program, state: State, graph: Graph) -> Any:
+    """What a kernel was given for a node: codes where it decodes them, else floats."""
 
-    def held(node: Node) -> Any:
-        if node.op == "get_attr":
-            return graph.tensors[str(node.target)]
-        return on_plane(node.name, program, state, rows=rows)
+    def held(value: Node) -> Any:
+        if value.op == "get_attr":
+            return constant(value, graph)
+        if value.name in program.stores:
+            return on_plane(value, program, state)
+        if value not in state.values:  # a repetition that nobody has carried out
+            assert value.target is aten.expand.default
+            return held(value.args[0])  # type: ignore[arg-type]
+        return decoded(state.values[value])
 
-    return Codes(
-        values=held(given["q"]), scale=held(given["scale"]), zero_point=held(given["zero_point"]),
-        format=given["format"], axis=given["axis"], block=given["block"],
-    )  # fmt: skip
+    return coded(node, held) if node.target is qc.dequantize.default else held(node)
 
 
-def on_plane(name: str, program: Program, state: State, *, rows: bool) -> Tensor:
-    """[N, C, H, W], or rows [R, K]."""
-    pixels = program.stores[name].inside(state.arrays[name])
-    found = pixels.reshape(-1, pixels.shape[-1]) if rows else pixels.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.array(found))
+def constant(node: Node, graph: Graph) -> Tensor:
+    return graph.tensors[str(node.target)]
+
+
+def on_plane(value: Node, program: Program, state: State) -> Tensor:
+    """A copy of a value in its own shape."""
+    shape = program.shapes[value]
+    pixels = program.stores[value.name].inside(state.arrays[value.name])
+    found = pixels.transpose(0, 3, 1, 2) if len(shape) == 4 else pixels
+    return torch.from_numpy(np.array(found).reshape(shape))

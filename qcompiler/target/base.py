@@ -23,7 +23,9 @@ class KernelRow:
     float; "same": codes pass through, so input and output share one scale and zero point.
     to_float: the kernel that returns float and adds a float bias, where that is another one.
     adds: it adds another quantized tensor of the result's shape before it rounds once.
+    adds_floats: it adds another float tensor of the result's shape where it returns float.
     starts: worth quantizing an input for. A row that does not start carries integers that are there anyway.
+    links: worth computing on codes between a kernel that can return them and one that starts.
     where: which calls of the op the kernel computes as torch does.
     """
 
@@ -37,7 +39,9 @@ class KernelRow:
     to_float: str = ""
     absorbs: Trait = Trait.NONE
     adds: bool = False
+    adds_floats: bool = False
     starts: bool = False
+    links: bool = False
     where: Callable[[Node], bool] = lambda node: True
 
 
@@ -93,6 +97,7 @@ class Target:
     dynamic_kernel: str | None = None
     rotary: bool = False  # whether a kernel computes `qcompiler::rotary`
     attention: AttentionKernel | None = None
+    by_token: bool = False  # whether attention is one op that reads heads side by side
     joins: frozenset[str] = frozenset()  # modes in which linears of one input are better one,
     join_rows: int = 1  # if their input has no more rows than this
     carries_moves: frozenset[Any] = frozenset()

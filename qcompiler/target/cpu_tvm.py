@@ -5,15 +5,31 @@ no pass over memory and one rounding less.
 """
 
 import torch
+from torch.fx import Node
 
+from qcompiler.ir import arguments, spec
 from qcompiler.rewrite import Trait
-from qcompiler.target.base import KernelRow, Support, Target, register_target
+from qcompiler.target.base import KernelRow, Support, Target, WeightOnly, register_target
 from qcompiler.target.cpu import INTEGER, MOVES, divides_as_torch, has_matrix, is_plain_sum
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
 NO_KERNEL = Support(executes="float", reason="there is no kernel for this format yet")
+ONLY_STORED = Support(executes="float", reason="linears read it, and compute on 8 bits inside of a group")
+
+# Of one number: all that they make of the 256 codes is a table.
+FUNCTIONS = (
+    aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.hardswish.default,
+    aten.hardsigmoid.default, aten.leaky_relu.default, aten.elu.default,
+)  # fmt: skip
+
+
+def is_by_token(attention: Node) -> bool:
+    """The kernel reads heads side by side, in rows of tokens."""
+    queries = spec(arguments(attention)["q"])
+    return queries is not None and len(queries.shape) == 3
+
 
 ROWS = (
     KernelRow(
@@ -22,7 +38,7 @@ ROWS = (
     ),
     KernelRow(
         op=aten.linear.default, kernel="convolution", formula="linear", operands=("input",), weight="weight",
-        bias="bias", output="optional", absorbs=Trait.CLAMPS, starts=True, where=has_matrix,
+        bias="bias", output="optional", absorbs=Trait.CLAMPS, adds_floats=True, starts=True, where=has_matrix,
     ),
     KernelRow(op=aten.add.Tensor, kernel="sum", formula="add", operands=("self", "other"),
               absorbs=Trait.CLAMPS, where=is_plain_sum),
@@ -35,8 +51,9 @@ ROWS = (
     KernelRow(op=aten.max_pool2d.default, kernel="maximum", formula="max_pool", operands=("self",),
               output="same"),
     KernelRow(op=aten.cat.default, kernel="concatenation", formula="concat", operands=("tensors",)),
-    KernelRow(op=aten.sigmoid.default, kernel="table", formula="unary", operands=("self",)),
-    KernelRow(op=aten.leaky_relu.default, kernel="table", formula="unary", operands=("self",)),
+    KernelRow(op=qc.attention.default, kernel="attention", formula="attention", operands=("q", "k", "v"),
+              starts=True, where=is_by_token),
+    *(KernelRow(op=op, kernel="table", formula="unary", operands=("self",), links=True) for op in FUNCTIONS),
 )  # fmt: skip
 
 OWN_KERNELS_CPU = register_target(
@@ -47,8 +64,14 @@ OWN_KERNELS_CPU = register_target(
         activation="uint8",
         weight="int8",
         activations={"uint8": INTEGER, "int8": NO_KERNEL},
-        weights={"int8": INTEGER, "uint8": NO_KERNEL},
+        weights={"int8": INTEGER, "uint8": NO_KERNEL, "int4": ONLY_STORED, "uint4": ONLY_STORED},
         rows=ROWS,
+        weight_only=tuple(
+            WeightOnly(format=name, kernel="few-bit linear", blocks=(0, 16, 32, 64, 128))
+            for name in ("int4", "uint4", "int8")
+        ),
+        joins=frozenset({"weight-only"}),
         carries_moves=MOVES,
+        by_token=True,
     )
 )

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler.backends.ort import open_executable, write_onnx
-from qcompiler.backends.ort.attention import heads_of, is_attention, merged, operands
 from qcompiler.backends.ort.prepare import prepare
 from qcompiler.ir import Graph, arguments, evaluate, spec, trace
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.passes.decide import planned
 from qcompiler.passes.forms import forms
+from qcompiler.passes.heads import heads_of, is_attention, merged, operands
 from qcompiler.progress import silent
 from qcompiler.proof import quantized
 from qcompiler.recipe import find_recipe

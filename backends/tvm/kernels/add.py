@@ -15,8 +15,8 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.strips import bounded, store_codes, strips, whole
-from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.kernels.strips import bounded, store_codes, strips
+from qcompiler.backends.tvm.plane import Plane, pitch_of
 
 Place = Callable[[Plane], Any]
 
@@ -96,11 +96,8 @@ def runs(k: Builder, planes: tuple[Plane, ...]) -> Iterator[tuple[int, Place]]:
         if len({plane.pitch for plane in planes}) == 1:
             w, extent = 0, y.width * y.pitch
         else:
-            w, extent = pixels.enter_context(k.loop(y.width)), whole(y.channels, SHORTEST)
+            w, extent = pixels.enter_context(k.loop(y.width)), pitch_of(y.channels)
         yield extent, lambda p: p.origin + n * p.image + h * p.line + w * p.pitch
-
-
-SHORTEST = 16  # codes that a pitch is a multiple of
 
 
 def table(x: Plane, y: Plane, isa: Isa, name: str) -> Any:
@@ -114,15 +111,13 @@ def table(x: Plane, y: Plane, isa: Isa, name: str) -> Any:
 
 
 def concatenate(inputs: tuple[Plane, ...], y: Plane, isa: Isa, name: str) -> Any:
-    """The function (x, table of each input in turn, y)."""
+    """The function (x of each input in turn, table of each, y)."""
     k = Builder(name)
-    given = [
-        (k.argument(f"x{i}", "uint8", x.size), k.argument(f"table{i}", "uint8", 256), x)
-        for i, x in enumerate(inputs)
-    ]
+    given = [k.argument(f"x{i}", "uint8", x.size) for i, x in enumerate(inputs)]
+    tables = [k.argument(f"table{i}", "uint8", 256) for i in range(len(inputs))]
     result = k.argument("y", "uint8", y.size)
     offset = 0
-    for source, entries, x in given:
+    for source, entries, x in zip(given, tables, inputs, strict=True):
         with pixels(k, x) as (n, h, w):
             begin, end = (p.origin + n * p.image + h * p.line + w * p.pitch for p in (x, y))
             mapped(k, isa, (source, begin), entries, (result, end + offset), x.channels)

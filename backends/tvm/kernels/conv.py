@@ -2,7 +2,7 @@
 
     acc[n, h, w, o] = b[o] + sum x[n, h S + kh, w S + kw, c] w[o, kh, kw, c]
     y = sat(rne(float32(acc) m[o]) + z),  or  sat(rne(fma(r, r_s, fma(float32(acc), m[o], r_0))) + z)
-        or  float32(acc) m[o]
+        or  t[y],  or  float32(acc) m[o],  or  fma(float32(acc), m[o], a)
 
 By pixel, one row of a kernel is contiguous in memory, so a convolution is KH products of matrices whose rows
 overlap: no copies, and one inner loop for every kernel size and stride. A linear is one of a single line.
@@ -42,7 +42,9 @@ class Convolution:
     groups: int = 1
     residual: Plane | None = None
     zero_point: int = 0
-    to_float: bool = False  # the plane of results then holds float32 numbers
+    to_float: bool = False  # the plane of results then holds float32 numbers,
+    addend: Plane | None = None  # and others may be added to them
+    table: bool = False  # codes are looked up before they are stored; wants an instruction set with `lookup`
 
     @cached_property
     def runs(self) -> tuple[int, int, int]:
@@ -73,7 +75,7 @@ class Tile:
 
 
 def convolution(layer: Convolution, tile: Tile, isa: Isa, name: str) -> Any:
-    """The function (x, weights, bias, multiplier, [residual, ratio and offset,] y)."""
+    """The function (x, [residual,] [addend,] weights, bias, multiplier, [ratio and offset,] [table,] y)."""
     return Kernel(layer, tile, isa, name).function()
 
 
@@ -95,12 +97,17 @@ class Kernel:
         channels = layer.groups * self.panels * isa.lanes
         self.k, self.steps = k, steps
         self.x = k.argument("x", "uint8", layer.x.size)
+        if layer.residual is not None:
+            self.residual = k.argument("residual", "uint8", layer.residual.size)
+        if layer.addend is not None:
+            self.addend = k.argument("addend", "float32", layer.addend.size)
         self.weights = k.argument("weights", "int8", layer.groups * self.panels * self.panel + LINE)
         self.bias = k.argument("bias", "int32", channels)
         self.multiplier = k.argument("multiplier", "float32", channels)
         if layer.residual is not None:
-            self.residual = k.argument("residual", "uint8", layer.residual.size)
             self.ratio = k.argument("ratio", "float32", 2)
+        if layer.table:
+            self.table = k.argument("table", "uint8", 256)
         self.y = k.argument("y", "float32" if layer.to_float else "uint8", layer.y.size)
 
     def function(self) -> Any:
@@ -164,9 +171,11 @@ class Kernel:
         if self.layer.to_float:
             for r, row in enumerate(sums):
                 for j, register in enumerate(row):
-                    value = tirx.Cast(f"float32x{isa.lanes}", k.load(register, 0, isa.lanes)) * scales[j]
-                    k.store(self.y, self.address(y, (n, h, w + r, channel + j * isa.lanes)), value, isa.lanes)
+                    spot = n, h, w + r, channel + j * isa.lanes
+                    value = self.scaled(register, scales[j], spot)
+                    k.store(self.y, self.address(y, spot), value, isa.lanes)
             return
+        entries = self.entries()
         spots = [(r, j) for r in range(len(sums)) for j in range(len(scales))]
         for begin in range(0, len(spots), 4):
             four = spots[begin : begin + 4]
@@ -174,11 +183,28 @@ class Kernel:
                 self.rounded(sums[r][j], scales[j], (n, h, w + r, channel + j * isa.lanes)) for r, j in four
             ]
             codes = k.bind(isa.narrow(rounded + rounded[-1:] * (4 - len(four))))
+            if entries and isa.lookup is not None:
+                codes = k.bind(isa.lookup(entries, codes))
             for first, count in neighbours(four):
                 r, j = four[first]
                 at = self.address(y, (n, h, w + r, channel + j * isa.lanes))
                 order = list(isa.order[first * isa.lanes : (first + count) * isa.lanes])
                 k.store(self.y, at, tirx.Shuffle([codes], order), count * isa.lanes)
+
+    def entries(self) -> list[Any]:
+        """The table in registers, if there is one."""
+        if not self.layer.table:
+            return []
+        return [self.k.load(self.table, begin, self.isa.bytes) for begin in range(0, 256, self.isa.bytes)]
+
+    def scaled(self, register: Any, scale: Any, place: tuple[Any, ...]) -> Any:
+        """A float result, with what is added to it."""
+        lanes = self.isa.lanes
+        value = tirx.Cast(f"float32x{lanes}", self.k.load(register, 0, lanes))
+        if self.layer.addend is None:
+            return value * scale
+        addend = self.k.load(self.addend, self.address(self.layer.addend, place), lanes)
+        return tirx.op.fma(value, scale, addend)
 
     def rounded(self, register: Any, scale: Any, place: tuple[Any, ...]) -> Any:
         """Steps of the result, rounded, with its zero point."""

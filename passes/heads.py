@@ -1,4 +1,4 @@
-"""Attention in the form that ONNX Runtime has one kernel for: heads side by side, without transposes.
+"""Attention in the form that engines have one kernel for: heads side by side, without transposes.
 
     by token(attention(by head(q), by head(k), by head(v)))  -->  attention(q, k, v)       exact
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node, map_arg
 
-from qcompiler.ir import Draft, arguments, spec, value
+from qcompiler.ir import Draft, Graph, arguments, spec, value
 from qcompiler.ir.graph import operator_of
 from qcompiler.rewrite import Trait, has
 
@@ -40,6 +40,15 @@ class Heads:
     @property
     def columns(self) -> int:
         return self.heads * self.width
+
+
+def attend_by_token(graph: Graph) -> Graph:
+    """Every attention as one op, by token where the values around it are sorted by head for it alone."""
+    draft = Draft(graph)
+    for node in draft.nodes:
+        if is_attention(node):
+            use_attention(draft, node)
+    return draft.finish()
 
 
 def is_attention(node: Node) -> bool:

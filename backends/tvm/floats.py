@@ -1,0 +1,99 @@
+"""Ops on floats that have kernels of our own, with the codes of their results: a table from ops to families.
+
+norm(x), quantize(norm(x))   -->   one function that writes both         floats and codes by row
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from qcompiler.backends.tvm.families import Layer, Places
+from qcompiler.backends.tvm.fewbits import few_bit_linear
+from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
+from qcompiler.ir import arguments
+
+aten = torch.ops.aten
+qc = torch.ops.qcompiler
+
+
+def layer_norm(places: Places, node: Node) -> Layer | None:
+    return normed(places, node, centered=True, epsilon=arguments(node)["eps"])
+
+
+def rms_norm(places: Places, node: Node) -> Layer | None:
+    epsilon = arguments(node)["eps"]
+    return normed(
+        places, node, centered=False, epsilon=torch.finfo(torch.float32).eps if epsilon is None else epsilon
+    )
+
+
+def normed(places: Places, node: Node, *, centered: bool, epsilon: float) -> Layer | None:
+    """Floats where somebody reads them, and the codes that the first reader makes of them."""
+    given = arguments(node)
+    width = places.shapes[node][-1]
+    constants = {name: found for name in ("weight", "bias") if isinstance(found := given.get(name), Node)}
+    fits = list(given["normalized_shape"]) == [width]
+    if not fits or any(constant.op != "get_attr" for constant in constants.values()):
+        return None
+    x, codes = places.rows(given["input"]), coding(node)
+    layer = Norm(
+        x=places.stores[x].plane, centered=centered, bias="bias" in constants, epsilon=epsilon,
+        floats=places.float_rows(node) if set(node.users) != {codes} else None,
+        codes=None if codes is None else places.stores[places.place(codes, codes)].plane,
+        zero_point=0 if codes is None else int(places.tensor(arguments(codes)["zero_point"])),
+    )  # fmt: skip
+    gain = places.tensor(constants["weight"]).float() if "weight" in constants else torch.ones(width)
+    known = {f"{node.name}.gain": gain.numpy()}
+    if "bias" in constants:
+        known[f"{node.name}.bias"] = places.tensor(constants["bias"]).float().numpy()
+    if codes is not None:
+        known |= step_of(places, codes)
+    results = [value.name for value, made in ((node, layer.floats), (codes, layer.codes)) if made and value]
+    return Layer(
+        kernel="norm", description=layer, make=lambda name: norm(layer, places.isa, name),
+        arguments=(x, *known), results=tuple(results), constants=known,
+    )  # fmt: skip
+
+
+def coding(node: Node) -> Node | None:
+    """The first reader that makes codes of a value, with one scale that is known."""
+    return next((user for user in node.users if has_known_step(user)), None)
+
+
+def has_known_step(node: Node) -> bool:
+    if node.target is not qc.quantize.default:
+        return False
+    given = arguments(node)
+    return given["axis"] is None and given["format"] == "uint8" and given["scale"].op == "get_attr"
+
+
+def encoded(places: Places, codes: Node) -> Layer | None:
+    """Rows of floats as codes."""
+    if not has_known_step(codes):
+        return None
+    source = codes.args[0]
+    assert isinstance(source, Node)
+    x = places.rows(source)
+    plane = places.stores[x].plane
+    y = places.stores[places.place(codes, codes)].plane
+    zero_point = int(places.tensor(arguments(codes)["zero_point"]))
+    known = step_of(places, codes)
+    return Layer(
+        kernel="encode", description=("encode", plane, y, zero_point),
+        make=lambda name: encode_rows(plane, y, zero_point, places.isa, name),
+        arguments=(x, *known), results=(codes.name,), constants=known,
+    )  # fmt: skip
+
+
+def step_of(places: Places, codes: Node) -> dict[str, np.ndarray[Any, Any]]:
+    return {f"{codes.name}.scale": places.tensor(arguments(codes)["scale"]).float().reshape(1).numpy()}
+
+
+FLOATS: Mapping[Any, Callable[[Places, Node], Layer | None]] = {
+    aten.linear.default: few_bit_linear,
+    aten.layer_norm.default: layer_norm,
+    aten.rms_norm.default: rms_norm,
+}
