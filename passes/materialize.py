@@ -27,7 +27,7 @@ from qcompiler.numerics import (
 )
 from qcompiler.passes.weights import bias_codes, weight_params, with_room_for_bias
 from qcompiler.plan import Plan, ValueSpec, WeightSpec
-from qcompiler.rewrite import Pass
+from qcompiler.rewrite import Pass, Trait, traits
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
@@ -110,10 +110,10 @@ def unpack_dynamic(draft: Draft, value: Node, place: Node) -> tuple[Node, Node, 
 
 
 def quantize_constant_operands(draft: Draft, plan: Plan, names: dict[str, Node]) -> None:
-    """A constant that an integer add or mul reads becomes codes with the range of its own values."""
+    """A constant that an integer add, mul or cat reads becomes codes with the range of its own values."""
     for layer in plan.layers:
         node = names[layer.node]
-        if not layer.output_quantized or any(weight.layer == layer.node for weight in plan.weights):
+        if not layer.output_quantized or not traits(node) & (Trait.ELEMENTWISE | Trait.JOINS):
             continue
         format = parse_format(next(v.format for v in plan.values if v.value in reach(node)))
         for operand in list(node.all_input_nodes):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from qcompiler.backends.reference.kernels import FORMULAS
+from qcompiler.backends.reference.formulas import FORMULAS
 from qcompiler.errors import TargetError
 from qcompiler.numerics import parse_format
 from qcompiler.rewrite import Trait, traits
@@ -29,7 +29,8 @@ def test_the_table_is_consistent(target: Target) -> None:
         names = {argument.name for argument in row.op._schema.arguments}
         assert {*row.operands, *filter(None, (row.weight, row.bias))} <= names, row.kernel
         assert row.formula in FORMULAS
-        assert row.starts == (row.weight is not None)  # only a contraction is worth quantizing an input for
+        contracts = row.weight is not None or row.formula == "attention"
+        assert row.starts == contracts  # only a contraction is worth quantizing an input for
     assert all(Trait.MOVES_DATA in traits(op) for op in target.carries_moves)
 
 

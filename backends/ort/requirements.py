@@ -40,8 +40,9 @@ def has_weight_only(graph: Graph) -> bool:
 
 def default_opset(graph: Graph) -> int:
     """The opset that a graph is written in unless another is asked for."""
-    attentions = [node for node in graph.fx.nodes if node.target is aten.scaled_dot_product_attention.default]
-    return ATTENTION_OPSET if attentions and all(map(is_attention, attentions)) else DEFAULT_OPSET
+    by_torch = [node for node in graph.fx.nodes if node.target is aten.scaled_dot_product_attention.default]
+    in_one = any(node.target is qc.attention.default for node in graph.fx.nodes)
+    return ATTENTION_OPSET if (by_torch or in_one) and all(map(is_attention, by_torch)) else DEFAULT_OPSET
 
 
 def required_opset(graph: Graph, target: Target) -> int:

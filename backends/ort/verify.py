@@ -17,7 +17,8 @@ from torch import Tensor
 
 from qcompiler.backends.ort.contract import planned_name
 from qcompiler.backends.ort.session import Settings, open_session
-from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output
+from qcompiler.backends.reference.formulas import FORMULAS
+from qcompiler.backends.reference.kernels import Call, Codes, Output
 
 aten = torch.ops.aten
 

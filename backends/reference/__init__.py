@@ -14,7 +14,8 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from qcompiler.backends.base import Executed, Execution
-from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output, weight_only_linear
+from qcompiler.backends.reference.formulas import FORMULAS
+from qcompiler.backends.reference.kernels import Call, Codes, Output, weight_only_linear
 from qcompiler.ir import Graph, arguments, evaluate
 from qcompiler.ir.graph import operator_of
 from qcompiler.passes.partition import Region, partition

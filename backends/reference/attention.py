@@ -20,11 +20,12 @@ key at all has y = z_y, the code of 0.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from qcompiler.backends.reference.kernels import Codes, Output, multiply_add
+from qcompiler.backends.reference.kernels import Call, Codes, Output, multiply_add, wanted
 
 LOG2_E = math.log2(math.e)
 LOG2_LEVELS = math.log2(255)
@@ -57,6 +58,19 @@ def attention(
     probabilities = torch.round(power_of_two(exponents + (torch.tensor(LOG2_LEVELS) - largest)))
     sums = probabilities.sum(-1, dtype=torch.float64, keepdim=True).clamp(min=1)
     return output.encode((probabilities.double() @ values).float() * (ratio / sums.float()))
+
+
+def by_token(call: Call) -> Tensor:
+    """`attention` of heads side by side: [B, T, H D], [B, S, G D] twice  -->  [B, T, H D]"""
+    given, mask = call.arguments, call.arguments["mask"]
+    q, k, v = (
+        replace(x, values=x.values.reshape(*x.values.shape[:2], given[heads], -1).transpose(1, 2))
+        for x, heads in zip(call.operands, ("heads", "kv_heads", "kv_heads"), strict=True)
+    )
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    y = attention(q, k, v, wanted(call), scale=given["scale"], mask=mask, causal=given["causal"])
+    return y.transpose(1, 2).flatten(2)
 
 
 def factors(q: Codes, k: Codes, v: Codes, output: Output, scale: float) -> tuple[Tensor, Tensor]:

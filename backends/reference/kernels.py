@@ -201,16 +201,3 @@ def unary(call: Call) -> Tensor:
 def wanted(call: Call) -> Output:
     assert call.output is not None, "this kernel returns codes only"
     return call.output
-
-
-FORMULAS: dict[str, Callable[[Call], Tensor]] = {
-    "conv": convolution,
-    "linear": linear,
-    "add": add,
-    "mul": multiply,
-    "global_avg_pool": global_average,
-    "avg_pool": average,
-    "max_pool": maximum,
-    "concat": concatenate,
-    "unary": unary,
-}

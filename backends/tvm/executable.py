@@ -4,21 +4,23 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.reference import decoded
+from qcompiler.backends.tvm.arena import memory
 from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
-from qcompiler.backends.tvm.program import Call, Program, State, tensors
+from qcompiler.backends.tvm.program import Call, Program, State, Step, Take, reads, tensors
+from qcompiler.backends.tvm.threads import Team, divided
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
@@ -29,28 +31,66 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A program with its functions compiled and its memory in place."""
+    """A program with its functions compiled and its memory in place.
+
+    runs: the steps, with all bound to them that is known before a call. constants: those that they read.
+    """
 
     program: Program
     functions: Mapping[str, Any]
     arrays: Mapping[str, Any]
     handles: Mapping[str, Any]
+    runs: tuple[Callable[[State], Any], ...]
+    constants: Mapping[Node, Tensor]
 
-    def state(self, values: dict[Node, Any]) -> State:
+    def state(self, inputs: Mapping[Node, Tensor]) -> State:
+        values = {**self.constants, **inputs}
         return State(functions=self.functions, handles=self.handles, arrays=self.arrays, values=values)
 
+    def run(self, inputs: Mapping[Node, Tensor]) -> dict[Node, Any]:
+        """What torch knows afterwards."""
+        state = self.state(inputs)
+        for run in self.runs:
+            run(state)
+        return state.values
 
-def made_ready(program: Program, isa: Isa) -> Ready:
-    module = compiled(program.functions, processor_for(isa))
-    names = [str(function.attrs["global_symbol"]) for function in program.functions]
-    arrays = {name: placed(store.empty()) for name, store in program.stores.items() if not store.shares}
-    arrays |= {name: arrays[store.shares] for name, store in program.stores.items() if store.shares}
-    arrays |= {name: placed(np.zeros(size, np.float32)) for name, size in program.floats.items()}
-    arrays |= {name: placed(array) for name, array in program.constants.items()}
+
+def made_ready(program: Program, graph: Graph, isa: Isa, team: Team) -> Ready:
+    functions = built(program.functions, isa, team)
+    arrays = memory(program) | {name: placed(array) for name, array in program.constants.items()}
+    handles = {name: handed(array) for name, array in arrays.items()}
+    read = {node for step in program.steps for node in reads(step)} | set(graph.output.all_input_nodes)
     return Ready(
-        program=program, functions={name: module[name] for name in names}, arrays=arrays,
-        handles={name: handed(array) for name, array in arrays.items()},
+        program=program, functions=functions, arrays=arrays, handles=handles,
+        runs=tuple(bound(step, functions, arrays, handles) for step in program.steps),
+        constants={node: tensor for node, tensor in tensors(graph).items() if node in read},
     )  # fmt: skip
+
+
+def built(functions: Sequence[Any], isa: Isa, team: Team) -> dict[str, Callable[..., Any]]:
+    """Functions by name, as they are called; those that are worth it divide their work among a team."""
+    named = {str(function.attrs["global_symbol"]): function for function in functions}
+    shared = {name: divided(function) for name, function in named.items()} if team.size > 1 else {}
+    parts = {name: found for name, found in shared.items() if found is not None}
+    module = compiled(
+        [parts[name][0] if name in parts else named[name] for name in named], processor_for(isa)
+    )
+    return {
+        name: partial(team.run, module[name], parts[name][1]) if name in parts else module[name]
+        for name in named
+    }
+
+
+def bound(
+    step: Step, functions: Mapping[str, Any], arrays: Mapping[str, Any], handles: Mapping[str, Any]
+) -> Callable[[State], Any]:
+    match step:
+        case Call(arguments=names) if all(name in handles for name in names):
+            call = partial(functions[step.function], *[handles[name] for name in names])
+            return lambda state: call()
+        case Take():
+            return partial(step.copy, step.view(arrays))
+    return step.run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +100,14 @@ class TvmExecutable:
     graph: Graph
     target: Target
     isa: Isa
+    team: Team = field(default_factory=lambda: Team(1))
     programs: dict[Shapes, Ready] = field(default_factory=dict)
     turn: Any = field(default_factory=threading.Lock)
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
-        values = self.given(inputs)
         with self.turn:
-            ready = self.ready(inputs)
-            state = ready.state(values)
-            for step in ready.program.steps:
-                step.run(state)
+            values = self.ready(inputs).run(self.given(inputs))
         returned = self.graph.output.args[0]
         return [decoded(values[arg]) if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
 
@@ -78,12 +115,11 @@ class TvmExecutable:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
             program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
-            self.programs[shapes] = made_ready(program, self.isa)
+            self.programs[shapes] = made_ready(program, self.graph, self.isa, self.team)
         return self.programs[shapes]
 
-    def given(self, inputs: Sequence[Tensor]) -> dict[Node, Any]:
-        """What is known before the first step: constants and inputs."""
-        return {**tensors(self.graph), **dict(zip(self.graph.inputs, inputs, strict=True))}
+    def given(self, inputs: Sequence[Tensor]) -> dict[Node, Tensor]:
+        return dict(zip(self.graph.inputs, inputs, strict=True))
 
     @torch.no_grad()
     def profile(self, inputs: Sequence[Tensor], *, runs: int = 7) -> dict[str, float]:

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.reference import output_of
-from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, multiply_add
+from qcompiler.backends.reference import coded, output_of
+from qcompiler.backends.reference.attention import factors
+from qcompiler.backends.reference.formulas import FORMULAS
+from qcompiler.backends.reference.kernels import Call, Codes, multiply_add
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels import add as elements
+from qcompiler.backends.tvm.kernels import attention as heads
 from qcompiler.backends.tvm.kernels import depthwise as channels
 from qcompiler.backends.tvm.kernels import pool as pools
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
@@ -25,6 +28,7 @@ from qcompiler.backends.tvm.tiles import patch_for, tile_for
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region
 
+aten = torch.ops.aten
 FARTHEST = 2.0**31 - 256  # what is rounded to int32 must fit
 
 
@@ -232,6 +236,50 @@ def sliding(places: Places, region: Region) -> pools.Pool | None:
     )  # fmt: skip
 
 
+# ---------------------------------------------------------------- attention
+
+
+def attention(places: Places, region: Region) -> Layer | None:
+    given = arguments(region.anchor)
+    (batch, queries, width), (_, keys, _) = (places.shapes[given[name]] for name in ("q", "k"))
+    mask, strides = None, None
+    if given["mask"] is not None:
+        mask, strides = seen_through(given["mask"], places)
+    q, k, v = map(places.plane, region.operands)
+    zeros = [zero_point(places, node) for node in (*region.operands, region.result)]
+    planes = [*(places.stores[name].plane for name in (q, k, v)), places.result(region)]
+    each = [heads.Operand(plane=p, zero_point=z) for p, z in zip(planes, zeros, strict=True)]
+    whole = heads.Attention(
+        q=each[0], k=each[1], v=each[2], y=each[3], batch=batch, heads=given["heads"],
+        kv_heads=given["kv_heads"], queries=queries, keys=keys, width=width // given["heads"],
+        mask=strides, causal=given["causal"],
+    )  # fmt: skip
+    if not heads.takes(whole, places.isa):
+        return None
+    of_q, of_k, of_v = (
+        coded(x, lambda node: places.tensor(node) if node.op == "get_attr" else None) for x in region.operands
+    )
+    steps = factors(of_q, of_k, of_v, output_of(region, places.graph), given["scale"])
+    added = () if mask is None else (places.mask(mask),)
+    return layer(
+        "attention", whole, lambda name: heads.attention(whole, places.isa, name), (q, k, v, *added), region,
+        numbers=torch.stack(steps).numpy(),
+    )  # fmt: skip
+
+
+def seen_through(mask: Node, places: Places) -> tuple[Node, tuple[int, int, int, int]]:
+    """What a mask is a repetition of, and its strides over [B, H, T, S]: 0 where it is repeated."""
+    source = mask.args[0] if mask.target is aten.expand.default else mask
+    assert isinstance(source, Node)
+    shape = places.shapes[source]
+    found, size = [], 1
+    for extent in reversed(shape):
+        found.append(0 if extent == 1 else size)
+        size *= extent
+    b, h, t, s = reversed([*found, 0, 0, 0, 0][:4])
+    return source, (b, h, t, s)
+
+
 # ---------------------------------------------------------------- by element
 
 
@@ -363,6 +411,7 @@ def pair(value: Any) -> tuple[int, int]:
 FAMILIES: Mapping[str, Callable[[Places, Region], Layer | None]] = {
     "conv": contraction,
     "linear": contraction,
+    "attention": attention,
     "max_pool": max_pool,
     "avg_pool": average_pool,
     "global_avg_pool": global_average,

@@ -17,7 +17,19 @@ from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
 from qcompiler.backends.tvm.plane import GRAIN, Plane, pitch_of
-from qcompiler.backends.tvm.program import Call, Compute, Load, Mask, Program, Put, Refer, Step, Store, Take
+from qcompiler.backends.tvm.program import (
+    Call,
+    Compute,
+    Load,
+    Mask,
+    Program,
+    Put,
+    Refer,
+    Step,
+    Store,
+    Take,
+    alive,
+)
 from qcompiler.ir import Graph, arguments
 from qcompiler.passes.partition import Region, partition
 from qcompiler.rewrite import Trait, has
@@ -48,7 +60,6 @@ class Lowering:
         self.borders = borders(self.regions.values())
         self.stores: dict[str, Store] = {}
         self.constants: dict[str, Any] = {}
-        self.floats: dict[str, int] = {}
         self.functions: dict[Any, Any] = {}  # layer, tile -> function: equal layers share one
         self.steps: list[Step] = []
         self.kernels: dict[str, str] = {}
@@ -72,9 +83,10 @@ class Lowering:
                 for read in node.all_input_nodes:
                     self.bring(read)
         return Program(
-            stores=self.stores, floats=self.floats, constants=self.constants,
+            stores=self.stores, constants=self.constants,
             functions=tuple(self.functions.values()),
-            steps=tuple(self.steps), shapes=self.shapes, kernels=self.kernels,
+            steps=alive(self.steps, self.graph.output.all_input_nodes), shapes=self.shapes,
+            kernels=self.kernels,
         )  # fmt: skip
 
     # ---------------------------------------------------------------- values
@@ -150,7 +162,6 @@ class Lowering:
         name, floats, scale = self.place(codes, codes), f"{codes.name}.floats", f"{codes.name}.scale"
         plane, zero = self.stores[name].plane, self.stores[name].fill
         function = self.function(("encode", plane, zero), lambda made: encode(plane, zero, self.isa, made))
-        self.floats[floats] = int(np.prod(self.shapes[codes]))
         self.constants[scale] = self.tensor(arguments(codes)["scale"]).reshape(1).numpy()
         self.steps.append(Load(node=source, name=floats))
         self.steps.append(Call(node=codes, function=function, arguments=(floats, scale, name)))
@@ -175,10 +186,12 @@ class Lowering:
     def mask(self, value: Node) -> str:
         """Have what attention adds to its scores in memory."""
         name = f"{value.name}.added"
-        if name not in self.floats:
+        if name not in self.stores:
             self.bring(value)
-            self.floats[name] = int(np.prod(self.shapes[value]))
-            self.steps.append(Mask(node=value, name=name))
+            size = int(np.prod(self.shapes[value]))
+            plane = Plane(images=1, height=1, width=1, channels=size, pitch=size)
+            self.stores[name] = Store(plane=plane, dtype="float32")
+            self.steps.append(Mask(node=value, name=name, store=self.stores[name]))
         return name
 
     def place(self, codes: Node, pair: Node) -> str:

@@ -3,8 +3,8 @@
 Step = a function of ours on planes  |  codes onto a plane, or off it  |  an op that torch computes
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from qcompiler.backends.reference import coded, compute_region, decoded
+from qcompiler.backends.tvm.build import ALIGNMENT
 from qcompiler.backends.tvm.plane import SPARE, Plane
 from qcompiler.ir import Graph
 from qcompiler.ir.graph import operator_of
@@ -31,8 +32,9 @@ class Store:
     fill: int = 0
     shares: str = ""  # the store whose memory this is, by another description
 
-    def empty(self) -> NDArray[Any]:
-        return np.full(self.plane.size, self.fill, self.dtype)
+    @property
+    def bytes(self) -> int:
+        return self.plane.size * np.dtype(self.dtype).itemsize
 
     def inside(self, memory: NDArray[Any]) -> NDArray[Any]:
         """The pixels [N, H, W, C]."""
@@ -49,6 +51,10 @@ class State:
     handles: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
     values: dict[Node, Any]
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+    def handle(self, name: str) -> Any:
+        return self.loaded[name] if name in self.loaded else self.handles[name]
 
 
 class Step(Protocol):
@@ -56,6 +62,11 @@ class Step(Protocol):
 
     @property
     def node(self) -> Node: ...
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """The stores that it reads and writes, among other names."""
+        ...
 
     def run(self, state: State) -> None: ...
 
@@ -69,19 +80,30 @@ class Call:
     arguments: tuple[str, ...]
     regions: tuple[Region, ...] = ()
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return self.arguments
+
     def run(self, state: State) -> None:
-        state.functions[self.function](*[state.handles[name] for name in self.arguments])
+        state.functions[self.function](*map(state.handle, self.arguments))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Floats of torch where our functions find them."""
+    """Floats of torch where our functions find them: they read the tensor itself, if a vector load may."""
 
     node: Node
     name: str
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def run(self, state: State) -> None:
-        state.arrays[self.name][:] = state.values[self.node].contiguous().numpy().reshape(-1)
+        given = state.values[self.node]
+        if given.requires_grad or given.dtype is not torch.float32 or not given.is_contiguous():
+            given = given.detach().float().contiguous()
+        state.loaded[self.name] = (given if given.data_ptr() % ALIGNMENT == 0 else given.clone()).view(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +113,10 @@ class Put:
     node: Node
     name: str
     store: Store
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def run(self, state: State) -> None:
         value: Any = decoded(state.values[self.node])
@@ -106,10 +132,20 @@ class Take:
     store: Store
     shape: tuple[int, ...]
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def view(self, arrays: Mapping[str, NDArray[Any]]) -> Tensor:
+        """The plane itself, in that shape."""
+        pixels = torch.from_numpy(self.store.inside(arrays[self.name]))
+        return pixels.permute(0, 3, 1, 2) if len(self.shape) == 4 else pixels.view(self.shape)
+
     def run(self, state: State) -> None:
-        pixels = self.store.inside(state.arrays[self.name])
-        found = pixels.transpose(0, 3, 1, 2) if len(self.shape) == 4 else pixels
-        state.values[self.node] = torch.from_numpy(np.array(found).reshape(self.shape))
+        self.copy(self.view(state.arrays), state)
+
+    def copy(self, view: Tensor, state: State) -> None:
+        state.values[self.node] = view.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +154,16 @@ class Mask:
 
     node: Node
     name: str
+    store: Store
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def run(self, state: State) -> None:
         mask = state.values[self.node].numpy()
         added = np.where(mask, np.float32(0), np.float32(-np.inf)) if mask.dtype == np.bool_ else mask
-        state.arrays[self.name][:] = added.reshape(-1)
+        self.store.inside(state.arrays[self.name])[:] = added.reshape(-1)
 
 
 def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
@@ -135,6 +176,10 @@ class Compute:
     """An op that has no kernel of ours: torch computes it."""
 
     node: Node
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return ()
 
     def run(self, state: State) -> None:
         given: Any = fx.map_arg((self.node.args, self.node.kwargs), state.values.__getitem__)
@@ -157,6 +202,10 @@ class Refer:
     def node(self) -> Node:
         return self.region.anchor
 
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return ()
+
     def run(self, state: State) -> None:
         anchor = self.region.anchor
         args, kwargs = fx.map_arg((anchor.args, anchor.kwargs), state.values.__getitem__)
@@ -168,15 +217,36 @@ class Refer:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """Invariant: every name in a step is a store or a constant; every value is computed before it is read."""
+    """Invariant: every name in a step is a store, a constant, or what an earlier step has loaded; every value
+    is computed before it is read."""
 
     stores: Mapping[str, Store]
-    floats: Mapping[str, int]  # memory for floats: how many
     constants: Mapping[str, NDArray[Any]]
     functions: tuple[Any, ...]
     steps: tuple[Step, ...]
     shapes: Mapping[Node, tuple[int, ...]]
     kernels: Mapping[str, str]  # op -> the family of its kernel, "" for the reference
+
+
+def alive(steps: Sequence[Step], returned: Iterable[Node]) -> tuple[Step, ...]:
+    """Without what torch would compute and nobody reads: shapes, where a view is only a name."""
+    read, kept = set(returned), []
+    for step in reversed(steps):
+        if not isinstance(step, Compute) or step.node in read:
+            read.update(reads(step))
+            kept.append(step)
+    return tuple(reversed(kept))
+
+
+def reads(step: Step) -> tuple[Node, ...]:
+    """The values of torch that a step may look at."""
+    match step:
+        case Call():
+            return ()
+        case Refer(region=region):
+            more = [node for node in (region.residual, region.addend) if node is not None]
+            return (step.node, *more, *step.node.all_input_nodes)
+    return (step.node, *step.node.all_input_nodes)
 
 
 def tensors(graph: Graph) -> dict[Node, Tensor]:

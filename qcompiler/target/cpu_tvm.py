@@ -5,7 +5,9 @@ no pass over memory and one rounding less.
 """
 
 import torch
+from torch.fx import Node
 
+from qcompiler.ir import arguments, spec
 from qcompiler.rewrite import Trait
 from qcompiler.target.base import KernelRow, Support, Target, register_target
 from qcompiler.target.cpu import INTEGER, MOVES, divides_as_torch, has_matrix, is_plain_sum
@@ -20,6 +22,12 @@ FUNCTIONS = (
     aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.hardswish.default,
     aten.hardsigmoid.default, aten.leaky_relu.default, aten.elu.default,
 )  # fmt: skip
+
+
+def is_by_token(attention: Node) -> bool:
+    """The kernel reads heads side by side, in rows of tokens."""
+    queries = spec(arguments(attention)["q"])
+    return queries is not None and len(queries.shape) == 3
 
 
 ROWS = (
@@ -42,6 +50,8 @@ ROWS = (
     KernelRow(op=aten.max_pool2d.default, kernel="maximum", formula="max_pool", operands=("self",),
               output="same"),
     KernelRow(op=aten.cat.default, kernel="concatenation", formula="concat", operands=("tensors",)),
+    KernelRow(op=qc.attention.default, kernel="attention", formula="attention", operands=("q", "k", "v"),
+              starts=True, where=is_by_token),
     *(KernelRow(op=op, kernel="table", formula="unary", operands=("self",), links=True) for op in FUNCTIONS),
 )  # fmt: skip
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qcompiler.backends.reference.kernels import FORMULAS, Call, Codes, Output
+from qcompiler.backends.reference.formulas import FORMULAS
+from qcompiler.backends.reference.kernels import Call, Codes, Output
 from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.pool import Average, Pool, average_pool, global_average_pool, max_pool

@@ -40,6 +40,36 @@ class Mlp(nn.Module):
         return total if self.norm_first else self.norm(total)  # type: ignore[no-any-return]
 
 
+class Attention(nn.Module):
+    """x + out(attention(norm(x))), queries, keys and values by linears of their own or by one."""
+
+    def __init__(self, draw: random.Random, width: int) -> None:
+        super().__init__()
+        self.kv_heads, self.depth = draw.choice([1, 2, 3]), draw.choice([4, 8, 16, 20])
+        self.heads = self.kv_heads * draw.choice([1, 2])
+        self.in_one, self.mask = draw.random() < 0.5, draw.choice(["none", "causal", "keys", "scores"])
+        inner, kv = self.heads * self.depth, self.kv_heads * self.depth
+        self.sizes = [inner, kv, kv]
+        self.norm = nn.LayerNorm(width)
+        self.parts = nn.ModuleList(nn.Linear(width, size) for size in self.sizes)
+        self.all, self.out = nn.Linear(width, inner + 2 * kv), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        found = self.all(normed).split(self.sizes, -1) if self.in_one else [p(normed) for p in self.parts]
+        batch, tokens = x.shape[:2]
+        q, k, v = (y.reshape(batch, tokens, -1, self.depth).transpose(1, 2) for y in found)
+        mask = {
+            "none": None, "causal": None, "keys": torch.arange(tokens)[None, None, None] != tokens // 2,
+            "scores": 0.3 * torch.arange(float(tokens * tokens)).sin().reshape(1, 1, tokens, tokens),
+        }[self.mask]  # fmt: skip
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=self.mask == "causal", enable_gqa=self.heads != self.kv_heads
+        )
+        result: Tensor = x + self.out(y.transpose(1, 2).flatten(2))
+        return result
+
+
 class Blocks(nn.Module):
     """Some blocks between two linears, of any width."""
 
@@ -49,7 +79,8 @@ class Blocks(nn.Module):
         width = draw.choice([12, 16, 33, 64])
         self.inputs = draw.choice([5, 16, 20])
         self.first, self.last = nn.Linear(self.inputs, width), nn.Linear(width, draw.choice([3, 16, 20]))
-        self.blocks = nn.Sequential(*(Mlp(draw, width) for _ in range(draw.randint(1, 3))))
+        kinds: list[Any] = draw.choices([Mlp, Attention], k=draw.randint(1, 3))
+        self.blocks = nn.Sequential(*(kind(draw, width) for kind in kinds))
         self.tokens = draw.choice([1, 7, 16, 50])
 
     def forward(self, x: Tensor) -> Tensor:
