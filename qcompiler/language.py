@@ -68,7 +68,7 @@ def compile_decoder(
         recipe that takes ranges from data refuses.
     """
     check_threads(threads)
-    chosen, aim = find_recipe(recipe), find_target(target)
+    chosen, aim = find_recipe(recipe), find_target(target, backend)
     engine = find_backend(backend, aim)
     if calibration is None and chosen.linear_mode == "static":
         raise CalibrationError(

@@ -94,7 +94,7 @@ class ReferenceExecutable:
         """By definition every region runs as its formula says."""
         anchors = {region.anchor.name for region in self.regions.values()}
         # Few-bit data in float arithmetic (weight-only, FP8) is no region, and is simulated exactly.
-        simulated = ("MatMulNBits", "float")
+        simulated = {entry.kernel for entry in self.target.weight_only} | {"float"}
         as_planned = [layer.node in anchors or layer.kernel in simulated for layer in plan.layers]
         layers = tuple(
             Executed(node=layer.node, kernel="reference", precision=layer.precision if exact else "float")

@@ -122,16 +122,37 @@ def linear(call: Call) -> Tensor:
 
 
 def weight_only_linear(x: Tensor, weight: Codes, bias: Tensor | None, *, bits: int, block: int) -> Tensor:
-    """MatMulNBits: x is rounded per row and block to signed codes, s = max|x| / (2^(bits-1) - 1).
+    """A float x with weights of few bits: x is rounded per row and block of its last axis to signed codes.
 
-    y = sum over blocks of s_x s_w (q_x . q_w)        float result
+        s_x = max |x| / (2^(bits-1) - 1)        q = sat(rne(x / s_x))
+        S_b = sum over block b of q (u - z)                     exact
+        y   = fma(S_b, s_x s_w, y)  for b = 0, 1, ..            then y + bias
+        y   = fma(s_w, fma(S_b, s_x, ..), bias or 0)            where a column of the weight has one scale
+
+    Every step is float32 and rounded once.
     """
-    width = x.shape[-1]
-    rows = F.pad(x, (0, -width % block)).reshape(*x.shape[:-1], -1, block)
-    scale = rows.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-    rounded = torch.round(rows / scale.where(scale > 0, torch.ones_like(scale))) * scale
-    result = F.linear(rounded.flatten(-2)[..., :width].double(), weight.decoded().double()).float()
-    return result if bias is None else result + bias
+    largest = 2 ** (bits - 1) - 1
+    rows = F.pad(x, (0, -x.shape[-1] % block)).reshape(*x.shape[:-1], -1, block)
+    scale = rows.abs().amax(-1, keepdim=True) / largest
+    codes = torch.round(rows / scale.where(scale > 0, torch.ones_like(scale))).clamp(-largest - 1, largest)
+    columns = centered_blocks(weight, block)
+    steps = weight.scale.float()
+    y = torch.zeros(*x.shape[:-1], len(columns))
+    for b in range(columns.shape[1]):
+        total = F.linear(codes[..., b, :].double(), columns[:, b]).float()
+        y = multiply_add(total, scale[..., b, :] * (steps[:, b] if weight.block else 1.0), y)
+    if not weight.block:
+        return multiply_add(y, steps, torch.zeros(()) if bias is None else bias)
+    return y if bias is None else y + bias
+
+
+def centered_blocks(weight: Codes, block: int) -> Tensor:
+    """u - z of a weight [out, in] in float64, as [out, blocks, block] with zeros behind the last input."""
+    zero = weight.zero_point.double().reshape(len(weight.values), -1)
+    if weight.block:
+        zero = zero.repeat_interleave(block, 1)[:, : weight.values.shape[1]]
+    centered = weight.values.double() - zero
+    return F.pad(centered, (0, -centered.shape[1] % block)).reshape(len(centered), -1, block)
 
 
 def add(call: Call) -> Tensor:

@@ -16,6 +16,7 @@ from qcompiler.backends.base import Executable
 from qcompiler.backends.ort import Ort
 from qcompiler.backends.ort.session import default_threads
 from qcompiler.backends.tvm.executable import TvmExecutable
+from qcompiler.backends.tvm.fewbits import reads_few_bits
 from qcompiler.backends.tvm.isa import AVX2, ISAS, NEON_DOT, Isa, runnable
 from qcompiler.backends.tvm.selftest import check
 from qcompiler.backends.tvm.threads import Team
@@ -29,7 +30,7 @@ __all__ = ["Tvm", "TvmExecutable"]
 
 
 class Tvm:
-    """The backend named "tvm". A graph without integer kernels is left to ONNX Runtime."""
+    """The backend named "tvm". A graph that is float throughout is left to ONNX Runtime."""
 
     name = "tvm"
 
@@ -40,7 +41,7 @@ class Tvm:
         check(self.isa)
 
     def lower(self, graph: Graph, *, threads: int | None = None) -> Executable:
-        if not partition(graph, self.target):
+        if not partition(graph, self.target) and not reads_few_bits(graph, self.target):
             return Ort("cpu").lower(graph, threads=threads)
         team = Team(threads or default_threads())
         return TvmExecutable(graph=graph, target=self.target, isa=self.isa, team=team)

@@ -80,8 +80,8 @@ class Builder:
     def loop(self, extent: Any, *, shared: bool = False) -> Iterator[Any]:
         """for i in 0 .. extent - 1; a loop of one turn is none.
 
-        shared: threads may divide the turns among them, as `threads.divided` does. Every shared loop of a
-        function has the same extent, and none lies within another.
+        shared: threads may divide the turns among them, as `threads.divided` does; what lies outside, each of
+        them does. Every shared loop of a function has the same extent, and none lies within another.
         """
         if extent == 1:
             yield tirx.const(0, "int32")

@@ -16,9 +16,10 @@ from torch.fx import Node
 from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.reference import decoded
 from qcompiler.backends.tvm.arena import memory
-from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
+from qcompiler.backends.tvm.build import compiled, handed, processor_for
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
+from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.program import Call, Program, State, Step, Take, reads, tensors
 from qcompiler.backends.tvm.threads import Team, divided
 from qcompiler.backends.tvm.verify import KernelDistance, distance
@@ -57,7 +58,7 @@ class Ready:
 
 def made_ready(program: Program, graph: Graph, isa: Isa, team: Team) -> Ready:
     functions = built(program.functions, isa, team)
-    arrays = memory(program) | {name: placed(array) for name, array in program.constants.items()}
+    arrays = memory(program) | arranged(program.constants)
     handles = {name: handed(array) for name, array in arrays.items()}
     read = {node for step in program.steps for node in reads(step)} | set(graph.output.all_input_nodes)
     return Ready(

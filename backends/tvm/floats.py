@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 
 from qcompiler.backends.tvm.families import Layer, Places
+from qcompiler.backends.tvm.fewbits import few_bit_linear
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
 from qcompiler.ir import arguments
 
@@ -92,6 +93,7 @@ def step_of(places: Places, codes: Node) -> dict[str, np.ndarray[Any, Any]]:
 
 
 FLOATS: Mapping[Any, Callable[[Places, Node], Layer | None]] = {
+    aten.linear.default: few_bit_linear,
     aten.layer_norm.default: layer_norm,
     aten.rms_norm.default: rms_norm,
 }

@@ -30,7 +30,7 @@ from qcompiler.backends.tvm.program import (
     Take,
     alive,
 )
-from qcompiler.ir import Graph, arguments
+from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region, partition
 from qcompiler.rewrite import Trait, has
 from qcompiler.target import Target
@@ -55,7 +55,8 @@ class Lowering:
     def __init__(
         self, graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa
     ) -> None:
-        self.graph, self.shapes, self.isa = graph, shapes, isa
+        self.graph, self.target, self.shapes, self.isa = graph, target, shapes, isa
+        self.order = {node: turn for turn, node in enumerate(graph.fx.nodes)}
         self.regions = partition(graph, target)
         self.borders = borders(self.regions.values())
         self.stores: dict[str, Store] = {}
@@ -65,6 +66,7 @@ class Lowering:
         self.kernels: dict[str, str] = {}
         self.on_plane: dict[Node, str] = {}  # codes or floats -> the store that holds them
         self.on_host: set[Node] = set()
+        self.masks: set[str] = set()
         self.computed: set[Region] = set()  # by a kernel that computes another as well
 
     def program(self) -> Program:
@@ -93,7 +95,7 @@ class Lowering:
 
     def plain(self, node: Node) -> None:
         """An op outside all regions; coding and decoding wait until somebody reads the result."""
-        if node.target in (qc.quantize.default, qc.dequantize.default):
+        if node.target in (qc.quantize.default, qc.dequantize.default) or node in self.on_plane:
             return
         family = FLOATS.get(node.target)
         layer = family(self, node) if family is not None else None
@@ -137,6 +139,12 @@ class Lowering:
             name = self.on_plane[node]
             self.steps.append(Take(node=node, name=name, store=self.stores[name], shape=self.shapes[node]))
         self.on_host.add(node)
+
+    def known(self, value: Node, *, before: Node) -> bool:
+        """Whether a value is floats that can lie by row, and is computed before a node."""
+        held = spec(value)
+        is_rows = held is not None and held.dtype == torch.float32 and len(held.shape) not in (0, 4)
+        return is_rows and self.order[value] < self.order[before]
 
     def plane(self, decoded: Node) -> str:
         """Have the codes that a dequantize reads on a plane."""
@@ -183,15 +191,17 @@ class Lowering:
         self.on_plane[value] = value.name
         return plane
 
+    def hold(self, name: str, plane: Plane, dtype: str) -> None:
+        """Memory that belongs to no value."""
+        self.stores[name] = Store(plane=plane, dtype=dtype)
+
     def mask(self, value: Node) -> str:
         """Have what attention adds to its scores in memory."""
         name = f"{value.name}.added"
-        if name not in self.stores:
+        if name not in self.masks:
             self.bring(value)
-            size = int(np.prod(self.shapes[value]))
-            plane = Plane(images=1, height=1, width=1, channels=size, pitch=size)
-            self.stores[name] = Store(plane=plane, dtype="float32")
-            self.steps.append(Mask(node=value, name=name, store=self.stores[name]))
+            self.masks.add(name)
+            self.steps.append(Mask(node=value, name=name))
         return name
 
     def place(self, codes: Node, pair: Node) -> str:

@@ -9,13 +9,14 @@ from torch.fx import Node
 
 from qcompiler.ir import arguments, spec
 from qcompiler.rewrite import Trait
-from qcompiler.target.base import KernelRow, Support, Target, register_target
+from qcompiler.target.base import KernelRow, Support, Target, WeightOnly, register_target
 from qcompiler.target.cpu import INTEGER, MOVES, divides_as_torch, has_matrix, is_plain_sum
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
 NO_KERNEL = Support(executes="float", reason="there is no kernel for this format yet")
+ONLY_STORED = Support(executes="float", reason="linears read it, and compute on 8 bits inside of a group")
 
 # Of one number: all that they make of the 256 codes is a table.
 FUNCTIONS = (
@@ -63,8 +64,13 @@ OWN_KERNELS_CPU = register_target(
         activation="uint8",
         weight="int8",
         activations={"uint8": INTEGER, "int8": NO_KERNEL},
-        weights={"int8": INTEGER, "uint8": NO_KERNEL},
+        weights={"int8": INTEGER, "uint8": NO_KERNEL, "int4": ONLY_STORED, "uint4": ONLY_STORED},
         rows=ROWS,
+        weight_only=tuple(
+            WeightOnly(format=name, kernel="few-bit linear", blocks=(0, 16, 32, 64, 128))
+            for name in ("int4", "uint4", "int8")
+        ),
+        joins=frozenset({"weight-only"}),
         carries_moves=MOVES,
         by_token=True,
     )

@@ -1,0 +1,133 @@
+"""Linears of floats with weights of few bits: their inputs as codes of a row and block, then one kernel.
+
+linear(x, dequantize(w), b) + r   -->   rounded(x), gemv(.., w, b, r)         r known before, and read by row
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.backends.tvm.families import Layer, Places, shape_of
+from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
+from qcompiler.ir import Graph, arguments
+from qcompiler.numerics import IntFormat, parse_format
+from qcompiler.target import Target, WeightOnly
+
+aten = torch.ops.aten
+qc = torch.ops.qcompiler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """Codes u [outputs, inputs] of at most 8 bits, their scales and zero points [outputs, groups or 1]."""
+
+    row: WeightOnly
+    bits: int
+    group: int
+    codes: NDArray[np.uint8]
+    scales: Tensor
+    zeros: NDArray[np.uint8]
+
+    @property
+    def block(self) -> int:
+        return self.group or self.row.default_block
+
+
+def few_bit_linear(places: Places, node: Node) -> Layer | None:
+    given = arguments(node)
+    x, bias = given["input"], given["bias"]
+    weight = weight_of(places, node)
+    constant = bias is None or bias.op == "get_attr"
+    if weight is None or not constant or not places.known(x, before=node):
+        return None
+    result, added = sum_behind(places, node)
+    name, isa = places.rows(x), places.isa
+    addend = () if added is None else (places.rows(added),)
+    halves = torch.equal(weight.scales, weight.scales.half().float())
+    layer = Gemv(
+        x=places.stores[name].plane, y=places.float_rows(result),
+        residual=places.stores[addend[0]].plane if addend else None,
+        bits=8 if weight.bits > 4 else 4, block=weight.block, per_column=not weight.group,
+        zero=int(weight.zeros[0, 0]) if (weight.zeros == weight.zeros[0, 0]).all() else None,
+        scales="float16" if halves else "float32", bias=bias is not None,
+    )  # fmt: skip
+    constants = {
+        "weights": pack(layer, weight.codes, isa),
+        "steps": by_panel(weight.scales.numpy().astype(layer.scales), isa),
+    }
+    if layer.zero is None:
+        full = np.broadcast_to(weight.zeros, (layer.outputs, layer.blocks))
+        constants["zeros"] = by_panel(full, isa)
+    if layer.takes_bias:
+        held = torch.zeros(layer.outputs) if bias is None else places.tensor(bias).float()
+        constants["bias"] = by_panel(held.numpy()[:, None], isa)
+    known = {f"{node.name}.{kind}": array for kind, array in constants.items()}
+    return Layer(
+        kernel=weight.row.kernel, description=layer, make=lambda made: gemv(layer, isa, made),
+        arguments=(*codes_of(places, node, name, layer), *known, *addend), results=(result.name,),
+        constants=known,
+    )  # fmt: skip
+
+
+def weight_of(places: Places, node: Node) -> Weight | None:
+    """The weight of a linear of floats, if it is read as codes."""
+    given = arguments(node)
+    row = row_of(node, places.target)
+    if row is None or given["input"].target is qc.dequantize.default:
+        return None
+    coded = arguments(given["weight"])
+    format = parse_format(coded["format"])
+    assert isinstance(format, IntFormat)
+    codes, zeros = (places.tensor(coded[name]).to(torch.int32) - format.qmin for name in ("q", "zero_point"))
+    return Weight(
+        row=row, bits=format.bits, group=coded["block"],
+        codes=codes.to(torch.uint8).numpy(),
+        scales=places.tensor(coded["scale"]).float().reshape(len(codes), -1),
+        zeros=zeros.to(torch.uint8).reshape(len(codes), -1).numpy(),
+    )  # fmt: skip
+
+
+def row_of(node: Node, target: Target) -> WeightOnly | None:
+    """How a target reads the codes of a linear's weight."""
+    weight = node.args[1] if node.target is aten.linear.default else None
+    if not isinstance(weight, Node) or weight.target is not qc.dequantize.default:
+        return None
+    format = arguments(weight)["format"]
+    return next((row for row in target.weight_only if row.format == format), None)
+
+
+def sum_behind(places: Places, node: Node) -> tuple[Node, Node | None]:
+    """The one reader of a result that only adds something known to it, and what it adds."""
+    (reader,) = node.users if len(node.users) == 1 else (None,)
+    if reader is None or reader.target is not aten.add.Tensor or arguments(reader)["alpha"] != 1:
+        return node, None
+    others = [x for x in reader.all_input_nodes if x is not node]
+    same = len(others) == 1 and shape_of(others[0]) == shape_of(node)
+    return (reader, others[0]) if same and places.known(others[0], before=node) else (node, None)
+
+
+def codes_of(places: Places, node: Node, source: str, layer: Gemv) -> tuple[str, str, str]:
+    """Rows as codes, their scales and their sums; made once for all that read them in the same blocks."""
+    base = f"{source}.by{layer.block}"
+    names = f"{base}.codes", f"{base}.scales", f"{base}.sums"
+    if names[0] not in places.stores:
+        planes = ((layer.codes, "int8"), (layer.numbers, "float32"), (layer.numbers, "int32"))
+        for name, (plane, dtype) in zip(names, planes, strict=True):
+            places.hold(name, plane, dtype)
+        places.call(
+            node,
+            Layer(
+                kernel="rounding", description=("rounded", layer.x, layer.block),
+                make=lambda made: rounded(layer, places.isa, made), arguments=(source,), results=names,
+            ),
+        )  # fmt: skip
+    return names
+
+
+def reads_few_bits(graph: Graph, target: Target) -> bool:
+    """Whether a linear of a graph has weights in a format that a float op of the target reads."""
+    return any(row_of(node, target) for node in graph.fx.nodes)

@@ -1,0 +1,45 @@
+"""All constants of a program in one block of memory, in pages of 2 MiB where the system gives them.
+
+What is read once per call, such as the weights of a decoder, is read as fast as addresses are translated; how
+much that is depends on the machine (benchmarks/results/gemv.md).
+"""
+
+import contextlib
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT = 64  # bytes: a cache line
+PAGE = 2 << 20
+
+
+def arranged(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Flat copies under the same names, each on a cache line of its own, side by side."""
+    block = reserved(sum(room(array) for array in arrays.values()))
+    found, start = {}, 0
+    for name, array in arrays.items():
+        found[name] = block[start : start + array.nbytes].view(array.dtype)
+        found[name][:] = array.reshape(-1)
+        start += room(array)
+    return found
+
+
+def room(array: NDArray[Any]) -> int:
+    return -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def reserved(size: int) -> NDArray[np.uint8]:
+    """Zeros that begin on a page. The block lives as long as an array looks into it.
+
+    Large pages are a wish: where there are none, or less than one would be used, this is ordinary memory.
+    """
+    memory = mmap.mmap(-1, size + PAGE)
+    if size >= PAGE and hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    block = np.frombuffer(memory, np.uint8)
+    start = -block.ctypes.data % PAGE
+    return block[start : start + size]
