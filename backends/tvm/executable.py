@@ -21,6 +21,7 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.program import Call, Program, State, Step, Take, reads, tensors
+from qcompiler.backends.tvm.threads import Team, divided
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
@@ -55,10 +56,8 @@ class Ready:
         return state.values
 
 
-def made_ready(program: Program, graph: Graph, isa: Isa) -> Ready:
-    module = compiled(program.functions, processor_for(isa))
-    names = [str(function.attrs["global_symbol"]) for function in program.functions]
-    functions = {name: module[name] for name in names}
+def made_ready(program: Program, graph: Graph, isa: Isa, team: Team) -> Ready:
+    functions = built(program.functions, isa, team)
     arrays = memory(program) | arranged(program.constants)
     handles = {name: handed(array) for name, array in arrays.items()}
     read = {node for step in program.steps for node in reads(step)} | set(graph.output.all_input_nodes)
@@ -67,6 +66,20 @@ def made_ready(program: Program, graph: Graph, isa: Isa) -> Ready:
         runs=tuple(bound(step, functions, arrays, handles) for step in program.steps),
         constants={node: tensor for node, tensor in tensors(graph).items() if node in read},
     )  # fmt: skip
+
+
+def built(functions: Sequence[Any], isa: Isa, team: Team) -> dict[str, Callable[..., Any]]:
+    """Functions by name, as they are called; those that are worth it divide their work among a team."""
+    named = {str(function.attrs["global_symbol"]): function for function in functions}
+    shared = {name: divided(function) for name, function in named.items()} if team.size > 1 else {}
+    parts = {name: found for name, found in shared.items() if found is not None}
+    module = compiled(
+        [parts[name][0] if name in parts else named[name] for name in named], processor_for(isa)
+    )
+    return {
+        name: partial(team.run, module[name], parts[name][1]) if name in parts else module[name]
+        for name in named
+    }
 
 
 def bound(
@@ -88,6 +101,7 @@ class TvmExecutable:
     graph: Graph
     target: Target
     isa: Isa
+    team: Team = field(default_factory=lambda: Team(1))
     programs: dict[Shapes, Ready] = field(default_factory=dict)
     turn: Any = field(default_factory=threading.Lock)
 
@@ -102,7 +116,7 @@ class TvmExecutable:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
             program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
-            self.programs[shapes] = made_ready(program, self.graph, self.isa)
+            self.programs[shapes] = made_ready(program, self.graph, self.isa, self.team)
         return self.programs[shapes]
 
     def given(self, inputs: Sequence[Tensor]) -> dict[Node, Tensor]:

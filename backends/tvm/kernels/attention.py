@@ -133,7 +133,7 @@ class Kernel:
     def function(self) -> Any:
         k, layer, rows = self.k, self.layer, self.rows
         shared = layer.heads // layer.kv_heads
-        with k.loop(layer.batch) as b, k.loop(layer.kv_heads) as g:
+        with k.loop(layer.batch) as b, k.loop(layer.kv_heads, shared=True) as g:
             self.pack_keys(b, g)
             self.pack_values(b, g)
             with k.loop(shared) as i, k.loop(-(-layer.queries // rows)) as turn:

@@ -116,10 +116,10 @@ class Kernel:
         k, tile, y = self.k, self.tile, self.layer.y
         blocks, lines, tiles = -(-self.panels // tile.columns), y.height, -(-y.width // tile.rows)
         outer, inner = (blocks, lines) if tile.channels_first else (lines, blocks)
-        with (
-            k.loop(y.images) as n, k.loop(self.layer.groups) as g,
-            k.loop(outer) as i, k.loop(inner) as j, k.loop(tiles) as t,
-        ):  # fmt: skip
+        extents = self.layer.groups, outer, inner, tiles
+        most = extents.index(max(extents))
+        nest = [k.loop(extent, shared=place == most) for place, extent in enumerate(extents)]
+        with k.loop(y.images) as n, nest[0] as g, nest[1] as i, nest[2] as j, nest[3] as t:
             block, h = (i, j) if tile.channels_first else (j, i)
             panel = within(k, block, tile.columns, self.panels)
             w = within(k, t, tile.rows, y.width)

@@ -56,7 +56,7 @@ def norm(layer: Norm, isa: Isa, name: str) -> Any:
     gain = k.argument("gain", "float32", channels)
     bias = k.argument("bias", "float32", channels) if layer.bias else None
     write = results(k, isa, layer.floats, layer.codes)
-    with k.loop(rows(layer.x)) as row:
+    with k.loop(rows(layer.x), shared=True) as row:
         begin = row * layer.x.pitch
         middle = None
         if layer.centered:
@@ -92,7 +92,7 @@ def encode_rows(x: Plane, y: Plane, isa: Isa, name: str) -> Any:
     k = Builder(name)
     source = k.argument("x", "float32", x.size)
     write = results(k, isa, None, y)
-    with k.loop(rows(x)) as row:
+    with k.loop(rows(x), shared=True) as row:
         for at, lengths in parts(k, x.channels, isa.lanes):
             write(row, at, vectors(k, source, row * x.pitch + at, lengths, isa.lanes), lengths)
     return k.function()
