@@ -6,7 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from qcompiler.backends.tvm.build import compiled, handed, host
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.pages import arranged
-from qcompiler.backends.tvm.program import Call, Program, State, Step, tensors
+from qcompiler.backends.tvm.program import Call, Program, State, Step, Take, reads, tensors
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
@@ -33,44 +33,52 @@ Shapes = tuple[tuple[int, ...], ...]
 class Ready:
     """A program with its functions compiled and its memory in place.
 
-    runs: every step, and the call that it comes to where all that it takes is known before.
+    runs: the steps, with all bound to them that is known before a call. constants: those that they read.
     """
 
     program: Program
     functions: Mapping[str, Any]
     arrays: Mapping[str, Any]
     handles: Mapping[str, Any]
-    runs: tuple[tuple[Step, Callable[[], Any] | None], ...]
+    runs: tuple[Callable[[State], Any], ...]
+    constants: Mapping[Node, Tensor]
 
-    def state(self, values: dict[Node, Any]) -> State:
-        return State(functions=self.functions, handles={**self.handles}, arrays=self.arrays, values=values)
+    def state(self, inputs: Mapping[Node, Tensor]) -> State:
+        values = {**self.constants, **inputs}
+        return State(functions=self.functions, handles=self.handles, arrays=self.arrays, values=values)
 
-    def run(self, values: dict[Node, Any]) -> None:
-        state = self.state(values)
-        for step, call in self.runs:
-            if call is None:
-                step.run(state)
-            else:
-                call()
+    def run(self, inputs: Mapping[Node, Tensor]) -> dict[Node, Any]:
+        """What torch knows afterwards."""
+        state = self.state(inputs)
+        for run in self.runs:
+            run(state)
+        return state.values
 
 
-def made_ready(program: Program) -> Ready:
+def made_ready(program: Program, graph: Graph) -> Ready:
     module = compiled(program.functions, host())
     names = [str(function.attrs["global_symbol"]) for function in program.functions]
     functions = {name: module[name] for name in names}
     arrays = memory(program) | arranged(program.constants)
     handles = {name: handed(array) for name, array in arrays.items()}
+    read = {node for step in program.steps for node in reads(step)} | set(graph.output.all_input_nodes)
     return Ready(
         program=program, functions=functions, arrays=arrays, handles=handles,
-        runs=tuple((step, bound(step, functions, handles)) for step in program.steps),
+        runs=tuple(bound(step, functions, arrays, handles) for step in program.steps),
+        constants={node: tensor for node, tensor in tensors(graph).items() if node in read},
     )  # fmt: skip
 
 
-def bound(step: Step, functions: Mapping[str, Any], handles: Mapping[str, Any]) -> Callable[[], Any] | None:
-    """A call with all of its arguments; None where some come with the inputs."""
-    if not isinstance(step, Call) or not all(name in handles for name in step.arguments):
-        return None
-    return partial(functions[step.function], *[handles[name] for name in step.arguments])
+def bound(
+    step: Step, functions: Mapping[str, Any], arrays: Mapping[str, Any], handles: Mapping[str, Any]
+) -> Callable[[State], Any]:
+    match step:
+        case Call(arguments=names) if all(name in handles for name in names):
+            call = partial(functions[step.function], *[handles[name] for name in names])
+            return lambda state: call()
+        case Take():
+            return partial(step.copy, step.view(arrays))
+    return step.run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +93,8 @@ class TvmExecutable:
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
-        values = self.given(inputs)
         with self.turn:
-            self.ready(inputs).run(values)
+            values = self.ready(inputs).run(self.given(inputs))
         returned = self.graph.output.args[0]
         return [decoded(values[arg]) if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
 
@@ -95,16 +102,11 @@ class TvmExecutable:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
             program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
-            self.programs[shapes] = made_ready(program)
+            self.programs[shapes] = made_ready(program, self.graph)
         return self.programs[shapes]
 
-    def given(self, inputs: Sequence[Tensor]) -> dict[Node, Any]:
-        """What is known before the first step: constants and inputs."""
-        return {**self.constants, **dict(zip(self.graph.inputs, inputs, strict=True))}
-
-    @cached_property
-    def constants(self) -> dict[Node, Tensor]:
-        return tensors(self.graph)
+    def given(self, inputs: Sequence[Tensor]) -> dict[Node, Tensor]:
+        return dict(zip(self.graph.inputs, inputs, strict=True))
 
     @torch.no_grad()
     def profile(self, inputs: Sequence[Tensor], *, runs: int = 7) -> dict[str, float]:

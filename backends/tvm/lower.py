@@ -18,7 +18,22 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
 from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.program import Call, Compute, Load, Mask, Program, Put, Refer, Step, Store, Take
+from qcompiler.backends.tvm.program import (
+    Call,
+    Compute,
+    Enter,
+    First,
+    Leave,
+    Load,
+    Mask,
+    Program,
+    Put,
+    Refer,
+    Step,
+    Store,
+    Take,
+    alive,
+)
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region, partition
 from qcompiler.rewrite import Trait, has
@@ -55,7 +70,7 @@ class Lowering:
         self.kernels: dict[str, str] = {}
         self.on_plane: dict[Node, str] = {}  # codes or floats -> the store that holds them
         self.on_host: set[Node] = set()
-        self.masks: set[str] = set()
+        self.caches: dict[Node, str] = {}  # what attention has written into -> the store that holds it
         self.computed: set[Region] = set()  # by a kernel that computes another as well
 
     def program(self) -> Program:
@@ -76,14 +91,16 @@ class Lowering:
         return Program(
             stores=self.stores, constants=self.constants,
             functions=tuple(self.functions.values()),
-            steps=tuple(self.steps), shapes=self.shapes, kernels=self.kernels,
+            steps=alive(self.steps, self.graph.output.all_input_nodes), shapes=self.shapes,
+            kernels=self.kernels,
         )  # fmt: skip
 
     # ---------------------------------------------------------------- values
 
     def plain(self, node: Node) -> None:
         """An op outside all regions; coding and decoding wait until somebody reads the result."""
-        if node.target in (qc.quantize.default, qc.dequantize.default) or node in self.on_plane:
+        waits = node.target in (qc.quantize.default, qc.dequantize.default)
+        if waits or node in self.on_plane or node in self.caches:
             return
         family = FLOATS.get(node.target)
         layer = family(self, node) if family is not None else None
@@ -119,7 +136,9 @@ class Lowering:
         """Have a value as a tensor of torch."""
         if node in self.on_host:
             return
-        if node not in self.on_plane:
+        if node in self.caches:
+            self.steps.append(Leave(node=node, name=self.caches[node], shape=self.shapes[node]))
+        elif node not in self.on_plane:
             for read in node.all_input_nodes:
                 self.bring(read)
             self.steps.append(Compute(node=node))
@@ -183,13 +202,33 @@ class Lowering:
         """Memory that belongs to no value."""
         self.stores[name] = Store(plane=plane, dtype=dtype)
 
+    def cached(self, past: Node, plane: Plane, cache: Sequence[Node]) -> str:
+        """Have a cache in memory, where it becomes the one that is returned."""
+        name = f"{past.name}.cache"
+        self.bring(past)
+        self.hold(name, plane, "float32")
+        self.steps.append(Enter(node=past, name=name))
+        self.caches.update((node, name) for node in cache)
+        return name
+
+    def first(self, value: Node, plane: Plane) -> str:
+        """Have the first of some whole numbers in memory."""
+        name = f"{value.name}.first"
+        if name not in self.stores:
+            self.bring(value)
+            self.hold(name, plane, "int32")
+            self.steps.append(First(node=value, name=name))
+        return name
+
     def mask(self, value: Node) -> str:
         """Have what attention adds to its scores in memory."""
         name = f"{value.name}.added"
-        if name not in self.masks:
+        if name not in self.stores:
             self.bring(value)
-            self.masks.add(name)
-            self.steps.append(Mask(node=value, name=name))
+            size = int(np.prod(self.shapes[value]))
+            plane = Plane(images=1, height=1, width=1, channels=size, pitch=size)
+            self.stores[name] = Store(plane=plane, dtype="float32")
+            self.steps.append(Mask(node=value, name=name, store=self.stores[name]))
         return name
 
     def place(self, codes: Node, pair: Node) -> str:

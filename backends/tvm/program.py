@@ -4,8 +4,8 @@ Step = a function of ours on planes  |  codes onto a plane, or off it  |  an op 
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,9 +49,13 @@ class State:
     """One run: memory and constants by name, as functions take them and as numpy does, and torch's values."""
 
     functions: Mapping[str, Any]
-    handles: dict[str, Any]
+    handles: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
     values: dict[Node, Any]
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+    def handle(self, name: str) -> Any:
+        return self.loaded[name] if name in self.loaded else self.handles[name]
 
 
 class Step(Protocol):
@@ -82,7 +86,7 @@ class Call:
         return self.arguments
 
     def run(self, state: State) -> None:
-        state.functions[self.function](*[state.handles[name] for name in self.arguments])
+        state.functions[self.function](*map(state.handle, self.arguments))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,10 @@ class Load:
         return (self.name,)
 
     def run(self, state: State) -> None:
-        state.handles[self.name] = aligned(state.values[self.node])
+        given = state.values[self.node]
+        if given.requires_grad or given.dtype is not torch.float32 or not given.is_contiguous():
+            given = given.detach().float().contiguous()
+        state.loaded[self.name] = (given if given.data_ptr() % ALIGNMENT == 0 else given.clone()).view(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +137,39 @@ class Take:
     def memory(self) -> tuple[str, ...]:
         return (self.name,)
 
+    def view(self, arrays: Mapping[str, NDArray[Any]]) -> Tensor:
+        """The plane itself, in that shape."""
+        pixels = torch.from_numpy(self.store.inside(arrays[self.name]))
+        return pixels.permute(0, 3, 1, 2) if len(self.shape) == 4 else pixels.view(self.shape)
+
     def run(self, state: State) -> None:
-        pixels = self.store.inside(state.arrays[self.name])
-        found = pixels.transpose(0, 3, 1, 2) if len(self.shape) == 4 else pixels
-        state.values[self.node] = torch.from_numpy(np.array(found).reshape(self.shape))
+        self.copy(self.view(state.arrays), state)
+
+    def copy(self, view: Tensor, state: State) -> None:
+        state.values[self.node] = view.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
     """What attention adds to its scores: of a mask that is true where to look, 0 there and -inf elsewhere."""
+
+    node: Node
+    name: str
+    store: Store
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def run(self, state: State) -> None:
+        mask = state.values[self.node].numpy()
+        added = np.where(mask, np.float32(0), np.float32(-np.inf)) if mask.dtype == np.bool_ else mask
+        self.store.inside(state.arrays[self.name])[:] = added.reshape(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enter:
+    """A cache of torch into memory."""
 
     node: Node
     name: str
@@ -148,16 +179,40 @@ class Mask:
         return (self.name,)
 
     def run(self, state: State) -> None:
-        mask = state.values[self.node]
-        if mask.dtype == torch.bool:
-            mask = torch.where(mask, 0.0, -math.inf)
-        state.handles[self.name] = aligned(mask)
+        past = state.values[self.node]
+        state.arrays[self.name][: past.numel()] = past.contiguous().view(-1).numpy()
 
 
-def aligned(floats: Tensor) -> Tensor:
-    """A tensor as a function takes it: flat, and where a vector load may begin."""
-    flat = floats.detach().float().contiguous().reshape(-1)
-    return flat if flat.data_ptr() % ALIGNMENT == 0 else flat.clone()
+@dataclass(frozen=True, kw_only=True)
+class Leave:
+    """A cache out of memory, as a tensor of a shape."""
+
+    node: Node
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def run(self, state: State) -> None:
+        held = state.arrays[self.name][: math.prod(self.shape)]
+        state.values[self.node] = torch.from_numpy(held.reshape(self.shape).copy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class First:
+    """The first of some whole numbers, where our functions find it."""
+
+    node: Node
+    name: str
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def run(self, state: State) -> None:
+        state.arrays[self.name][0] = int(state.values[self.node].reshape(-1)[0])
 
 
 def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
@@ -220,6 +275,27 @@ class Program:
     steps: tuple[Step, ...]
     shapes: Mapping[Node, tuple[int, ...]]
     kernels: Mapping[str, str]  # op -> the family of its kernel, "" for the reference
+
+
+def alive(steps: Sequence[Step], returned: Iterable[Node]) -> tuple[Step, ...]:
+    """Without what torch would compute and nobody reads: shapes, where a view is only a name."""
+    read, kept = set(returned), []
+    for step in reversed(steps):
+        if not isinstance(step, Compute) or step.node in read:
+            read.update(reads(step))
+            kept.append(step)
+    return tuple(reversed(kept))
+
+
+def reads(step: Step) -> tuple[Node, ...]:
+    """The values of torch that a step may look at."""
+    match step:
+        case Call():
+            return ()
+        case Refer(region=region):
+            more = [node for node in (region.residual, region.addend) if node is not None]
+            return (step.node, *more, *step.node.all_input_nodes)
+    return (step.node, *step.node.all_input_nodes)
 
 
 def tensors(graph: Graph) -> dict[Node, Tensor]:

@@ -1,0 +1,221 @@
+"""Attention of new tokens over a cache of keys and values, into which their own are written first.
+
+    q, k, v    = columns of x[t]: heads of queries, of keys, of values; q and k turned by rotary tables
+    keys[p], values[p]  =  k, v                        p = position + t
+    s[j]       = scale log2(e) q . keys[j],  j <= p    by 16 keys: their products are summed crosswise
+    y[t]       = sum_j 2^(s[j] - max s) values[j]  /  sum_j 2^(s[j] - max s)
+
+The position is read at run time, so that one function serves every length. Rows of a head follow one
+another, so the cache is read in order. With u = 2^-24, D the width of a head, and S the largest
+scale sum |q| |keys[j]|, where |a cos| + |b sin| counts for what is turned, float32 is near the exact result:
+
+    |error| <= u max|v| (2 (D / 16 + 12) S + 1.1 (p + 1) + 20)
+"""
+
+import math
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.backends.tvm.builder import Builder, splat
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.rows import across, plus
+from qcompiler.backends.tvm.kernels.strips import whole
+from qcompiler.backends.tvm.plane import Plane
+
+BLOCK = 16  # keys whose scores are made together
+LOWEST = -126.0  # below it powers of two are no normal numbers
+ROUNDER = 1.5 * 2**23  # x + ROUNDER - ROUNDER = rne(x), and the sum's last bits are that integer
+MANTISSA = 23
+DEGREE = 6  # of 2^r on [-1/2, 1/2], within 2^-25
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedAttention:
+    """x [tokens, (heads + 2 kv_heads) width] by row, y [tokens, heads width], a cache of `capacity` tokens.
+
+    Invariants: the width is a multiple of 16; a head of keys serves heads / kv_heads heads of queries.
+    """
+
+    x: Plane
+    y: Plane
+    heads: int
+    kv_heads: int
+    width: int
+    capacity: int
+    scale: float
+    rotary: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.x.images * self.x.height * self.x.width
+
+    @property
+    def position(self) -> Plane:
+        return flat(1)
+
+    @property
+    def cache(self) -> Plane:
+        """Keys, or values; behind the last row others may be read."""
+        return flat((self.kv_heads * self.capacity + BLOCK) * self.width)
+
+    @property
+    def scratch(self) -> Plane:
+        """The scores of one head, and its queries."""
+        return flat(whole(self.capacity, BLOCK) + self.width)
+
+
+def flat(count: int) -> Plane:
+    return Plane(images=1, height=1, width=1, channels=count, pitch=count)
+
+
+def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
+    """The function (x, position [1], [cos, sin [capacity, width / 2],] scratch, keys, values, y)."""
+    k, width = Builder(name), layer.width
+    x = k.argument("x", "float32", layer.x.size)
+    position = k.argument("position", "int32", layer.position.size)
+    tables = [k.argument(n, "float32", layer.capacity * width // 2) for n in ("cos", "sin") if layer.rotary]
+    scratch = k.argument("scratch", "float32", layer.scratch.size)
+    keys, values = (k.argument(n, "float32", layer.cache.size) for n in ("keys", "values"))
+    y = k.argument("y", "float32", layer.y.size)
+    query = whole(layer.capacity, BLOCK)  # where it lies behind the scores
+    shared = layer.heads // layer.kv_heads
+    with k.loop(layer.tokens) as t, k.loop(layer.kv_heads) as g:
+        here = k.load(position, 0) + t
+        row, start = g * layer.capacity, t * layer.x.pitch
+        turn(
+            k, layer, tables, here, (x, start + (layer.heads + g) * width), (keys, (row + here) * width), 1.0
+        )
+        for d in range(0, width, isa.lanes):
+            value = k.load(x, start + (layer.heads + layer.kv_heads + g) * width + d, isa.lanes)
+            k.store(values, (row + here) * width + d, value, isa.lanes)
+        with k.loop(shared) as r:
+            head = g * shared + r
+            factor = layer.scale * math.log2(math.e)
+            turn(k, layer, tables, here, (x, start + head * width), (scratch, query), factor)
+            largest = scored(k, isa, width, (scratch, query), (keys, row * width), here)
+            weigh(
+                k,
+                isa,
+                width,
+                scratch,
+                (values, row * width),
+                here,
+                largest,
+                (y, t * layer.y.pitch + head * width),
+            )
+    return k.function()
+
+
+Place = tuple[Any, Any]  # a buffer, and where in it
+
+
+def turn(
+    k: Builder, layer: CachedAttention, tables: list[Any], here: Any, source: Place, to: Place, factor: float
+) -> None:
+    """factor (a cos - b sin), factor (b cos + a sin); without tables only the factor."""
+    half = layer.width // 2
+    lanes = 16 if half % 16 == 0 else 8
+    scale = splat(factor, "float32", lanes)
+    for i in range(0, half, lanes):
+        a, b = (k.keep(k.load(source[0], source[1] + i + o, lanes), "float32", lanes) for o in (0, half))
+        if tables:
+            cos, sin = (k.keep(k.load(table, here * half + i, lanes), "float32", lanes) for table in tables)
+            a, b = (
+                k.keep(a * cos - b * sin, "float32", lanes),
+                k.keep(b * cos + a * sin, "float32", lanes),
+            )
+        for value, offset in ((a, 0), (b, half)):
+            k.store(to[0], to[1] + i + offset, value * scale if factor != 1.0 else value, lanes)
+
+
+def scored(k: Builder, isa: Isa, width: int, query: Place, keys: Place, here: Any) -> Any:
+    """Scores into the scratch, -inf behind the last key; the largest, in all lanes."""
+    lanes, (scratch, at) = isa.lanes, query
+    largest = k.register("float32", lanes)
+    k.store(largest, 0, splat(-math.inf, "float32", lanes), lanes)
+    with k.loop(tirx.floordiv(here + lanes, lanes)) as b:
+        sums = [k.register("float32", lanes) for _ in range(lanes)]
+        for d in range(0, width, lanes):
+            q = k.keep(k.load(scratch, at + d, lanes), "float32", lanes)
+            for j, register in enumerate(sums):
+                key = k.load(keys[0], keys[1] + (b * lanes + j) * width + d, lanes)
+                product = tirx.op.fma(q, key, k.load(register, 0, lanes)) if d else q * key
+                k.store(register, 0, product, lanes)
+        crossed = sums_across(k, [k.load(register, 0, lanes) for register in sums])
+        seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
+        score = k.keep(tirx.Select(seen, crossed, splat(-math.inf, "float32", lanes)), "float32", lanes)
+        k.store(scratch, b * lanes, score, lanes)
+        k.store(largest, 0, tirx.max(k.load(largest, 0, lanes), score), lanes)
+    return across(k, k.load(largest, 0, lanes), "float32", lanes, tirx.max)
+
+
+def sums_across(k: Builder, vectors: list[Any]) -> Any:
+    """A vector whose lane i is the sum of all lanes of vector i: halves of two become one, and so on."""
+    lanes = size = len(vectors)
+    while len(vectors) > 1:
+        half, count = size // 2, len(vectors) // 2
+        joined = []
+        for a, b in zip(vectors[:count], vectors[count:], strict=True):
+            low, high = (
+                [
+                    start + offset + i + other * lanes
+                    for start in range(0, lanes, size) for other in (0, 1) for i in range(half)
+                ]
+                for offset in (0, half)
+            )  # fmt: skip
+            both = tirx.Shuffle([a, b], low) + tirx.Shuffle([a, b], high)
+            joined.append(k.keep(both, "float32", lanes))
+        vectors, size = joined, half
+    return vectors[0]
+
+
+def weigh(
+    k: Builder, isa: Isa, width: int, scratch: Any, values: Place, here: Any, largest: Any, y: Place
+) -> None:
+    lanes = isa.lanes
+    total = k.register("float32", lanes)
+    k.store(total, 0, splat(0.0, "float32", lanes), lanes)
+    with k.loop(tirx.floordiv(here + lanes, lanes)) as b:
+        power = k.keep(power_of_two(k, k.load(scratch, b * lanes, lanes) - largest, lanes), "float32", lanes)
+        seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
+        weight = k.keep(tirx.Select(seen, power, splat(0.0, "float32", lanes)), "float32", lanes)
+        k.store(scratch, b * lanes, weight, lanes)
+        k.store(total, 0, k.load(total, 0, lanes) + weight, lanes)
+    whole_sum = across(k, k.load(total, 0, lanes), "float32", lanes, plus)
+    ratio = k.keep(splat(1.0, "float32", lanes) / whole_sum, "float32", lanes)
+    sums = [k.register("float32", lanes) for _ in range(width // lanes)]
+    for register in sums:
+        k.store(register, 0, splat(0.0, "float32", lanes), lanes)
+    with k.loop(here + 1) as j:
+        weight = k.keep(splat(k.load(scratch, j), "float32", lanes), "float32", lanes)
+        for d, register in enumerate(sums):
+            value = k.load(values[0], values[1] + j * width + d * lanes, lanes)
+            k.store(register, 0, tirx.op.fma(weight, value, k.load(register, 0, lanes)), lanes)
+    for d, register in enumerate(sums):
+        k.store(y[0], y[1] + d * lanes, k.load(register, 0, lanes) * ratio, lanes)
+
+
+def power_of_two(k: Builder, exponent: Any, lanes: int) -> Any:
+    """2^x for x <= 0: the integer of a rounded sum is added to the exponent of a polynomial's value."""
+    raised = k.keep(tirx.max(exponent, splat(LOWEST, "float32", lanes)), "float32", lanes)
+    moved = k.keep(raised + splat(ROUNDER, "float32", lanes), "float32", lanes)
+    rest = k.keep(raised - (moved - splat(ROUNDER, "float32", lanes)), "float32", lanes)
+    first, *others = (splat(float(c), "float32", lanes) for c in reversed(COEFFICIENTS))
+    result = k.keep(reduce(lambda value, c: tirx.op.fma(value, rest, c), others, first), "float32", lanes)
+    bits, steps = (tirx.op.reinterpret(f"int32x{lanes}", value) for value in (result, moved))
+    shifted = bits + (steps << splat(MANTISSA, "int32", lanes))
+    return tirx.op.reinterpret(f"float32x{lanes}", shifted)
+
+
+def polynomial() -> list[float]:
+    """2^r on [-1/2, 1/2] at Chebyshev's points."""
+    points = 0.5 * np.cos((2 * np.arange(64) + 1) * np.pi / 128)
+    fitted = np.polynomial.chebyshev.Chebyshev.fit(points, 2.0**points, DEGREE, domain=[-0.5, 0.5])
+    return [float(c) for c in fitted.convert(kind=np.polynomial.Polynomial).coef]
+
+
+COEFFICIENTS = polynomial()
