@@ -22,18 +22,12 @@ def attention_over_cache(places: Places, node: Node) -> Layer | None:
     tables = [given[name] for name in ("cos", "sin") if given[name] is not None]
     constant = all(table.op == "get_attr" for table in tables)
     attended = next((user for user in node.users if user.args[1] == 0), None)
-    if (
-        batch != 1
-        or width % MULTIPLE
-        or not constant
-        or attended is None
-        or not places.known(rows, before=node)
-    ):
+    if width % MULTIPLE or not constant or attended is None or not places.known(rows, before=node):
         return None
     x = places.rows(rows)
     layer = CachedAttention(
         x=places.stores[x].plane, y=places.float_rows(attended), heads=given["heads"], kv_heads=kv_heads,
-        width=width, capacity=capacity, rotary=bool(tables),
+        width=width, capacity=capacity, batch=batch, rotary=bool(tables),
         scale=width**-0.5 if given["scale"] is None else given["scale"],
     )  # fmt: skip
     constants = {

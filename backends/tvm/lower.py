@@ -71,6 +71,7 @@ class Lowering:
         self.on_plane: dict[Node, str] = {}  # codes or floats -> the store that holds them
         self.on_host: set[Node] = set()
         self.caches: dict[Node, str] = {}  # what attention has written into -> the store that holds it
+        self.masks: set[str] = set()
         self.computed: set[Region] = set()  # by a kernel that computes another as well
 
     def program(self) -> Program:
@@ -223,12 +224,10 @@ class Lowering:
     def mask(self, value: Node) -> str:
         """Have what attention adds to its scores in memory."""
         name = f"{value.name}.added"
-        if name not in self.stores:
+        if name not in self.masks:
             self.bring(value)
-            size = int(np.prod(self.shapes[value]))
-            plane = Plane(images=1, height=1, width=1, channels=size, pitch=size)
-            self.stores[name] = Store(plane=plane, dtype="float32")
-            self.steps.append(Mask(node=value, name=name, store=self.stores[name]))
+            self.masks.add(name)
+            self.steps.append(Mask(node=value, name=name))
         return name
 
     def place(self, codes: Node, pair: Node) -> str:

@@ -101,10 +101,7 @@ class Load:
         return (self.name,)
 
     def run(self, state: State) -> None:
-        given = state.values[self.node]
-        if given.requires_grad or given.dtype is not torch.float32 or not given.is_contiguous():
-            given = given.detach().float().contiguous()
-        state.loaded[self.name] = (given if given.data_ptr() % ALIGNMENT == 0 else given.clone()).view(-1)
+        state.loaded[self.name] = aligned(state.values[self.node])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,16 +152,22 @@ class Mask:
 
     node: Node
     name: str
-    store: Store
 
     @property
     def memory(self) -> tuple[str, ...]:
         return (self.name,)
 
     def run(self, state: State) -> None:
-        mask = state.values[self.node].numpy()
-        added = np.where(mask, np.float32(0), np.float32(-np.inf)) if mask.dtype == np.bool_ else mask
-        self.store.inside(state.arrays[self.name])[:] = added.reshape(-1)
+        mask = state.values[self.node]
+        if mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, -math.inf)
+        state.loaded[self.name] = aligned(mask)
+
+
+def aligned(floats: Tensor) -> Tensor:
+    """A tensor as a function takes it: flat, and where a vector load may begin."""
+    flat = floats.detach().float().contiguous().reshape(-1)
+    return flat if flat.data_ptr() % ALIGNMENT == 0 else flat.clone()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ DEGREE = 6  # of 2^r on [-1/2, 1/2], within 2^-25
 
 @dataclass(frozen=True, kw_only=True)
 class CachedAttention:
-    """x [tokens, (heads + 2 kv_heads) width] by row, y [tokens, heads width], a cache of `capacity` tokens.
+    """x [batch tokens, (heads + 2 kv_heads) width] by row, y [.., heads width], caches of `capacity` tokens.
 
     Invariants: the width is a multiple of 16; a head of keys serves heads / kv_heads heads of queries.
     """
@@ -46,12 +46,13 @@ class CachedAttention:
     kv_heads: int
     width: int
     capacity: int
+    batch: int = 1
     scale: float
     rotary: bool
 
     @property
     def tokens(self) -> int:
-        return self.x.images * self.x.height * self.x.width
+        return self.x.images * self.x.height * self.x.width // self.batch
 
     @property
     def position(self) -> Plane:
@@ -60,7 +61,7 @@ class CachedAttention:
     @property
     def cache(self) -> Plane:
         """Keys, or values; behind the last row others may be read."""
-        return flat((self.kv_heads * self.capacity + BLOCK) * self.width)
+        return flat((self.batch * self.kv_heads * self.capacity + BLOCK) * self.width)
 
     @property
     def scratch(self) -> Plane:
@@ -83,9 +84,9 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
     y = k.argument("y", "float32", layer.y.size)
     query = whole(layer.capacity, BLOCK)  # where it lies behind the scores
     shared = layer.heads // layer.kv_heads
-    with k.loop(layer.tokens) as t, k.loop(layer.kv_heads) as g:
-        here = k.load(position, 0) + t
-        row, start = g * layer.capacity, t * layer.x.pitch
+    with k.loop(layer.batch) as b, k.loop(layer.tokens) as t, k.loop(layer.kv_heads) as g:
+        here, line = k.load(position, 0) + t, b * layer.tokens + t
+        row, start = (b * layer.kv_heads + g) * layer.capacity, line * layer.x.pitch
         turn(
             k, layer, tables, here, (x, start + (layer.heads + g) * width), (keys, (row + here) * width), 1.0
         )
@@ -105,7 +106,7 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
                 (values, row * width),
                 here,
                 largest,
-                (y, t * layer.y.pitch + head * width),
+                (y, line * layer.y.pitch + head * width),
             )
     return k.function()
 
