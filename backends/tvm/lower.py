@@ -3,6 +3,7 @@
 partition -> where codes lie (planes, with the border that their readers want) -> a function per layer
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,13 @@ qc = torch.ops.qcompiler
 RESHAPES = (
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims,
     aten.unsqueeze.default,
+)  # fmt: skip
+
+
+# Ops that are computed only if somebody wants their result by itself: a kernel may take them along.
+WAITING = (
+    qc.quantize.default, qc.dequantize.default, aten.silu.default, aten.split_with_sizes.default,
+    operator.getitem,
 )  # fmt: skip
 
 
@@ -99,9 +107,8 @@ class Lowering:
     # ---------------------------------------------------------------- values
 
     def plain(self, node: Node) -> None:
-        """An op outside all regions; coding and decoding wait until somebody reads the result."""
-        waits = node.target in (qc.quantize.default, qc.dequantize.default)
-        if waits or node in self.on_plane or node in self.caches:
+        """An op outside all regions."""
+        if node.target in WAITING or node in self.on_plane or node in self.caches:
             return
         family = FLOATS.get(node.target)
         layer = family(self, node) if family is not None else None
@@ -127,7 +134,7 @@ class Lowering:
             return None
         if before[2:] == (1, 1) and after == before[:2]:
             plane = replace(store.plane, images=1, width=store.plane.images)
-        elif node.target in RESHAPES and 4 not in (len(before), len(after)) and before[-1] == after[-1]:
+        elif is_reshape(node, before) and 4 not in (len(before), len(after)) and before[-1] == after[-1]:
             plane = store.plane
         else:
             return None
@@ -301,6 +308,13 @@ class Lowering:
         if description not in self.functions:
             self.functions[description] = make(f"function_{len(self.functions)}")
         return str(self.functions[description].attrs["global_symbol"])
+
+
+def is_reshape(node: Node, before: Sequence[int]) -> bool:
+    """Whether only the name of a place changes: the one index of an axis selected is a reshape, too."""
+    if node.target is aten.select.int:
+        return bool(before[arguments(node)["dim"]] == 1)
+    return node.target in RESHAPES
 
 
 def only_reader(node: Node | None) -> Node | None:

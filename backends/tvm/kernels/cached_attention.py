@@ -14,23 +14,18 @@ scale sum |q| |keys[j]|, where |a cos| + |b sin| counts for what is turned, floa
 
 import math
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.powers import power_of_two
 from qcompiler.backends.tvm.kernels.rows import across, plus
 from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
 
 BLOCK = 16  # keys whose scores are made together
-LOWEST = -126.0  # below it powers of two are no normal numbers
-ROUNDER = 1.5 * 2**23  # x + ROUNDER - ROUNDER = rne(x), and the sum's last bits are that integer
-MANTISSA = 23
-DEGREE = 6  # of 2^r on [-1/2, 1/2], within 2^-25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,25 +193,3 @@ def weigh(
             k.store(register, 0, tirx.op.fma(weight, value, k.load(register, 0, lanes)), lanes)
     for d, register in enumerate(sums):
         k.store(y[0], y[1] + d * lanes, k.load(register, 0, lanes) * ratio, lanes)
-
-
-def power_of_two(k: Builder, exponent: Any, lanes: int) -> Any:
-    """2^x for x <= 0: the integer of a rounded sum is added to the exponent of a polynomial's value."""
-    raised = k.keep(tirx.max(exponent, splat(LOWEST, "float32", lanes)), "float32", lanes)
-    moved = k.keep(raised + splat(ROUNDER, "float32", lanes), "float32", lanes)
-    rest = k.keep(raised - (moved - splat(ROUNDER, "float32", lanes)), "float32", lanes)
-    first, *others = (splat(float(c), "float32", lanes) for c in reversed(COEFFICIENTS))
-    result = k.keep(reduce(lambda value, c: tirx.op.fma(value, rest, c), others, first), "float32", lanes)
-    bits, steps = (tirx.op.reinterpret(f"int32x{lanes}", value) for value in (result, moved))
-    shifted = bits + (steps << splat(MANTISSA, "int32", lanes))
-    return tirx.op.reinterpret(f"float32x{lanes}", shifted)
-
-
-def polynomial() -> list[float]:
-    """2^r on [-1/2, 1/2] at Chebyshev's points."""
-    points = 0.5 * np.cos((2 * np.arange(64) + 1) * np.pi / 128)
-    fitted = np.polynomial.chebyshev.Chebyshev.fit(points, 2.0**points, DEGREE, domain=[-0.5, 0.5])
-    return [float(c) for c in fitted.convert(kind=np.polynomial.Polynomial).coef]
-
-
-COEFFICIENTS = polynomial()
