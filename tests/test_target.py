@@ -82,6 +82,10 @@ def test_the_cpu_says_what_the_system_reports(monkeypatch: pytest.MonkeyPatch) -
     found = this_cpu.__wrapped__()
     assert (found.name, found.features) == ("Fast 9000", ("avx2", "avx_vnni"))
 
+    arm = "processor : 0\nFeatures : fp asimd asimddp i8mm\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: arm)
+    assert this_cpu.__wrapped__().features == ("asimddp", "i8mm")
+
     def absent(self: Path) -> str:
         raise FileNotFoundError
 

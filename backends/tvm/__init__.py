@@ -7,6 +7,7 @@ lower       a quantized graph as a program          program  its memory and its 
 arena       which planes lie in one place           pages       constants in one block of large pages
 ready       a program with its memory               executable  programs that run, profiled and verified
 floats      families of ops on floats               memory      a decoder whose cache stays in place
+selftest    what must hold before the first kernel runs
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ from qcompiler.backends.base import Executable
 from qcompiler.backends.ort import Ort
 from qcompiler.backends.tvm.executable import TvmExecutable
 from qcompiler.backends.tvm.fewbits import reads_few_bits
-from qcompiler.backends.tvm.isa import ISAS, isa_for
+from qcompiler.backends.tvm.isa import AVX2, ISAS, NEON_DOT, Isa, runnable
+from qcompiler.backends.tvm.selftest import check
 from qcompiler.errors import TargetError
 from qcompiler.ir import Graph
 from qcompiler.passes.partition import partition
@@ -32,15 +34,11 @@ class Tvm:
 
     name = "tvm"
 
-    def __init__(self, target: Target | str = "cpu-tvm") -> None:
+    def __init__(self, target: Target | str = "cpu-tvm", *, isa: str | None = None) -> None:
+        """`isa` names one of the instruction sets that this CPU has; None is the best of them."""
         self.target = find_target(target)
-        found = isa_for(this_cpu().features)
-        if found is None:
-            raise TargetError(
-                "the kernels of backend 'tvm' cannot run here",
-                why=f"they want a CPU with {' and '.join(ISAS[-1].features)}", fix="use backend='ort'",
-            )  # fmt: skip
-        self.isa = found
+        self.isa = chosen(isa)
+        check(self.isa)
 
     def lower(self, graph: Graph, *, threads: int | None = None) -> Executable:
         if not partition(graph, self.target) and not reads_few_bits(graph, self.target):
@@ -55,3 +53,24 @@ class Tvm:
 
     def settings(self, graph: Graph, *, threads: int | None = None) -> Mapping[str, Any]:
         return {"threads": 1, "isa": self.isa.name}
+
+
+def chosen(name: str | None) -> Isa:
+    """The instruction set of that name, or the best of those that this CPU has."""
+    found = {isa.name: isa for isa in runnable(this_cpu().features)}
+    if not found:
+        least = " or ".join(" and ".join(isa.features) for isa in (AVX2, NEON_DOT))
+        raise TargetError(
+            "the kernels of backend 'tvm' cannot run here",
+            why=f"they want a CPU with {least}", fix="use backend='ort'",
+        )  # fmt: skip
+    if name is None:
+        return next(iter(found.values()))
+    if name not in found:
+        exists = name in {isa.name for isa in ISAS}
+        raise TargetError(
+            f"backend 'tvm' cannot compute with the instruction set '{name}'",
+            why="this CPU does not have it" if exists else "there is none of that name",
+            fix=f"choose one of {', '.join(found)}",
+        )
+    return found[name]

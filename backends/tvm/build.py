@@ -7,12 +7,19 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
+from qcompiler.backends.tvm.isa import Isa, Processor, isa_for
+from qcompiler.target.machine import this_cpu
+
 ALIGNMENT = 64  # bytes; a vector load may want it
 
 
-def compiled(functions: Sequence[Any], processor: str) -> Any:
-    """One module with every function by its name, for a processor as LLVM calls it ("znver4")."""
-    target = tvm.target.Target({"kind": "llvm", "mcpu": processor, "num-cores": 1})
+def compiled(functions: Sequence[Any], processor: Processor) -> Any:
+    """One module with every function by its name."""
+    named = {"mtriple": processor.triple} if processor.triple else {}
+    attributes = [f"+{name}" for name in processor.attributes]
+    target = tvm.target.Target(
+        {"kind": "llvm", "mcpu": processor.name, "mattr": attributes, "num-cores": 1, **named}
+    )
     module = tvm.IRModule({str(function.attrs["global_symbol"]): function for function in functions})
     return tvm.compile(module, target)
 
@@ -31,6 +38,14 @@ def handed(array: NDArray[Any]) -> Any:
     return tvm.runtime.from_dlpack(array)
 
 
-def host() -> str:
-    """The processor that this process runs on, as LLVM calls it."""
-    return str(tvm.target.codegen.llvm_get_system_cpu())
+def host() -> Processor:
+    """The processor that this process runs on."""
+    return Processor(name=str(tvm.target.codegen.llvm_get_system_cpu()))
+
+
+def processor_for(isa: Isa) -> Processor:
+    """This machine's, tuned to its pipelines; the least that a set wants where that is not its best.
+
+    LLVM uses whatever a processor has, so another choice would compile a set to instructions beyond it.
+    """
+    return host() if isa == isa_for(this_cpu().features) else isa.processor

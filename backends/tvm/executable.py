@@ -51,7 +51,7 @@ class TvmExecutable:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
             program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
-            self.programs[shapes] = made_ready(program, self.graph, self.placed)
+            self.programs[shapes] = made_ready(program, self.graph, self.isa, self.placed)
         return self.programs[shapes]
 
     def memory(self) -> Memory:

@@ -13,7 +13,7 @@ from torch.fx import Node
 from qcompiler.backends.tvm.cache import attention_over_cache
 from qcompiler.backends.tvm.families import Layer, Places
 from qcompiler.backends.tvm.fewbits import few_bit_linear
-from qcompiler.backends.tvm.gates import gate
+from qcompiler.backends.tvm.gates import gate, gelu
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
 from qcompiler.ir import arguments
 
@@ -99,5 +99,6 @@ FLOATS: Mapping[Any, Callable[[Places, Node], Layer | None]] = {
     aten.layer_norm.default: layer_norm,
     aten.rms_norm.default: rms_norm,
     aten.mul.Tensor: gate,
+    aten.gelu.default: gelu,
     qc.cached_attention.default: attention_over_cache,
 }

@@ -1,4 +1,4 @@
-"""silu(a) b as one kernel, where a and b are values, or columns of values, by row."""
+"""Functions of floats by row: silu(a) b, of values or of columns side by side, and GELU."""
 
 import operator
 
@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from qcompiler.backends.tvm.families import Layer, Places, shape_of
-from qcompiler.backends.tvm.kernels.gated import Columns, Gated, gated
+from qcompiler.backends.tvm.kernels.activation import Activation, activation
 from qcompiler.ir import arguments
 
 aten = torch.ops.aten
@@ -22,13 +22,29 @@ def gate(places: Places, node: Node) -> Layer | None:
     if not all(places.known(source, before=node) for source, _ in found):
         return None
     names = [places.rows(source) for source, _ in found]
-    a, b = (
-        Columns(plane=places.stores[name].plane, first=first)
-        for name, (_, first) in zip(names, found, strict=True)
-    )
-    layer = Gated(a=a, b=b, y=places.float_rows(node))
+    (x, first), (factor, other_first) = zip(names, (begin for _, begin in found), strict=True)
+    layer = Activation(
+        function="silu", channels=places.shapes[node][-1], x=places.stores[x].plane, first=first,
+        other=places.stores[factor].plane, other_first=other_first, floats=places.float_rows(node),
+    )  # fmt: skip
+    return called(places, node, layer, names)
+
+
+def gelu(places: Places, node: Node) -> Layer | None:
+    given = arguments(node)
+    if not places.known(given["self"], before=node):
+        return None
+    x = places.rows(given["self"])
+    layer = Activation(
+        function="gelu_tanh" if given["approximate"] == "tanh" else "gelu",
+        channels=places.shapes[node][-1], x=places.stores[x].plane, floats=places.float_rows(node),
+    )  # fmt: skip
+    return called(places, node, layer, [x])
+
+
+def called(places: Places, node: Node, layer: Activation, names: list[str]) -> Layer:
     return Layer(
-        kernel="gate", description=layer, make=lambda name: gated(layer, places.isa, name),
+        kernel="activation", description=layer, make=lambda name: activation(layer, places.isa, name),
         arguments=tuple(names), results=(node.name,),
     )  # fmt: skip
 

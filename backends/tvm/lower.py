@@ -17,8 +17,7 @@ from qcompiler.backends.tvm.families import FAMILIES, Layer, pair
 from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
-from qcompiler.backends.tvm.kernels.strips import whole
-from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.plane import GRAIN, Plane, pitch_of
 from qcompiler.backends.tvm.program import (
     Call,
     Compute,
@@ -201,7 +200,7 @@ class Lowering:
     def float_rows(self, value: Node) -> Plane:
         """Memory for a float value, by row; whole registers are written."""
         plane = self.plane_of(self.shapes[value], 0)
-        plane = replace(plane, pitch=whole(plane.channels, self.isa.lanes))
+        plane = replace(plane, pitch=pitch_of(plane.channels))
         self.stores[value.name] = Store(plane=plane, dtype="float32")
         self.on_plane[value] = value.name
         return plane
@@ -247,7 +246,7 @@ class Lowering:
 
     def plane_of(self, shape: Sequence[int], border: int) -> Plane:
         images, channels, height, width = as_image(shape)
-        pitch = channels if channels < self.isa.lanes else whole(channels, self.isa.lanes)
+        pitch = channels if channels < GRAIN else pitch_of(channels)
         return Plane(images=images, height=height, width=width, channels=channels, pitch=pitch, border=border)
 
     def tensor(self, node: Any) -> Tensor:
@@ -299,7 +298,7 @@ class Lowering:
             return self.float_rows(result)
         self.place(result, result)
         store = self.stores[result.name]
-        plane = replace(store.plane, pitch=whole(store.plane.channels, self.isa.lanes))
+        plane = replace(store.plane, pitch=pitch_of(store.plane.channels))
         self.stores[result.name] = replace(store, plane=plane)
         return plane
 

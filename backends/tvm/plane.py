@@ -6,6 +6,12 @@
 from dataclasses import dataclass
 
 SPARE = 64  # bytes behind the last pixel: a vector may be read where it begins inside
+GRAIN = 16  # channels that lie side by side in whole pixels; registers of sums hold as many, or a share
+
+
+def pitch_of(channels: int) -> int:
+    """Bytes from a pixel to the next, where all of its channels are written in whole registers."""
+    return -(-channels // GRAIN) * GRAIN
 
 
 @dataclass(frozen=True, kw_only=True)

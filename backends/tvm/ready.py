@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.tvm.arena import memory
-from qcompiler.backends.tvm.build import compiled, handed, host
+from qcompiler.backends.tvm.build import compiled, handed, processor_for
+from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.program import Call, Program, State, Step, Take, reads, tensors
 from qcompiler.ir import Graph
@@ -43,9 +44,9 @@ class Ready:
         return state.values
 
 
-def made_ready(program: Program, graph: Graph, placed: dict[str, NDArray[Any]]) -> Ready:
+def made_ready(program: Program, graph: Graph, isa: Isa, placed: dict[str, NDArray[Any]]) -> Ready:
     """`placed`: the constants of other programs of this graph; equal ones are shared, new ones join them."""
-    module = compiled(program.functions, host())
+    module = compiled(program.functions, processor_for(isa))
     names = [str(function.attrs["global_symbol"]) for function in program.functions]
     functions = {name: module[name] for name in names}
     arrays = memory(program) | constants_of(program, placed)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.cli.screen import complain, show
+from qcompiler.errors import EngineError, TargetError
 
 # Where the name to import is not the name to install.
 IMPORTED_AS = {"scikit-learn": "sklearn", "apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi"}
@@ -34,7 +35,8 @@ def run() -> None:
 
     Exit code 1 if something needed is missing, too old or broken.
     """
-    findings = [Finding(what="python", found=platform.python_version(), state="ok"), *packages(), *machine()]
+    python = Finding(what="python", found=platform.python_version(), state="ok")
+    findings = [python, *packages(), *machine(), *kernels()]
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         state = Text(finding.state, style=COLOURS[finding.state])
@@ -100,3 +102,23 @@ def machine() -> Iterator[Finding]:
         return
     state = "ok" if "CPUExecutionProvider" in providers else "broken"
     yield Finding(what="providers", found=f"{len(providers)}", state=state, remark=", ".join(providers))
+
+
+def kernels() -> Iterator[Finding]:
+    """What kernels of our own run on here, and their self-tests."""
+    try:
+        from qcompiler.backends.tvm import chosen
+        from qcompiler.backends.tvm.selftest import SELF_TESTS
+    except Exception:  # said above
+        return
+    try:
+        isa = chosen(None)
+    except TargetError as error:
+        yield Finding(what="kernels", found="–", state="optional", remark=str(error))
+        return
+    yield Finding(what="kernels", found=isa.name, state="ok", remark="instruction set of backend 'tvm'")
+    for name, test in SELF_TESTS.items():
+        try:
+            yield Finding(what=f"  {name}", found="", state="ok", remark=test(isa))
+        except EngineError as error:
+            yield Finding(what=f"  {name}", found="", state="broken", remark=str(error))

@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 
 INTERESTING = (
-    "avx2", "avx512f", "avx512_vnni", "avx512vbmi", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "avx2", "fma", "avx512f", "avx512vl", "avx512_vnni", "avx512vbmi", "avx_vnni", "avx512_bf16", "amx_int8",
+    "amx_bf16", "asimddp", "i8mm",
 )  # fmt: skip
 
 
@@ -20,14 +21,14 @@ class Cpu:
 
 @cache
 def this_cpu() -> Cpu:
-    """Empty features where the system does not say (only Linux on x86 does)."""
+    """Empty features where the system does not say (only Linux does, on x86 and on ARM)."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return Cpu(name=platform.processor() or platform.machine(), features=())
     fields = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
     named = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = set(named.get("flags", "").split())
+    flags = set((named.get("flags") or named.get("Features") or "").split())
     return Cpu(
         name=named.get("model name", platform.machine()),
         features=tuple(name for name in INTERESTING if name in flags),

@@ -229,7 +229,7 @@ def test_bench_compares_recipes_with_float(run: Run) -> None:
 def test_doctor_finds_this_installation_sound(run: Run) -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output
-    for name in ("python", "torch", "onnxruntime", "cpu", "vnni", "providers"):
+    for name in ("python", "torch", "onnxruntime", "cpu", "vnni", "providers", "kernels"):
         assert any(line.startswith(name) for line in result.stdout.splitlines())
 
 

@@ -15,8 +15,8 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.strips import bounded, store_codes, strips, whole
-from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.kernels.strips import bounded, store_codes, strips
+from qcompiler.backends.tvm.plane import Plane, pitch_of
 
 Place = Callable[[Plane], Any]
 
@@ -96,11 +96,8 @@ def runs(k: Builder, planes: tuple[Plane, ...]) -> Iterator[tuple[int, Place]]:
         if len({plane.pitch for plane in planes}) == 1:
             w, extent = 0, y.width * y.pitch
         else:
-            w, extent = pixels.enter_context(k.loop(y.width)), whole(y.channels, SHORTEST)
+            w, extent = pixels.enter_context(k.loop(y.width)), pitch_of(y.channels)
         yield extent, lambda p: p.origin + n * p.image + h * p.line + w * p.pitch
-
-
-SHORTEST = 16  # codes that a pitch is a multiple of
 
 
 def table(x: Plane, y: Plane, isa: Isa, name: str) -> Any:

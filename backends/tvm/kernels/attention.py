@@ -23,6 +23,7 @@ from qcompiler.backends.reference.attention import LOG2_E, LOG2_LEVELS, LOWEST, 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import within
+from qcompiler.backends.tvm.kernels.power import power_of_two
 from qcompiler.backends.tvm.kernels.rows import across, plus, store_steps, widened
 from qcompiler.backends.tvm.kernels.strips import store_codes, whole
 from qcompiler.backends.tvm.plane import Plane
@@ -30,9 +31,7 @@ from qcompiler.backends.tvm.plane import Plane
 PART = 16  # bytes within which registers are unpacked
 UNIT = 4  # bytes of a dot product
 MIDDLE = 128  # u8 - MIDDLE = s8
-LONGEST = 2**31 // (255 * MIDDLE)  # keys whose products with probabilities fit int32
-ROUNDER = 1.5 * 2**23  # x + ROUNDER - ROUNDER = rne(x), and the sum's last bits are that integer
-MANTISSA = 23  # bits behind which a float's exponent begins
+LONGEST = 2**31 // 255**2  # keys whose products with probabilities fit int32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +96,14 @@ def takes(layer: Attention, isa: Isa) -> bool:
     )
 
 
-def attention(layer: Attention, isa: Isa, name: str, rows: int = 4) -> Any:
-    """The function (q, k, v, [mask,] [c, w], y); `rows` queries at a time."""
-    return Kernel(layer, isa, name, min(rows, layer.queries)).function()
+def attention(layer: Attention, isa: Isa, name: str, rows: int | None = None) -> Any:
+    """The function (q, k, v, [mask,] [c, w], y); `rows` queries at a time, or as many as `rows_for` says."""
+    return Kernel(layer, isa, name, min(rows or rows_for(layer), layer.queries)).function()
+
+
+def rows_for(layer: Attention) -> int:
+    """Queries at a time: 4, or 5 where that computes fewer twice; the sums of more do not fit registers."""
+    return min((4, 5), key=lambda rows: -layer.queries % rows)
 
 
 class Kernel:
@@ -276,7 +280,7 @@ class Kernel:
         score = tirx.Cast(f"float32x{lanes}", k.load(register, 0, lanes))
         step = splat(k.load(self.numbers, 0), "float32", lanes)
         if layer.mask is None:
-            result = score * step
+            result = score * step  # also read for the largest, so LLVM joins it to no later sum
         else:
             at = reduce(plus, [stride * index for stride, index in zip(layer.mask, spot, strict=True)])
             if layer.mask[-1]:
@@ -304,27 +308,12 @@ class Kernel:
             four = []
             for j in range(len(lengths)):
                 exponent = k.load(self.exponents, at + j * lanes, lanes) + offset
-                rounded = k.keep(self.isa.nearest(self.power_of_two(exponent)), "int32", lanes)
+                raised = k.keep(tirx.max(exponent, splat(LOWEST, "float32", lanes)), "float32", lanes)
+                rounded = k.keep(self.isa.nearest(power_of_two(k, raised, lanes, POWER)), "int32", lanes)
                 k.store(total, 0, k.load(total, 0, lanes) + rounded, lanes)
                 four.append(rounded)
             store_codes(k, self.isa, self.probabilities, at, four)
         return across(k, k.load(total, 0, lanes), "int32", lanes, plus)
-
-    def power_of_two(self, exponent: Any) -> Any:
-        """exp2~ in float32: the integer of a rounded sum is added to the exponent of the polynomial."""
-        k, lanes = self.k, self.lanes
-
-        def number(value: float) -> Any:
-            return splat(value, "float32", lanes)
-
-        raised = k.keep(tirx.max(exponent, number(LOWEST)), "float32", lanes)
-        moved = k.keep(raised + number(ROUNDER), "float32", lanes)
-        rest = k.keep(raised - (moved - number(ROUNDER)), "float32", lanes)
-        result = number(POWER[-1])
-        for coefficient in POWER[-2::-1]:
-            result = tirx.op.fma(result, rest, number(coefficient))
-        bits, steps = (tirx.op.reinterpret(f"int32x{lanes}", value) for value in (result, moved))
-        return tirx.op.reinterpret(f"float32x{lanes}", bits + (steps << splat(MANTISSA, "int32", lanes)))
 
     def mix(self, place: tuple[Any, Any, Any], sums: list[Any], seen: Any) -> None:
         """Probabilities times values, divided by their sum, as codes."""

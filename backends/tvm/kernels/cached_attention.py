@@ -20,7 +20,8 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.powers import power_of_two
+from qcompiler.backends.tvm.kernels.activation import FARTHEST, POWER
+from qcompiler.backends.tvm.kernels.power import power_of_two
 from qcompiler.backends.tvm.kernels.rows import across, plus
 from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
@@ -82,16 +83,16 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
     with k.loop(layer.batch) as b, k.loop(layer.tokens) as t, k.loop(layer.kv_heads) as g:
         here, line = k.load(position, 0) + t, b * layer.tokens + t
         row, start = (b * layer.kv_heads + g) * layer.capacity, line * layer.x.pitch
-        turn(
-            k, layer, tables, here, (x, start + (layer.heads + g) * width), (keys, (row + here) * width), 1.0
-        )
+        turned = Turned(half=width // 2, lanes=isa.lanes if width // 2 % isa.lanes == 0 else 8, tables=tables)
+        new = (row + here) * width
+        turn(k, turned, here, (x, start + (layer.heads + g) * width), (keys, new), 1.0)
         for d in range(0, width, isa.lanes):
             value = k.load(x, start + (layer.heads + layer.kv_heads + g) * width + d, isa.lanes)
-            k.store(values, (row + here) * width + d, value, isa.lanes)
+            k.store(values, new + d, value, isa.lanes)
         with k.loop(shared) as r:
             head = g * shared + r
             factor = layer.scale * math.log2(math.e)
-            turn(k, layer, tables, here, (x, start + head * width), (scratch, query), factor)
+            turn(k, turned, here, (x, start + head * width), (scratch, query), factor)
             largest = scored(k, isa, width, (scratch, query), (keys, row * width), here)
             weigh(
                 k,
@@ -109,23 +110,27 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
 Place = tuple[Any, Any]  # a buffer, and where in it
 
 
-def turn(
-    k: Builder, layer: CachedAttention, tables: list[Any], here: Any, source: Place, to: Place, factor: float
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Turned:
+    """Half a head in vectors of so many lanes, and the tables of cosines and sines, if there are any."""
+
+    half: int
+    lanes: int
+    tables: list[Any]
+
+
+def turn(k: Builder, by: Turned, here: Any, source: Place, to: Place, factor: float) -> None:
     """factor (a cos - b sin), factor (b cos + a sin); without tables only the factor."""
-    half = layer.width // 2
-    lanes = 16 if half % 16 == 0 else 8
-    scale = splat(factor, "float32", lanes)
+    half, lanes = by.half, by.lanes
     for i in range(0, half, lanes):
         a, b = (k.keep(k.load(source[0], source[1] + i + o, lanes), "float32", lanes) for o in (0, half))
-        if tables:
-            cos, sin = (k.keep(k.load(table, here * half + i, lanes), "float32", lanes) for table in tables)
-            a, b = (
-                k.keep(a * cos - b * sin, "float32", lanes),
-                k.keep(b * cos + a * sin, "float32", lanes),
-            )
-        for value, offset in ((a, 0), (b, half)):
-            k.store(to[0], to[1] + i + offset, value * scale if factor != 1.0 else value, lanes)
+        sides = a, b
+        if by.tables:
+            cos, sin = (k.keep(k.load(t, here * half + i, lanes), "float32", lanes) for t in by.tables)
+            sides = a * cos - b * sin, b * cos + a * sin
+        for value, offset in zip(sides, (0, half), strict=True):
+            scaled = k.keep(value, "float32", lanes) * splat(factor, "float32", lanes)
+            k.store(to[0], to[1] + i + offset, scaled if factor != 1.0 else value, lanes)
 
 
 def scored(k: Builder, isa: Isa, width: int, query: Place, keys: Place, here: Any) -> Any:
@@ -133,15 +138,17 @@ def scored(k: Builder, isa: Isa, width: int, query: Place, keys: Place, here: An
     lanes, (scratch, at) = isa.lanes, query
     largest = k.register("float32", lanes)
     k.store(largest, 0, splat(-math.inf, "float32", lanes), lanes)
+    parts = [k.keep(k.load(scratch, at + d, lanes), "float32", lanes) for d in range(0, width, lanes)]
     with k.loop(tirx.floordiv(here + lanes, lanes)) as b:
-        sums = [k.register("float32", lanes) for _ in range(lanes)]
-        for d in range(0, width, lanes):
-            q = k.keep(k.load(scratch, at + d, lanes), "float32", lanes)
-            for j, register in enumerate(sums):
-                key = k.load(keys[0], keys[1] + (b * lanes + j) * width + d, lanes)
-                product = tirx.op.fma(q, key, k.load(register, 0, lanes)) if d else q * key
-                k.store(register, 0, product, lanes)
-        crossed = sums_across(k, [k.load(register, 0, lanes) for register in sums])
+        sums = []
+        for j in range(lanes):  # key by key, as they lie in memory
+            place = keys[1] + (b * lanes + j) * width
+            product = k.register("float32", lanes)
+            for d, q in enumerate(parts):
+                key = k.load(keys[0], place + d * lanes, lanes)
+                k.store(product, 0, tirx.op.fma(q, key, k.load(product, 0, lanes)) if d else q * key, lanes)
+            sums.append(k.load(product, 0, lanes))
+        crossed = sums_across(k, sums)
         seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
         score = k.keep(tirx.Select(seen, crossed, splat(-math.inf, "float32", lanes)), "float32", lanes)
         k.store(scratch, b * lanes, score, lanes)
@@ -176,7 +183,8 @@ def weigh(
     total = k.register("float32", lanes)
     k.store(total, 0, splat(0.0, "float32", lanes), lanes)
     with k.loop(tirx.floordiv(here + lanes, lanes)) as b:
-        power = k.keep(power_of_two(k, k.load(scratch, b * lanes, lanes) - largest, lanes), "float32", lanes)
+        below = tirx.max(k.load(scratch, b * lanes, lanes) - largest, splat(-FARTHEST, "float32", lanes))
+        power = k.keep(power_of_two(k, k.keep(below, "float32", lanes), lanes, POWER), "float32", lanes)
         seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
         weight = k.keep(tirx.Select(seen, power, splat(0.0, "float32", lanes)), "float32", lanes)
         k.store(scratch, b * lanes, weight, lanes)

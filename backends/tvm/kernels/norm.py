@@ -12,7 +12,6 @@ deviations (measured: 2.6 where the 4 stands; torch's own float32 comes as far):
     |error| <= 4 (|g| (1 + max|x| r) + |b|) 2^-24
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +22,8 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.rows import (
     TOGETHER,
     parts,
-    store_floats,
-    store_steps,
+    results,
+    rows,
     total,
     vectors,
     widened,
@@ -98,32 +97,6 @@ def encode_rows(x: Plane, y: Plane, zero_point: int, isa: Isa, name: str) -> Any
         for at, lengths in parts(k, x.channels, isa.lanes):
             write(row, at, vectors(k, source, row * x.pitch + at, lengths, isa.lanes), lengths)
     return k.function()
-
-
-def results(
-    k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None, zero_point: int
-) -> Callable[[Any, Any, Floats, list[int]], None]:
-    """What writes a part of a row wherever it is wanted; the arguments ([s,] [y,] [q]) are declared here."""
-    scale = None if codes is None else k.argument("scale", "float32", 1)
-    y = None if floats is None else k.argument("y", "float32", floats.size)
-    q = None if codes is None else k.argument("q", "uint8", codes.size)
-    step = None if scale is None else k.keep(
-        splat(k.load(scale, 0), "float32", isa.lanes), "float32", isa.lanes
-    )  # fmt: skip
-
-    def write(row: Any, at: Any, values: Floats, lengths: list[int]) -> None:
-        values = [k.keep(value, "float32", isa.lanes) for value in values]
-        if floats is not None:
-            store_floats(k, y, row * floats.pitch + at, values, lengths, isa.lanes)
-        if codes is not None:
-            steps = [value / step for value in values]
-            store_steps(k, isa, q, row * codes.pitch + at, steps, zero_point, sum(lengths))
-
-    return write
-
-
-def rows(plane: Plane) -> int:
-    return plane.images * plane.height * plane.width
 
 
 def registers(k: Builder, lanes: int) -> list[Any]:

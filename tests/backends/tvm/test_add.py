@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,18 +12,15 @@ from numpy.typing import NDArray
 
 from qcompiler.backends.reference.formulas import FORMULAS
 from qcompiler.backends.reference.kernels import Call, Codes, Output
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
-from qcompiler.backends.tvm.isa import AVX512_VBMI, AVX512_VNNI, Isa
+from qcompiler.backends.tvm.build import handed, placed
+from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.add import Pair, Zeros, add, concatenate, multiply, table
-from qcompiler.backends.tvm.plane import Plane
-from qcompiler.target.machine import this_cpu
-from tests.backends.tvm.test_conv import filled, inside, up
+from qcompiler.backends.tvm.plane import Plane, pitch_of
+from tests.backends.tvm.sets import built, every_isa, pytestmark
+from tests.backends.tvm.test_conv import filled, inside
 from tests.backends.tvm.test_depthwise import border_kept
 
-pytestmark = pytest.mark.skipif(
-    not set(AVX512_VNNI.features) <= set(this_cpu().features), reason="this CPU has no avx512_vnni"
-)
-ISAS = [isa for isa in (AVX512_VNNI, AVX512_VBMI) if set(isa.features) <= set(this_cpu().features)]
+__all__ = ["pytestmark"]
 Sizes = tuple[int, int, int, int]
 
 
@@ -35,7 +31,7 @@ def plane(sizes: Sizes, *, wider: int = 0, border: int = 1) -> Plane:
         height=height,
         width=width,
         channels=channels,
-        pitch=up(channels) + wider,
+        pitch=pitch_of(channels) + wider,
         border=border,
     )
 
@@ -57,9 +53,9 @@ def called(
     return np.asarray(FORMULAS[formula](call))
 
 
-def run(function: Any, arguments: list[NDArray[Any]], y: Plane) -> NDArray[np.uint8]:
+def run(isa: Isa, function: Any, arguments: list[NDArray[Any]], y: Plane) -> NDArray[np.uint8]:
     memory = placed(np.full(y.size, 99, np.uint8))
-    compiled([function], host())["kernel"](*map(handed, [*arguments, memory]))
+    built(function, isa)(*map(handed, [*arguments, memory]))
     result = inside(y, memory).copy()
     assert border_kept(y, memory)
     return result.transpose(0, 3, 1, 2)
@@ -78,9 +74,10 @@ SCALES = st.tuples(*[st.floats(2**-7, 2**-3, width=32)] * 3)
 WIDER = st.sampled_from([0, 16])
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(sizes=SIZES, wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS)
-def test_add(sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: int) -> None:
+def test_add(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: int) -> None:
     pair = Pair(a=plane(sizes, border=0), b=plane(sizes, wider=wider), y=plane(sizes))
     a, b = random(sizes, seed), random(sizes, seed + 1)
     ratio_a, ratio_b = (np.float32(s) / np.float32(scales[2]) for s in scales[:2])
@@ -90,19 +87,20 @@ def test_add(sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: int) -> No
     numbers = np.array([ratio_a, ratio_b, np.float32(zeros[2]) - both], np.float32)
     operands = [quantized(a, scales[0], zeros[0]), quantized(b, scales[1], zeros[1])]
     given_ = [filled(pair.a, a, 0), filled(pair.b, b, 0), placed(numbers)]
-    found = run(add(pair, ISAS[0], "kernel"), given_, pair.y)
+    found = run(isa, add(pair, isa, "kernel"), given_, pair.y)
     assert np.array_equal(found, called("add", operands, scales[2], zeros[2]))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(sizes=SIZES, wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS)
-def test_multiply(sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: int) -> None:
+def test_multiply(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: int) -> None:
     pair = Pair(a=plane(sizes, border=0), b=plane(sizes, wider=wider), y=plane(sizes))
     a, b = random(sizes, seed), random(sizes, seed + 1)
     operands = [quantized(a, scales[0], zeros[0]), quantized(b, scales[1], zeros[1])]
     given_ = [filled(pair.a, a, 0), filled(pair.b, b, 0), placed(np.array(scales, np.float32))]
-    function = multiply(pair, Zeros(a=zeros[0], b=zeros[1], y=zeros[2]), ISAS[0], "kernel")
-    assert np.array_equal(run(function, given_, pair.y), called("mul", operands, scales[2], zeros[2]))
+    function = multiply(pair, Zeros(a=zeros[0], b=zeros[1], y=zeros[2]), isa, "kernel")
+    assert np.array_equal(run(isa, function, given_, pair.y), called("mul", operands, scales[2], zeros[2]))
 
 
 def entries(op: Any, scales: tuple[float, float], zeros: tuple[int, int]) -> NDArray[np.uint8]:
@@ -111,22 +109,24 @@ def entries(op: Any, scales: tuple[float, float], zeros: tuple[int, int]) -> NDA
     return called("unary", [every], scales[1], zeros[1], op)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(sizes=SIZES, wider=WIDER, isa=st.sampled_from(ISAS), seed=SEEDS)
-def test_table(sizes: Sizes, wider: int, isa: Isa, seed: int) -> None:
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(sizes=SIZES, wider=WIDER, seed=SEEDS)
+def test_table(isa: Isa, sizes: Sizes, wider: int, seed: int) -> None:
     x, y, codes = plane(sizes, wider=wider), plane(sizes), random(sizes, seed)
     op = torch.ops.aten.hardswish.default
     held = entries(op, (0.05, 0.03), (128, 10))
-    found = run(table(x, y, isa, "kernel"), [filled(x, codes, 0), placed(held)], y)
+    found = run(isa, table(x, y, isa, "kernel"), [filled(x, codes, 0), placed(held)], y)
     assert np.array_equal(found, called("unary", [quantized(codes, 0.05, 128)], 0.03, 10, op))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     sizes=SIZES, widths=st.lists(st.sampled_from([1, 5, 16, 24, 48, 64, 67]), min_size=1, max_size=4),
-    isa=st.sampled_from(ISAS), seed=SEEDS,
+    seed=SEEDS,
 )  # fmt: skip
-def test_concatenate(sizes: Sizes, widths: list[int], isa: Isa, seed: int) -> None:
+def test_concatenate(isa: Isa, sizes: Sizes, widths: list[int], seed: int) -> None:
     each = [(sizes[0], width, *sizes[2:]) for width in widths]
     inputs, y = tuple(plane(size) for size in each), plane((sizes[0], sum(widths), *sizes[2:]))
     arguments, tables, operands = [], [], []
@@ -136,5 +136,5 @@ def test_concatenate(sizes: Sizes, widths: list[int], isa: Isa, seed: int) -> No
         held = entries(torch.ops.aten.alias.default, (scale, 0.04), (zero, 20))
         arguments.append(filled(x, codes, 0))
         tables.append(placed(held))
-    found = run(concatenate(inputs, y, isa, "kernel"), [*arguments, *tables], y)
+    found = run(isa, concatenate(inputs, y, isa, "kernel"), [*arguments, *tables], y)
     assert np.array_equal(found, called("concat", operands, 0.04, 20, dim=1))

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
+from qcompiler.backends.tvm.build import handed, placed
+from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.cached_attention import CachedAttention, cached_attention
 from qcompiler.backends.tvm.plane import SPARE, Plane
-from tests.backends.tvm.test_conv import ISA, pytestmark
+from tests.backends.tvm.sets import built, every_isa, pytestmark
 
 __all__ = ["pytestmark"]
 UNIT = 2.0**-24
@@ -62,9 +63,10 @@ def bound(
     return UNIT * largest * steps
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(layer=layers(), place=st.floats(0, 1), seed=st.integers(0, 10_000))
-def test_within_the_bound(layer: CachedAttention, place: float, seed: int) -> None:
+def test_within_the_bound(isa: Isa, layer: CachedAttention, place: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     position = round(place * (layer.capacity - layer.tokens))
     qkv = torch.randn(layer.batch * layer.tokens, layer.x.channels, generator=generator)
@@ -84,7 +86,7 @@ def test_within_the_bound(layer: CachedAttention, place: float, seed: int) -> No
             np.full(layer.scratch.size, np.nan, np.float32), *caches, np.zeros(layer.y.size, np.float32),
         )
     ]  # fmt: skip
-    compiled([cached_attention(layer, ISA, "kernel")], host())["kernel"](*map(handed, arrays))
+    built(cached_attention(layer, isa, "kernel"), isa)(*map(handed, arrays))
     y, keys, values = exact(layer, qkv, past, position, tables)
     found = torch.from_numpy(arrays[-1][:-SPARE])
     assert float((found.reshape(y.shape) - y).abs().max()) <= bound(layer, qkv, past, position, tables)

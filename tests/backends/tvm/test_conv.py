@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -14,22 +13,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qcompiler.backends.reference.kernels import Output, multiply_add
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
-from qcompiler.backends.tvm.isa import AVX512_VNNI
+from qcompiler.backends.tvm.build import handed, placed
+from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, Tile, convolution, merged, pack
-from qcompiler.backends.tvm.plane import SPARE, Plane
-from qcompiler.target.machine import this_cpu
+from qcompiler.backends.tvm.plane import SPARE, Plane, pitch_of
+from tests.backends.tvm.sets import built, every_isa, pytestmark
 
-ISA = AVX512_VNNI
-pytestmark = pytest.mark.skipif(
-    not set(ISA.features) <= set(this_cpu().features), reason=f"this CPU has no {', '.join(ISA.features)}"
-)
+__all__ = ["pytestmark"]
 INPUT_ZERO, RESIDUAL_ZERO = 7, 11
 SCALES = {"input": 0.02, "result": 0.07, "residual": 0.03}
-
-
-def up(channels: int) -> int:
-    return -(-channels // ISA.lanes) * ISA.lanes
 
 
 def case(
@@ -43,7 +35,12 @@ def case(
         border=max(padding),
     )  # fmt: skip
     y = Plane(
-        images=images, height=out[0], width=out[1], channels=channels[1], pitch=up(channels[1]), border=1
+        images=images,
+        height=out[0],
+        width=out[1],
+        channels=channels[1],
+        pitch=pitch_of(channels[1]),
+        border=1,
     )
     return Convolution(
         x=x, y=y, kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups,
@@ -120,23 +117,22 @@ def ratios() -> NDArray[np.float32]:
     return np.array([ratio, np.float32(-RESIDUAL_ZERO) * ratio], np.float32)
 
 
-def run(layer: Convolution, tile: Tile, numbers: Numbers) -> NDArray[np.uint8]:
-    wide, groups = merged(numbers.weight, layer.groups, ISA)
+def run(layer: Convolution, tile: Tile, numbers: Numbers, isa: Isa) -> NDArray[np.uint8]:
+    wide, groups = merged(numbers.weight, layer.groups, isa)
     layer = replace(layer, groups=groups)
     outputs = len(wide)
-    channels = up(outputs // groups) * groups
+    channels = -(-outputs // groups // isa.lanes) * isa.lanes * groups
     bias, multiplier = np.zeros(channels, np.int32), np.ones(channels, np.float32)
     bias[:outputs] = numbers.bias - INPUT_ZERO * wide.astype(np.int64).reshape(outputs, -1).sum(1)
     multiplier[:outputs] = multipliers(numbers.scales)
-    weights = np.concatenate([pack(layer, wide, ISA).reshape(-1), np.zeros(LINE, np.int8)])
+    weights = np.concatenate([pack(layer, wide, isa).reshape(-1), np.zeros(LINE, np.int8)])
     planes, constants = [filled(layer.x, numbers.x, INPUT_ZERO)], [weights, bias, multiplier]
     if layer.residual is not None:
         planes.append(filled(layer.residual, numbers.residual, 0))
         constants.append(ratios())
     arguments = [*planes, *map(placed, constants)]
     y = placed(np.zeros(layer.y.size, np.uint8))
-    module = compiled([convolution(layer, tile, ISA, "layer")], host())
-    module["layer"](*map(handed, [*arguments, y]))
+    built(convolution(layer, tile, isa, "layer"), isa)(*map(handed, [*arguments, y]))
     return inside(layer.y, y).transpose(0, 3, 1, 2)
 
 
@@ -165,8 +161,9 @@ def layers(draw: Any) -> Convolution:
     )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(layer=layers(), tile=TILES, seed=st.integers(0, 1000))
-def test_equal_to_the_reference(layer: Convolution, tile: Tile, seed: int) -> None:
+def test_equal_to_the_reference(isa: Isa, layer: Convolution, tile: Tile, seed: int) -> None:
     numbers = drawn(layer, seed)
-    assert np.array_equal(run(layer, tile, numbers), reference(layer, numbers))
+    assert np.array_equal(run(layer, tile, numbers, isa), reference(layer, numbers))

@@ -13,7 +13,7 @@ from qcompiler.backends.memory import HeldMemory, memory_of
 from qcompiler.backends.tvm import TvmExecutable
 from qcompiler.backends.tvm.memory import KeptMemory
 from qcompiler.errors import InputError
-from tests.backends.tvm.test_conv import pytestmark
+from tests.backends.tvm.sets import pytestmark
 from tests.models.test_decoder import small
 
 __all__ = ["pytestmark"]

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
-from qcompiler.backends.tvm.isa import AVX512_VNNI
+from qcompiler.backends.tvm.build import handed, placed
+from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import Convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch, arranged, depthwise, pack
-from qcompiler.backends.tvm.plane import Plane
-from qcompiler.target.machine import this_cpu
+from qcompiler.backends.tvm.plane import Plane, pitch_of
+from tests.backends.tvm.sets import built, every_isa, pytestmark
 from tests.backends.tvm.test_conv import (
     INPUT_ZERO,
     Numbers,
@@ -25,13 +24,9 @@ from tests.backends.tvm.test_conv import (
     multipliers,
     reference,
     small,
-    up,
 )
 
-ISA = AVX512_VNNI
-pytestmark = pytest.mark.skipif(
-    not set(ISA.features) <= set(this_cpu().features), reason=f"this CPU has no {', '.join(ISA.features)}"
-)
+__all__ = ["pytestmark"]
 
 
 def as_convolution(layer: Depthwise) -> Convolution:
@@ -42,16 +37,16 @@ def as_convolution(layer: Depthwise) -> Convolution:
     )  # fmt: skip
 
 
-def run(layer: Depthwise, patch: Patch, numbers: Numbers) -> NDArray[np.uint8]:
+def run(layer: Depthwise, patch: Patch, numbers: Numbers, isa: Isa) -> NDArray[np.uint8]:
     channels = layer.x.channels
     bias = numbers.bias - INPUT_ZERO * numbers.weight.astype(np.int32).reshape(channels, -1).sum(1)
     constants = (
-        pack(layer, numbers.weight, ISA), arranged(layer, bias.astype(np.int32), ISA),
-        arranged(layer, multipliers(numbers.scales), ISA),
+        pack(layer, numbers.weight, isa), arranged(layer, bias.astype(np.int32), isa),
+        arranged(layer, multipliers(numbers.scales), isa),
     )  # fmt: skip
     y = placed(np.full(layer.y.size, 99, np.uint8))
-    module = compiled([depthwise(layer, patch, ISA, "layer")], host())
-    module["layer"](*map(handed, [filled(layer.x, numbers.x, INPUT_ZERO), *map(placed, constants), y]))
+    function = built(depthwise(layer, patch, isa, "layer"), isa)
+    function(*map(handed, [filled(layer.x, numbers.x, INPUT_ZERO), *map(placed, constants), y]))
     result = inside(layer.y, y).copy()
     inside(layer.y, y)[:] = 99
     assert border_kept(layer.y, y)
@@ -77,9 +72,16 @@ def planes(
     )
     height, width = ((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, d, p, t in numbers)
     x = Plane(
-        images=images, height=size[0], width=size[1], channels=channels, pitch=up(channels), border=border
+        images=images,
+        height=size[0],
+        width=size[1],
+        channels=channels,
+        pitch=pitch_of(channels),
+        border=border,
     )
-    y = Plane(images=images, height=height, width=width, channels=channels, pitch=up(channels) + 16, border=1)
+    y = Plane(
+        images=images, height=height, width=width, channels=channels, pitch=pitch_of(channels) + 16, border=1
+    )
     return x, y
 
 
@@ -102,15 +104,17 @@ THREE, ONE = st.just((3, 3)), st.just((1, 1))
 ANY = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(layer=layers(THREE, ONE), patch=PATCHES, seed=st.integers(0, 1000))
-def test_three_by_three_equals_the_reference(layer: Depthwise, patch: Patch, seed: int) -> None:
+def test_three_by_three_equals_the_reference(isa: Isa, layer: Depthwise, patch: Patch, seed: int) -> None:
     numbers = drawn(as_convolution(layer), seed)
-    assert np.array_equal(run(layer, patch, numbers), reference(as_convolution(layer), numbers))
+    assert np.array_equal(run(layer, patch, numbers, isa), reference(as_convolution(layer), numbers))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(layer=layers(ANY, small), patch=PATCHES, seed=st.integers(0, 1000))
-def test_any_kernel_equals_the_reference(layer: Depthwise, patch: Patch, seed: int) -> None:
+def test_any_kernel_equals_the_reference(isa: Isa, layer: Depthwise, patch: Patch, seed: int) -> None:
     numbers = drawn(as_convolution(layer), seed)
-    assert np.array_equal(run(layer, patch, numbers), reference(as_convolution(layer), numbers))
+    assert np.array_equal(run(layer, patch, numbers, isa), reference(as_convolution(layer), numbers))

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompiler.backends.reference.kernels import Codes, weight_only_linear
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
+from qcompiler.backends.tvm.build import handed, placed
+from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
 from qcompiler.backends.tvm.plane import SPARE, Plane
-from tests.backends.tvm.test_conv import ISA, pytestmark
+from tests.backends.tvm.sets import built, every_isa, pytestmark
 
 __all__ = ["pytestmark"]
 
@@ -70,24 +71,23 @@ def filled(plane: Plane, rows: Tensor) -> NDArray[np.float32]:
     return placed(memory)
 
 
-def run(layer: Gemv, given_: Drawn) -> Tensor:
+def run(layer: Gemv, given_: Drawn, isa: Isa) -> Tensor:
     shift = layer.zero or 0
     codes = (given_.weight.values.to(torch.int32) + shift).to(torch.uint8).numpy()
     steps = given_.weight.scale.numpy().reshape(layer.outputs, -1).astype(layer.scales)
-    constants = [placed(pack(layer, codes, ISA)), placed(by_panel(steps, ISA))]
+    constants = [placed(pack(layer, codes, isa)), placed(by_panel(steps, isa))]
     if layer.zero is None:
-        constants.append(placed(by_panel(given_.weight.zero_point.numpy(), ISA)))
+        constants.append(placed(by_panel(given_.weight.zero_point.numpy(), isa)))
     if layer.takes_bias:
         bias = torch.zeros(layer.outputs) if given_.bias is None else given_.bias
-        constants.append(placed(by_panel(bias.numpy()[:, None], ISA)))
+        constants.append(placed(by_panel(bias.numpy()[:, None], isa)))
     if given_.residual is not None and layer.residual is not None:
         constants.append(filled(layer.residual, given_.residual))
     x, y = filled(layer.x, given_.x), placed(np.zeros(layer.y.size, np.float32))
     sizes = ((layer.codes.size, np.int8), (layer.numbers.size, np.float32), (layer.numbers.size, np.int32))
     between = [placed(np.full(size, 99, kind)) for size, kind in sizes]
-    module = compiled([rounded(layer, ISA, "rounded"), gemv(layer, ISA, "gemv")], host())
-    module["rounded"](*map(handed, (x, *between)))
-    module["gemv"](*map(handed, (*between, *constants, y)))
+    built(rounded(layer, isa, "rounded"), isa)(*map(handed, (x, *between)))
+    built(gemv(layer, isa, "gemv"), isa)(*map(handed, (*between, *constants, y)))
     return torch.from_numpy(y[:-SPARE].reshape(layer.rows, -1)[:, : layer.outputs].copy())
 
 
@@ -115,9 +115,10 @@ def layers(draw: st.DrawFn) -> tuple[Gemv, bool]:
     return layer, signed
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(drawn_layer=layers(), seed=st.integers(0, 10_000))
-def test_equals_the_reference(drawn_layer: tuple[Gemv, bool], seed: int) -> None:
+def test_equals_the_reference(drawn_layer: tuple[Gemv, bool], isa: Isa, seed: int) -> None:
     layer, signed = drawn_layer
     given_ = drawn(layer, seed, signed=signed)
-    assert torch.equal(run(layer, given_), wanted(layer, given_))
+    assert torch.equal(run(layer, given_, isa), wanted(layer, given_))

@@ -16,12 +16,12 @@ import qcompiler.backends.tvm as tvm_backend
 from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable
-from qcompiler.backends.tvm.isa import AVX512_VBMI, AVX512_VNNI, isa_for
+from qcompiler.backends.tvm.isa import AVX2, AVX512_VBMI, AVX512_VNNI, NEON_DOT, NEON_I8MM, Isa, isa_for
 from qcompiler.errors import TargetError
 from qcompiler.proof import quantized
 from qcompiler.target import find_target
 from qcompiler.target.machine import Cpu
-from tests.backends.tvm.test_conv import pytestmark
+from tests.backends.tvm.sets import RUNNABLE, pytestmark, seeds
 
 __all__ = ["pytestmark"]
 TARGET = find_target("cpu", "tvm")
@@ -74,13 +74,13 @@ class Network(nn.Module):
         return torch.randn(count, self.stem.in_channels, *self.size, generator=generator)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_random_networks(seed: int) -> None:
+@seeds(12, 4)
+def test_random_networks(isa: Isa, seed: int) -> None:
     torch.manual_seed(seed)
     network = Network(seed).eval()
     decision = explain(network, network.images(2, 0), calibration=[network.images(2, 1)], target=TARGET)
     graph = quantized(decision)
-    engine, reference = Tvm(TARGET).lower(graph), Reference(TARGET).lower(graph)
+    engine, reference = Tvm(TARGET, isa=isa.name).lower(graph), Reference(TARGET).lower(graph)
     assert isinstance(engine, TvmExecutable)
     for count in (1, 3):
         x = network.images(count, 2)
@@ -137,8 +137,19 @@ def test_what_only_looks_like_channels_is_left_to_the_reference() -> None:
 
 def test_a_cpu_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm_backend, "this_cpu", lambda: Cpu(name="old", features=("avx2",)))
-    with pytest.raises(TargetError, match="avx512_vnni"):
+    with pytest.raises(TargetError, match="a CPU with avx2 and fma or asimddp"):
         Tvm()
     assert isa_for(("avx2",)) is None
-    assert isa_for(("avx512_vnni",)) is AVX512_VNNI
-    assert isa_for(("avx512vbmi", "avx512_vnni")) is AVX512_VBMI
+    assert isa_for(("avx2", "fma")) is AVX2
+    assert isa_for(("avx2", "fma", "avx512_vnni")) is AVX512_VNNI
+    assert isa_for(("avx2", "fma", "avx512vbmi", "avx512_vnni")) is AVX512_VBMI
+    assert (isa_for(("asimddp",)), isa_for(("i8mm", "asimddp"))) == (NEON_DOT, NEON_I8MM)
+
+
+def test_a_person_may_choose_among_the_instruction_sets_of_the_cpu() -> None:
+    assert [Tvm(isa=isa.name).isa for isa in RUNNABLE] == list(RUNNABLE)
+    assert Tvm().isa is RUNNABLE[0]
+    with pytest.raises(TargetError, match=f"does not have it; choose one of {RUNNABLE[0].name}"):
+        Tvm(isa="avx512_vbmi" if RUNNABLE[0] in (NEON_DOT, NEON_I8MM) else "neon_dot")
+    with pytest.raises(TargetError, match="there is none of that name"):
+        Tvm(isa="sse")

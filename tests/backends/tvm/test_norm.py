@@ -5,25 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
-from qcompiler.backends.tvm.isa import AVX512_VNNI
+from qcompiler.backends.tvm.build import handed, placed
+from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.numerics import quantize
-from qcompiler.target.machine import this_cpu
+from tests.backends.tvm.sets import built, every_isa, pytestmark
 from tests.backends.tvm.test_edge import ODD, SCALES, ZEROS, params
 
-ISA = AVX512_VNNI
-pytestmark = pytest.mark.skipif(
-    not set(ISA.features) <= set(this_cpu().features), reason=f"this CPU has no {', '.join(ISA.features)}"
-)
+__all__ = ["pytestmark"]
 WIDTHS = st.sampled_from([1, 2, 5, 15, 16, 17, 31, 48, 63, 64, 65, 100, 129, 192, 300, 768, 1000])
 
 
@@ -50,7 +46,8 @@ def kept(plane: Plane, memory: NDArray[Any], mark: float) -> bool:
     return bool((rows[:, plane.channels :] == mark).all() and (behind == mark).all())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 3),
     centered=st.booleans(), bias=st.booleans(), shift=st.sampled_from([0.0, 1.0, -100.0]),
@@ -58,7 +55,7 @@ def kept(plane: Plane, memory: NDArray[Any], mark: float) -> bool:
     zero=ZEROS, seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_norm(
-    rows: int, channels: int, wider: tuple[int, int, int], centered: bool, bias: bool, shift: float,
+    isa: Isa, rows: int, channels: int, wider: tuple[int, int, int], centered: bool, bias: bool, shift: float,
     spread: float, wanted: str, zero: int, seed: int,
 ) -> None:  # fmt: skip
     draw = np.random.default_rng(seed)
@@ -73,7 +70,7 @@ def test_norm(
     given_ = [laid(x, values), placed(gain)] + [placed(offset)] * bias
     given_ += [placed(np.array([0.02], np.float32))] * (layer.codes is not None)
     given_ += [floats] * (layer.floats is not None) + [codes] * (layer.codes is not None)
-    compiled([norm(layer, ISA, "norm")], host())["norm"](*map(handed, given_))
+    built(norm(layer, isa, "norm"), isa)(*map(handed, given_))
 
     exact, allowed = wanted_of(values, gain, offset if bias else None, centered)
     if layer.floats is not None:
@@ -107,13 +104,14 @@ def wanted_of(
     )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 2),
     scale=SCALES, zero=ZEROS, seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_encode_rows(
-    rows: int, channels: int, wider: tuple[int, int], scale: float, zero: int, seed: int
+    isa: Isa, rows: int, channels: int, wider: tuple[int, int], scale: float, zero: int, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
     shape = (rows, channels)
@@ -121,7 +119,7 @@ def test_encode_rows(
     values = np.where(draw.random(shape) < 0.1, draw.choice(ODD, shape), values).astype(np.float32)
     x, q = (plane(rows, channels, more) for more in wider)
     codes = placed(np.full(q.size, 99, np.uint8))
-    module = compiled([encode_rows(x, q, zero, ISA, "rows")], host())
-    module["rows"](*map(handed, [laid(x, values), placed(np.array([scale], np.float32)), codes]))
+    arguments = [laid(x, values), placed(np.array([scale], np.float32)), codes]
+    built(encode_rows(x, q, zero, isa, "rows"), isa)(*map(handed, arguments))
     assert np.array_equal(taken(q, codes), quantize(torch.from_numpy(values), params(scale, zero)).numpy())
     assert kept(q, codes, 99)

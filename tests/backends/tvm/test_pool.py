@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,24 +12,21 @@ from numpy.typing import NDArray
 
 from qcompiler.backends.reference.formulas import FORMULAS
 from qcompiler.backends.reference.kernels import Call, Codes, Output
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
-from qcompiler.backends.tvm.isa import AVX512_VNNI
+from qcompiler.backends.tvm.build import handed, placed
+from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.pool import Average, Pool, average_pool, global_average_pool, max_pool
-from qcompiler.backends.tvm.plane import Plane
-from qcompiler.target.machine import this_cpu
-from tests.backends.tvm.test_conv import filled, inside, up
+from qcompiler.backends.tvm.plane import Plane, pitch_of
+from tests.backends.tvm.sets import built, every_isa, pytestmark
+from tests.backends.tvm.test_conv import filled, inside
 
-ISA = AVX512_VNNI
-pytestmark = pytest.mark.skipif(
-    not set(ISA.features) <= set(this_cpu().features), reason=f"this CPU has no {', '.join(ISA.features)}"
-)
+__all__ = ["pytestmark"]
 aten, qc = torch.ops.aten, torch.ops.qcompiler
 X_SCALE, Y_SCALE = torch.tensor(0.037), torch.tensor(0.021)
 
 
 def plane(images: int, channels: int, size: tuple[int, int]) -> Plane:
     return Plane(
-        images=images, height=size[0], width=size[1], channels=channels, pitch=up(channels), border=1
+        images=images, height=size[0], width=size[1], channels=channels, pitch=pitch_of(channels), border=1
     )
 
 
@@ -43,12 +39,13 @@ def called(formula: str, op: Any, x: NDArray[np.uint8], zeros: tuple[int, int], 
     return FORMULAS[formula](call).numpy()
 
 
-def run(function: Any, x: Plane, y: Plane, codes: NDArray[np.uint8], *factors: Any) -> NDArray[np.uint8]:
+def run(
+    isa: Isa, function: Any, x: Plane, y: Plane, codes: NDArray[np.uint8], *factors: Any
+) -> NDArray[np.uint8]:
     # The border holds what would change any result that read it.
     result = placed(np.zeros(y.size, np.uint8))
     numbers = [placed(np.array([factor], np.float32)) for factor in factors]
-    module = compiled([function], host())
-    module["pool"](*map(handed, [filled(x, codes, 255), *numbers, result]))
+    built(function, isa)(*map(handed, [filled(x, codes, 255), *numbers, result]))
     return inside(y, result).transpose(0, 3, 1, 2)
 
 
@@ -81,39 +78,42 @@ def described(arguments: dict[str, Any], codes: NDArray[np.uint8], result: NDArr
     )  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(drawn=pools(dilated=True))
-def test_max(drawn: tuple[dict[str, Any], NDArray[np.uint8]]) -> None:
+def test_max(isa: Isa, drawn: tuple[dict[str, Any], NDArray[np.uint8]]) -> None:
     arguments, codes = drawn
     wanted = called("max_pool", aten.max_pool2d.default, codes, (3, 3), **arguments)
     pool = described(arguments, codes, wanted)
-    assert np.array_equal(run(max_pool(pool, ISA, "pool"), pool.x, pool.y, codes), wanted)
+    assert np.array_equal(run(isa, max_pool(pool, isa, "pool"), pool.x, pool.y, codes), wanted)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     drawn=pools(dilated=False), zeros=st.tuples(st.integers(0, 255), st.integers(0, 255)),
     include=st.booleans(), divisor=st.sampled_from([None, None, 5]),
 )  # fmt: skip
-def test_average(drawn: Any, zeros: tuple[int, int], include: bool, divisor: int | None) -> None:
+def test_average(isa: Isa, drawn: Any, zeros: tuple[int, int], include: bool, divisor: int | None) -> None:
     arguments, codes = drawn
     arguments |= {"count_include_pad": include, "divisor_override": divisor}
     wanted = called("avg_pool", aten.avg_pool2d.default, codes, zeros, **arguments)
     pool = described(arguments, codes, wanted)
     average = Average(count_include_pad=include, divisor=divisor, x_zero=zeros[0], y_zero=zeros[1])
-    found = run(average_pool(pool, average, ISA, "pool"), pool.x, pool.y, codes, X_SCALE / Y_SCALE)
+    found = run(isa, average_pool(pool, average, isa, "pool"), pool.x, pool.y, codes, X_SCALE / Y_SCALE)
     assert np.array_equal(found, wanted)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@every_isa
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)), channels=st.sampled_from([1, 40, 64, 112]),
     zeros=st.tuples(st.integers(0, 255), st.integers(0, 255)), seed=st.integers(0, 1000),
 )  # fmt: skip
-def test_global(size: tuple[int, int], channels: int, zeros: tuple[int, int], seed: int) -> None:
+def test_global(isa: Isa, size: tuple[int, int], channels: int, zeros: tuple[int, int], seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 256, (2, channels, *size), np.uint8)
     x, y = plane(2, channels, size), plane(2, channels, (1, 1))
     average = Average(x_zero=zeros[0], y_zero=zeros[1])
     factor = (X_SCALE.double() / (Y_SCALE.double() * size[0] * size[1])).float()
-    found = run(global_average_pool(x, y, average, ISA, "pool"), x, y, codes, factor)
+    found = run(isa, global_average_pool(x, y, average, isa, "pool"), x, y, codes, factor)
     assert np.array_equal(found, called("global_avg_pool", None, codes, zeros))

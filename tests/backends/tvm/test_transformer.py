@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable
+from qcompiler.backends.tvm.isa import Isa
 from qcompiler.passes.partition import partition
 from qcompiler.proof import quantized
 from qcompiler.target import find_target
-from tests.backends.tvm.test_conv import pytestmark
+from tests.backends.tvm.sets import pytestmark, seeds
 
 __all__ = ["pytestmark"]
 TARGET = find_target("cpu", "tvm")
@@ -92,13 +92,13 @@ class Blocks(nn.Module):
         return torch.randn(count, self.tokens, self.inputs, generator=generator)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_every_kernel_equals_the_reference(seed: int) -> None:
+@seeds(10, 2)
+def test_every_kernel_equals_the_reference(isa: Isa, seed: int) -> None:
     torch.manual_seed(seed)
     network = Blocks(seed).eval()
     decision = explain(network, network.rows(2, 0), calibration=[network.rows(2, 1)], target=TARGET)
     graph = quantized(decision)
-    engine, reference = Tvm(TARGET).lower(graph), Reference(TARGET).lower(graph)
+    engine, reference = Tvm(TARGET, isa=isa.name).lower(graph), Reference(TARGET).lower(graph)
     assert isinstance(engine, TvmExecutable)
     for count in (1, 3):
         x = network.rows(count, 2)

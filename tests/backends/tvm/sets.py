@@ -1,0 +1,27 @@
+"""The instruction sets that run here: kernels are tested with each, compiled as the backend does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qcompiler.backends.tvm.build import compiled, processor_for
+from qcompiler.backends.tvm.isa import AVX2, Isa, runnable
+from qcompiler.target.machine import this_cpu
+
+RUNNABLE = runnable(this_cpu().features)
+BEST = next(iter(RUNNABLE), AVX2)
+every_isa = pytest.mark.parametrize("isa", RUNNABLE, ids=[isa.name for isa in RUNNABLE])
+pytestmark = pytest.mark.skipif(not RUNNABLE, reason="this CPU has no instruction set that kernels exist for")
+
+
+def seeds(best: int, others: int) -> pytest.MarkDecorator:
+    """Networks by number for every set: many for the one that is used here, a few for the others."""
+    found = [(isa, seed) for isa in RUNNABLE for seed in range(best if isa is BEST else others)]
+    return pytest.mark.parametrize(("isa", "seed"), found, ids=[f"{isa.name}-{seed}" for isa, seed in found])
+
+
+def built(function: Any, isa: Isa) -> Any:
+    """A function as it can be called."""
+    return compiled([function], processor_for(isa))[str(function.attrs["global_symbol"])]

@@ -1,0 +1,103 @@
+"""Instruction sets: their machine code holds what they are named for, and nothing that their CPU may lack."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompiler.backends.tvm.build import compiled, handed, placed
+from qcompiler.backends.tvm.builder import Builder
+from qcompiler.backends.tvm.isa import (
+    AVX2,
+    AVX512_VBMI,
+    AVX512_VNNI,
+    AVX512VL_VNNI,
+    AVX_VNNI,
+    ISAS,
+    NEON_DOT,
+    NEON_I8MM,
+    Isa,
+)
+from qcompiler.backends.tvm.kernels.add import Pair, Zeros, add, concatenate, multiply, table
+from qcompiler.backends.tvm.kernels.conv import Convolution, convolution
+from qcompiler.backends.tvm.kernels.depthwise import Depthwise, depthwise
+from qcompiler.backends.tvm.kernels.edge import decode, encode
+from qcompiler.backends.tvm.kernels.pool import (
+    Average,
+    Pool,
+    average_pool,
+    global_average_pool,
+    max_pool,
+)
+from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.tiles import patch_for, tile_for
+from tests.backends.tvm.sets import built, every_isa, pytestmark
+
+SHOWN = {
+    AVX512_VBMI: {"conv": r"vpdpbusd.*zmm", "table": r"vperm[it]2b.*zmm"},
+    AVX512_VNNI: {"conv": r"vpdpbusd.*zmm"},
+    AVX512VL_VNNI: {"conv": r"vpdpbusd.*ymm"},
+    AVX_VNNI: {"conv": r"\{vex\}\s*vpdpbusd.*ymm"},
+    AVX2: {"conv": r"vpmaddwd.*ymm"},
+    NEON_DOT: {"conv": r"\budot\s"},
+    NEON_I8MM: {"conv": r"\busdot\s"},
+}
+# Registers of AVX-512, instructions that it alone has, and the product of bytes that saturates.
+BEYOND_AVX2 = r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])\b|%k[0-7]\b|vpternlog|vperm[it]2|vpmaddubsw"
+
+
+def functions(isa: Isa) -> dict[str, Any]:
+    """One function of every kind, of a size that leaves a rest in every loop."""
+    x = y = Plane(images=1, height=9, width=11, channels=48, pitch=48, border=1)
+    dot = Plane(images=1, height=1, width=1, channels=48, pitch=48)
+    conv = Convolution(x=x, y=y, residual=y, zero_point=3, kernel=(3, 3), padding=(1, 1))
+    each = Depthwise(x=x, y=y, kernel=(3, 3), padding=(1, 1))
+    pool = Pool(x=x, y=y, stride=(1, 1), kernel=(3, 3), padding=(1, 1))
+    pair = Pair(a=x, b=y, y=y)
+    return {
+        "conv": convolution(conv, tile_for(conv, isa), isa, "conv"),
+        "depthwise": depthwise(each, patch_for(each), isa, "depthwise"),
+        "max": max_pool(pool, isa, "max"),
+        "average": average_pool(pool, Average(x_zero=3, y_zero=5), isa, "average"),
+        "global": global_average_pool(x, dot, Average(), isa, "global"),
+        "add": add(pair, isa, "add"),
+        "mul": multiply(pair, Zeros(a=1, b=2, y=3), isa, "mul"),
+        "table": table(x, y, isa, "table"),
+        "cat": concatenate((x, y), Plane(images=1, height=9, width=11, channels=96, pitch=96), isa, "cat"),
+        "encode": encode(y, 5, isa, "encode"),
+        "decode": decode(x, 5, isa, "decode"),
+    }
+
+
+def assembly(function: Any, isa: Isa) -> str:
+    """What LLVM makes of a function for the least processor that has the instructions."""
+    found: str = compiled([function], isa.processor).mod.inspect_source("asm")
+    return found
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=[isa.name for isa in ISAS])
+def test_every_kernel_builds_for_every_set(isa: Isa) -> None:
+    made = {name: assembly(function, isa) for name, function in functions(isa).items()}
+    for name, pattern in SHOWN[isa].items():
+        assert re.search(pattern, made[name])
+    if isa in (AVX2, AVX_VNNI):
+        assert not [name for name, text in made.items() if re.search(BEYOND_AVX2, text)]
+
+
+@pytestmark
+@every_isa
+def test_products_are_exact_where_they_are_largest(isa: Isa) -> None:
+    """255 * -128 four times: beyond 16 bits, where sums of byte products saturate on older instructions."""
+    k = Builder("dot")
+    x, w = k.argument("x", "uint8", 64), k.argument("w", "int8", 64)
+    y = k.argument("y", "int32", isa.lanes)
+    start = k.load(y, 0, isa.lanes)
+    k.store(y, 0, isa.dot(start, isa.spread(x, 0), isa.panel(w, 0)), isa.lanes)
+    dot = built(k.function(), isa)
+    for code, weight in ((255, -128), (255, 127), (1, -128), (128, -1)):
+        sums = placed(np.full(isa.lanes, 7, np.int32))
+        dot(*map(handed, [placed(np.full(64, code, np.uint8)), placed(np.full(64, weight, np.int8)), sums]))
+        assert (sums == 7 + isa.unit * code * weight).all()
