@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from qcompiler.backends.tvm.cache import attention_over_cache
 from qcompiler.backends.tvm.families import Layer, Places
 from qcompiler.backends.tvm.fewbits import few_bit_linear
+from qcompiler.backends.tvm.gates import gate, gelu
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
 from qcompiler.ir import arguments
 
@@ -98,4 +100,7 @@ FLOATS: Mapping[Any, Callable[[Places, Node], Layer | None]] = {
     aten.linear.default: few_bit_linear,
     aten.layer_norm.default: layer_norm,
     aten.rms_norm.default: rms_norm,
+    aten.mul.Tensor: gate,
+    aten.gelu.default: gelu,
+    qc.cached_attention.default: attention_over_cache,
 }
