@@ -114,3 +114,14 @@ def test_three_by_three_equals_the_reference(layer: Depthwise, patch: Patch, see
 def test_any_kernel_equals_the_reference(layer: Depthwise, patch: Patch, seed: int) -> None:
     numbers = drawn(as_convolution(layer), seed)
     assert np.array_equal(run(layer, patch, numbers), reference(as_convolution(layer), numbers))
+
+
+def test_an_odd_number_of_columns_ends_with_its_own_pixels() -> None:
+    """The last column has no neighbour to share four pixels with."""
+    window = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    x, y = planes((9, 7), 17, 1, 1, **window)
+    layer = Depthwise(x=x, y=y, kernel=(3, 3), padding=(1, 1))
+    numbers = drawn(as_convolution(layer), 0)
+    for columns in (3, 5):
+        found = run(layer, Patch(rows=1, columns=columns, channels_first=True), numbers)
+        assert np.array_equal(found, reference(as_convolution(layer), numbers))
