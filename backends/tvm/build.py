@@ -7,6 +7,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
+SPELLED = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
 ALIGNMENT = 64  # bytes; a vector load may want it
 
 
@@ -34,3 +35,9 @@ def handed(array: NDArray[Any]) -> Any:
 def host() -> str:
     """The processor that this process runs on, as LLVM calls it."""
     return str(tvm.target.codegen.llvm_get_system_cpu())
+
+
+def processor_features(processor: str) -> set[str]:
+    """What LLVM says a processor has, in the spelling of the operating system where the two differ."""
+    target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
+    return {SPELLED.get(str(name), str(name)) for name in tvm.target.codegen.llvm_get_cpu_features(target)}

@@ -19,6 +19,7 @@ from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.program import Call, Program, State, tensors
+from qcompiler.backends.tvm.schedules import Choose
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
@@ -60,6 +61,7 @@ class TvmExecutable:
     graph: Graph
     target: Target
     isa: Isa
+    choose: Choose | None = None  # schedules of layers; the predicted ones if None
     programs: dict[Shapes, Ready] = field(default_factory=dict)
     turn: Any = field(default_factory=threading.Lock)
 
@@ -77,7 +79,7 @@ class TvmExecutable:
     def ready(self, inputs: Sequence[Tensor]) -> Ready:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
-            program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
+            program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa, self.choose)
             self.programs[shapes] = made_ready(program)
         return self.programs[shapes]
 
@@ -116,7 +118,7 @@ class TvmExecutable:
 
     def execution(self, plan: Plan) -> Execution:
         """What the program of the traced shapes computes each planned layer with."""
-        kernels = lower(self.graph, self.target, shapes_of(self.graph), self.isa).kernels
+        kernels = lower(self.graph, self.target, shapes_of(self.graph), self.isa, self.choose).kernels
         layers = tuple(
             Executed(
                 node=layer.node,

@@ -21,7 +21,7 @@ from qcompiler.backends.tvm.kernels import depthwise as channels
 from qcompiler.backends.tvm.kernels import pool as pools
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.tiles import patch_for, tile_for
+from qcompiler.backends.tvm.schedules import Choose
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region
 
@@ -34,6 +34,7 @@ class Places(Protocol):
     graph: Graph
     isa: Isa
     stores: dict[str, Any]
+    choose: Choose
 
     def plane(self, decoded: Node) -> str: ...
     def result(self, region: Region) -> Plane: ...
@@ -78,9 +79,9 @@ def contraction(places: Places, region: Region) -> Layer | None:
             x=plane, y=places.result(region), kernel=codes.shape[2:], zero_point=zero, **window
         )
         bias, multiplier = numbers(places, region, codes)
+        patch = places.choose(each)
         return layer(
-            "depthwise", each, lambda name: channels.depthwise(each, patch_for(each), isa, name), (x,),
-            region,
+            "depthwise", each, lambda name: channels.depthwise(each, patch, isa, name), (x,), region,
             weights=channels.pack(each, codes, isa), bias=channels.arranged(each, bias, isa),
             multiplier=channels.arranged(each, multiplier, isa),
         )  # fmt: skip
@@ -96,9 +97,9 @@ def contraction(places: Places, region: Region) -> Layer | None:
         "weights": np.concatenate([pack(whole, codes, isa).reshape(-1), np.zeros(LINE, np.int8)]),
         "bias": bias, "multiplier": multiplier,
     }  # fmt: skip
+    tile = places.choose(whole)
     made = layer(
-        "convolution", whole, lambda name: convolution(whole, tile_for(whole, isa), isa, name), (x,), region,
-        **constants,
+        "convolution", whole, lambda name: convolution(whole, tile, isa, name), (x,), region, **constants,
     )  # fmt: skip
     if residual is None or region.residual is None:
         return made

@@ -17,6 +17,7 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Put, Refer, Step, Store, Take
+from qcompiler.backends.tvm.schedules import Choose, Schedules
 from qcompiler.ir import Graph, arguments
 from qcompiler.passes.partition import Region, partition
 from qcompiler.rewrite import Trait, has
@@ -26,18 +27,21 @@ aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
 
-def lower(graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa) -> Program:
-    """`shapes` are those of all tensors in the call that is lowered for."""
-    return Lowering(graph, target, shapes, isa).program()
+def lower(
+    graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa,
+    choose: Choose | None = None,
+) -> Program:  # fmt: skip
+    """`shapes` are those of all tensors in the call that is lowered for; `choose` gives layers schedules."""
+    return Lowering(graph, target, shapes, isa, choose or Schedules(isa=isa)).program()
 
 
 class Lowering:
     """One lowering under way: what has been given a place so far."""
 
     def __init__(
-        self, graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa
+        self, graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa, choose: Choose
     ) -> None:
-        self.graph, self.shapes, self.isa = graph, shapes, isa
+        self.graph, self.shapes, self.isa, self.choose = graph, shapes, isa, choose
         self.regions = partition(graph, target)
         self.borders = borders(self.regions.values())
         self.stores: dict[str, Store] = {}
