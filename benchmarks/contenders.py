@@ -79,7 +79,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "ours-tvm-int8": Contender(
         title="qcompiler int8, kernels of our own", peer=ours.Compile(recipe="int8", backend="tvm"),
-        kinds=("cnn",), ours=True,
+        kinds=("cnn", "transformer"), ours=True,
     ),
     "ours-int8-mixed": Contender(
         title="qcompiler int8 mixed", peer=ours.Compile(recipe="int8-mixed"),

@@ -24,7 +24,7 @@ from rich.progress import track
 
 from benchmarks.kernels import OWN, session
 from benchmarks.records import commit, machine, table, versions
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
+from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa, isa_for
 from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
@@ -60,7 +60,7 @@ def ours(isa: Isa, inputs: int, outputs: int, copies: int) -> dict[str, Run]:
         for i in range(copies)
         for name, array in (("weights", pack(layer, codes, isa)), ("steps", by_panel(steps, isa)))
     }
-    module = compiled([rounded(layer, isa, "rounded"), gemv(layer, isa, "gemv")], host())
+    module = compiled([rounded(layer, isa, "rounded"), gemv(layer, isa, "gemv")], processor_for(isa))
     first, second = module["rounded"], module["gemv"]
     given = handed(placed(RNG.standard_normal(x.size).astype(np.float32)))
     result = handed(placed(np.zeros(y.size, np.float32)))
@@ -113,7 +113,7 @@ def stream(isa: Isa) -> Run:
         (k.load(register, 0, isa.lanes) for register in registers[1:]), k.load(registers[0], 0, isa.lanes)
     )
     k.store(y, 0, total, isa.lanes)
-    function = compiled([k.function()], host())["stream"]
+    function = compiled([k.function()], processor_for(isa))["stream"]
     given = (
         handed(arranged({"x": np.ones(count, np.int32)})["x"]),
         handed(placed(np.zeros(isa.lanes, np.int32))),

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from qcompiler.errors import PlanError
 from qcompiler.ir import Graph, arguments, label, source_line
+from qcompiler.ir.graph import operator_of
 from qcompiler.ir.spec import returns_float
 from qcompiler.numerics import (
     Format,
@@ -23,6 +24,8 @@ from qcompiler.numerics import (
     parse_format,
     quantize,
 )
+from qcompiler.numerics.observers.histogram import FloatArray
+from qcompiler.numerics.observers.search import Function
 from qcompiler.passes.calibrate import Ranges
 from qcompiler.passes.fuse import Group, starts_at_zero
 from qcompiler.passes.placement import Choice, operands, place
@@ -221,7 +224,9 @@ def plan_class(
     histogram = merged([ranges[node.name].histogram for node in members])
     recipe = next(choice.recipe for choice in choices.values() if touches(choice, members[0]))
     scheme: Scheme = "one_sided" if histogram.low >= 0 and isinstance(format, IntFormat) else "asymmetric"
-    name, (lo, hi), scores = best_range(histogram, format, scheme, recipe.observers)
+    name, (lo, hi), scores = best_range(
+        histogram, format, scheme, recipe.observers, read_by=function_behind(members, choices)
+    )
     bound = upper_bound(members)
     lo, hi = min(lo, 0.0), max(hi, 0.0)
     scale, zero_point = affine(lo, hi, format, scheme, bound)
@@ -232,6 +237,21 @@ def plan_class(
             readers=readers_of_codes(node, choices), shared=shared, observer=name, lo=lo, hi=hi,
             scale=scale, zero_point=zero_point, scores=scores,
         )  # fmt: skip
+
+
+def function_behind(members: Sequence[Node], choices: Mapping[Node, Choice]) -> Function | None:
+    """The function of one number that alone reads a value, as numpy knows it."""
+    readers = [choice for choice in choices.values() if set(members) & set(operands(choice.group))]
+    if len(members) > 1 or len(readers) != 1 or readers[0].mode != "static" or not readers[0].group.row.links:
+        return None
+    anchor = readers[0].group.anchor
+    literals = {name: given for name, given in arguments(anchor).items() if not isinstance(given, Node)}
+
+    def function(x: FloatArray) -> FloatArray:
+        y: FloatArray = operator_of(anchor)(torch.from_numpy(x), **literals).numpy()
+        return y
+
+    return function
 
 
 def merged(histograms: Sequence[Histogram]) -> Histogram:

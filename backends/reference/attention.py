@@ -17,6 +17,9 @@ of those that were rounded divides them, so no row is biased. What is less than 
 
 A key that is masked by -inf (or by so much that its product with log2 e is) has p = 0; a query that sees no
 key at all has y = z_y, the code of 0.
+
+Against a softmax of floats on the same codes (normal data, up to 128 tokens): within 2 steps of y, 2 dB below
+what rounding y alone leaves; of 512 tokens and scores four times as wide, within 4 steps and 4.3 dB.
 """
 
 import math

@@ -4,7 +4,9 @@ builder     statements, loops, registers            isa      vector instructions
 plane       where activations lie                   tiles    the schedule without measurement
 kernels/    one file per family of layers           build    functions to machine code
 lower       a quantized graph as a program          program  its memory and its steps
-arena       which planes lie in one place           executable  programs that run, profiled and verified
+arena       which planes lie in one place           pages       constants in one block of large pages
+ready       a program with its memory               executable  programs that run, profiled and verified
+floats      families of ops on floats               memory      a decoder whose cache stays in place
 threads     the work of one function, divided       selftest    what must hold before the first kernel
 """
 

@@ -4,94 +4,30 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.base import Executed, Execution
+from qcompiler.backends.memory import HeldMemory, Memory, cache_shapes
 from qcompiler.backends.reference import decoded
-from qcompiler.backends.tvm.arena import memory
-from qcompiler.backends.tvm.build import compiled, handed, processor_for
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
-from qcompiler.backends.tvm.pages import arranged
-from qcompiler.backends.tvm.program import Call, Program, State, Step, Take, reads, tensors
-from qcompiler.backends.tvm.threads import Team, divided
+from qcompiler.backends.tvm.memory import KeptMemory
+from qcompiler.backends.tvm.program import Call, Enter
+from qcompiler.backends.tvm.ready import Ready, made_ready
+from qcompiler.backends.tvm.threads import Team
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
 from qcompiler.target import Target
 
 Shapes = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """A program with its functions compiled and its memory in place.
-
-    runs: the steps, with all bound to them that is known before a call. constants: those that they read.
-    """
-
-    program: Program
-    functions: Mapping[str, Any]
-    arrays: Mapping[str, Any]
-    handles: Mapping[str, Any]
-    runs: tuple[Callable[[State], Any], ...]
-    constants: Mapping[Node, Tensor]
-
-    def state(self, inputs: Mapping[Node, Tensor]) -> State:
-        values = {**self.constants, **inputs}
-        return State(functions=self.functions, handles=self.handles, arrays=self.arrays, values=values)
-
-    def run(self, inputs: Mapping[Node, Tensor]) -> dict[Node, Any]:
-        """What torch knows afterwards."""
-        state = self.state(inputs)
-        for run in self.runs:
-            run(state)
-        return state.values
-
-
-def made_ready(program: Program, graph: Graph, isa: Isa, team: Team) -> Ready:
-    functions = built(program.functions, isa, team)
-    arrays = memory(program) | arranged(program.constants)
-    handles = {name: handed(array) for name, array in arrays.items()}
-    read = {node for step in program.steps for node in reads(step)} | set(graph.output.all_input_nodes)
-    return Ready(
-        program=program, functions=functions, arrays=arrays, handles=handles,
-        runs=tuple(bound(step, functions, arrays, handles) for step in program.steps),
-        constants={node: tensor for node, tensor in tensors(graph).items() if node in read},
-    )  # fmt: skip
-
-
-def built(functions: Sequence[Any], isa: Isa, team: Team) -> dict[str, Callable[..., Any]]:
-    """Functions by name, as they are called; those that are worth it divide their work among a team."""
-    named = {str(function.attrs["global_symbol"]): function for function in functions}
-    shared = {name: divided(function) for name, function in named.items()} if team.size > 1 else {}
-    parts = {name: found for name, found in shared.items() if found is not None}
-    module = compiled(
-        [parts[name][0] if name in parts else named[name] for name in named], processor_for(isa)
-    )
-    return {
-        name: partial(team.run, module[name], parts[name][1]) if name in parts else module[name]
-        for name in named
-    }
-
-
-def bound(
-    step: Step, functions: Mapping[str, Any], arrays: Mapping[str, Any], handles: Mapping[str, Any]
-) -> Callable[[State], Any]:
-    match step:
-        case Call(arguments=names) if all(name in handles for name in names):
-            call = partial(functions[step.function], *[handles[name] for name in names])
-            return lambda state: call()
-        case Take():
-            return partial(step.copy, step.view(arrays))
-    return step.run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +39,7 @@ class TvmExecutable:
     isa: Isa
     team: Team = field(default_factory=lambda: Team(1))
     programs: dict[Shapes, Ready] = field(default_factory=dict)
+    placed: dict[str, NDArray[Any]] = field(default_factory=dict)
     turn: Any = field(default_factory=threading.Lock)
 
     @torch.no_grad()
@@ -116,8 +53,15 @@ class TvmExecutable:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
             program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
-            self.programs[shapes] = made_ready(program, self.graph, self.isa, self.team)
+            self.programs[shapes] = made_ready(program, self.graph, self.isa, self.team, self.placed)
         return self.programs[shapes]
+
+    def memory(self) -> Memory:
+        """The cache in place, if every part of it is what a kernel of ours writes into."""
+        empty = [(1, 1), (), *((1, *shape[1:]) for shape in cache_shapes(self.graph))]
+        steps = self.ready([torch.empty(shape, device="meta") for shape in empty]).program.steps
+        entering = {step.node for step in steps if isinstance(step, Enter)}
+        return KeptMemory(self) if entering == set(self.graph.inputs[2:]) else HeldMemory(self)
 
     def given(self, inputs: Sequence[Tensor]) -> dict[Node, Tensor]:
         return dict(zip(self.graph.inputs, inputs, strict=True))

@@ -3,6 +3,7 @@
 partition -> where codes lie (planes, with the border that their readers want) -> a function per layer
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,9 @@ from qcompiler.backends.tvm.plane import GRAIN, Plane, pitch_of
 from qcompiler.backends.tvm.program import (
     Call,
     Compute,
+    Enter,
+    First,
+    Leave,
     Load,
     Mask,
     Program,
@@ -41,6 +45,13 @@ qc = torch.ops.qcompiler
 RESHAPES = (
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims,
     aten.unsqueeze.default,
+)  # fmt: skip
+
+
+# Ops that are computed only if somebody wants their result by itself: a kernel may take them along.
+WAITING = (
+    qc.quantize.default, qc.dequantize.default, aten.silu.default, aten.split_with_sizes.default,
+    operator.getitem,
 )  # fmt: skip
 
 
@@ -66,6 +77,7 @@ class Lowering:
         self.kernels: dict[str, str] = {}
         self.on_plane: dict[Node, str] = {}  # codes or floats -> the store that holds them
         self.on_host: set[Node] = set()
+        self.caches: dict[Node, str] = {}  # what attention has written into -> the store that holds it
         self.masks: set[str] = set()
         self.computed: set[Region] = set()  # by a kernel that computes another as well
 
@@ -94,8 +106,8 @@ class Lowering:
     # ---------------------------------------------------------------- values
 
     def plain(self, node: Node) -> None:
-        """An op outside all regions; coding and decoding wait until somebody reads the result."""
-        if node.target in (qc.quantize.default, qc.dequantize.default) or node in self.on_plane:
+        """An op outside all regions."""
+        if node.target in WAITING or node in self.on_plane or node in self.caches:
             return
         family = FLOATS.get(node.target)
         layer = family(self, node) if family is not None else None
@@ -121,7 +133,7 @@ class Lowering:
             return None
         if before[2:] == (1, 1) and after == before[:2]:
             plane = replace(store.plane, images=1, width=store.plane.images)
-        elif node.target in RESHAPES and 4 not in (len(before), len(after)) and before[-1] == after[-1]:
+        elif is_reshape(node, before) and 4 not in (len(before), len(after)) and before[-1] == after[-1]:
             plane = store.plane
         else:
             return None
@@ -131,7 +143,9 @@ class Lowering:
         """Have a value as a tensor of torch."""
         if node in self.on_host:
             return
-        if node not in self.on_plane:
+        if node in self.caches:
+            self.steps.append(Leave(node=node, name=self.caches[node], shape=self.shapes[node]))
+        elif node not in self.on_plane:
             for read in node.all_input_nodes:
                 self.bring(read)
             self.steps.append(Compute(node=node))
@@ -194,6 +208,24 @@ class Lowering:
     def hold(self, name: str, plane: Plane, dtype: str) -> None:
         """Memory that belongs to no value."""
         self.stores[name] = Store(plane=plane, dtype=dtype)
+
+    def cached(self, past: Node, plane: Plane, cache: Sequence[Node]) -> str:
+        """Have a cache in memory, where it becomes the one that is returned."""
+        name = f"{past.name}.cache"
+        self.bring(past)
+        self.hold(name, plane, "float32")
+        self.steps.append(Enter(node=past, name=name))
+        self.caches.update((node, name) for node in cache)
+        return name
+
+    def first(self, value: Node, plane: Plane) -> str:
+        """Have the first of some whole numbers in memory."""
+        name = f"{value.name}.first"
+        if name not in self.stores:
+            self.bring(value)
+            self.hold(name, plane, "int32")
+            self.steps.append(First(node=value, name=name))
+        return name
 
     def mask(self, value: Node) -> str:
         """Have what attention adds to its scores in memory."""
@@ -275,6 +307,13 @@ class Lowering:
         if description not in self.functions:
             self.functions[description] = make(f"function_{len(self.functions)}")
         return str(self.functions[description].attrs["global_symbol"])
+
+
+def is_reshape(node: Node, before: Sequence[int]) -> bool:
+    """Whether only the name of a place changes: the one index of an axis selected is a reshape, too."""
+    if node.target is aten.select.int:
+        return bool(before[arguments(node)["dim"]] == 1)
+    return node.target in RESHAPES
 
 
 def only_reader(node: Node | None) -> Node | None:

@@ -170,6 +170,54 @@ def aligned(floats: Tensor) -> Tensor:
     return flat if flat.data_ptr() % ALIGNMENT == 0 else flat.clone()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Enter:
+    """A cache of torch into memory."""
+
+    node: Node
+    name: str
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def run(self, state: State) -> None:
+        past = state.values[self.node]
+        state.arrays[self.name][: past.numel()] = past.contiguous().view(-1).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leave:
+    """A cache out of memory, as a tensor of a shape."""
+
+    node: Node
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def run(self, state: State) -> None:
+        held = state.arrays[self.name][: math.prod(self.shape)]
+        state.values[self.node] = torch.from_numpy(held.reshape(self.shape).copy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class First:
+    """The first of some whole numbers, where our functions find it."""
+
+    node: Node
+    name: str
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def run(self, state: State) -> None:
+        state.arrays[self.name][0] = int(state.values[self.node].reshape(-1)[0])
+
+
 def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
     """[N, C, H, W] -> [N, H, W, C]; rows [.., K] -> [1, 1, rows, K]"""
     return codes.transpose(0, 2, 3, 1) if codes.ndim == 4 else codes.reshape(1, 1, -1, codes.shape[-1])

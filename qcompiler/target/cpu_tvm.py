@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from qcompiler.ir import arguments, spec
 from qcompiler.rewrite import Trait
-from qcompiler.target.base import KernelRow, Support, Target, WeightOnly, register_target
+from qcompiler.target.base import AttentionKernel, KernelRow, Support, Target, WeightOnly, register_target
 from qcompiler.target.cpu import INTEGER, MOVES, divides_as_torch, has_matrix, is_plain_sum
 
 aten = torch.ops.aten
@@ -70,6 +70,8 @@ OWN_KERNELS_CPU = register_target(
             WeightOnly(format=name, kernel="few-bit linear", blocks=(0, 16, 32, 64, 128))
             for name in ("int4", "uint4", "int8")
         ),
+        rotary=True,
+        attention=AttentionKernel(name="cached attention", multiple=16, rotary_multiple=16),
         joins=frozenset({"weight-only"}),
         carries_moves=MOVES,
         by_token=True,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import gelu, silu
 
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.numerics import (
@@ -31,7 +32,9 @@ from qcompiler.numerics import (
     parse_format,
     percentile_range,
 )
+from qcompiler.numerics.observers.histogram import FloatArray
 
+Of = Callable[[torch.Tensor], torch.Tensor]
 DATA: dict[str, Callable[[], torch.Tensor]] = {
     "normal": lambda: torch.randn(50_000),
     "relu": lambda: torch.randn(50_000).relu(),
@@ -228,3 +231,17 @@ def test_an_empty_histogram_has_no_range() -> None:
     ):
         with pytest.raises(CalibrationError, match="conv was never observed"):
             ask(Histogram(name="conv"))
+
+
+@pytest.mark.parametrize("function", [gelu, silu, torch.sigmoid, torch.tanh])
+def test_a_range_that_a_function_reads_is_judged_by_what_it_makes_of_it(function: Of) -> None:
+    x = 2 * torch.randn(50_000, generator=torch.Generator().manual_seed(0)) - 0.5
+    f, h = parse_format("uint8"), histogram(x)
+
+    def error(read_by: Callable[[FloatArray], FloatArray] | None) -> float:
+        """Of the function's result."""
+        _, (lo, hi), _ = best_range(h, f, "asymmetric", read_by=read_by)
+        params = params_from_range(lo, hi, f, PerTensor(), scheme="asymmetric")
+        return float((function(fake_quantize(x, params)) - function(x)).square().mean())
+
+    assert error(lambda y: function(torch.from_numpy(y)).numpy()) < error(None)

@@ -23,6 +23,7 @@ from qcompiler.backends.reference.attention import LOG2_E, LOG2_LEVELS, LOWEST, 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import within
+from qcompiler.backends.tvm.kernels.power import power_of_two
 from qcompiler.backends.tvm.kernels.rows import across, plus, store_steps, widened
 from qcompiler.backends.tvm.kernels.strips import store_codes, whole
 from qcompiler.backends.tvm.plane import Plane
@@ -30,9 +31,7 @@ from qcompiler.backends.tvm.plane import Plane
 PART = 16  # bytes within which registers are unpacked
 UNIT = 4  # bytes of a dot product
 MIDDLE = 128  # u8 - MIDDLE = s8
-LONGEST = 2**31 // (255 * MIDDLE)  # keys whose products with probabilities fit int32
-ROUNDER = 1.5 * 2**23  # x + ROUNDER - ROUNDER = rne(x), and the sum's last bits are that integer
-MANTISSA = 23  # bits behind which a float's exponent begins
+LONGEST = 2**31 // 255**2  # keys whose products with probabilities fit int32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,6 @@ class Operand:
 
     plane: Plane
     first: int = 0
-    zero_point: int = 0
 
     def at(self, token: Any, head: Any, width: int) -> Any:
         return self.plane.origin + token * self.plane.pitch + self.first + head * width
@@ -97,9 +95,14 @@ def takes(layer: Attention, isa: Isa) -> bool:
     )
 
 
-def attention(layer: Attention, isa: Isa, name: str, rows: int = 4) -> Any:
-    """The function (q, k, v, [mask,] [c, w], y); `rows` queries at a time."""
-    return Kernel(layer, isa, name, min(rows, layer.queries)).function()
+def attention(layer: Attention, isa: Isa, name: str, rows: int | None = None) -> Any:
+    """The function (q, k, v, [mask,] [c, w], [z_q, z_v, z_y], y); `rows` queries at a time, or `rows_for`."""
+    return Kernel(layer, isa, name, min(rows or rows_for(layer), layer.queries)).function()
+
+
+def rows_for(layer: Attention) -> int:
+    """Queries at a time: 4, or 5 where that computes fewer twice; the sums of more do not fit registers."""
+    return min((4, 5), key=lambda rows: -layer.queries % rows)
 
 
 class Kernel:
@@ -115,6 +118,7 @@ class Kernel:
         if layer.mask is not None:
             self.mask = k.argument("mask", "float32", layer.mask_size)
         self.numbers = k.argument("numbers", "float32", 2)
+        self.zeros = k.argument("zeros", "int32", 3)  # of q, v and y
         self.y = k.argument("y", "uint8", layer.y.plane.size)
         self.steps, self.groups = layer.width // UNIT, -(-layer.keys // UNIT)
         self.columns = -(-layer.width // isa.lanes)  # registers of features
@@ -168,7 +172,7 @@ class Kernel:
             with k.loop(self.steps) as step:
                 codes = self.isa.panel(self.packed_keys, (number * self.steps + step) * self.isa.bytes)
                 k.store(register, 0, self.isa.dot(k.load(register, 0, lanes), ones, codes), lanes)
-            begin = k.load(register, 0, lanes) * splat(-layer.q.zero_point, "int32", lanes)
+            begin = k.load(register, 0, lanes) * splat(0 - k.load(self.zeros, 0), "int32", lanes)
             k.store(self.begins, number * lanes, begin, lanes)
 
         with k.loop(layer.keys // lanes) as number:
@@ -276,7 +280,7 @@ class Kernel:
         score = tirx.Cast(f"float32x{lanes}", k.load(register, 0, lanes))
         step = splat(k.load(self.numbers, 0), "float32", lanes)
         if layer.mask is None:
-            result = score * step
+            result = score * step  # also read for the largest, so LLVM joins it to no later sum
         else:
             at = reduce(plus, [stride * index for stride, index in zip(layer.mask, spot, strict=True)])
             if layer.mask[-1]:
@@ -304,27 +308,12 @@ class Kernel:
             four = []
             for j in range(len(lengths)):
                 exponent = k.load(self.exponents, at + j * lanes, lanes) + offset
-                rounded = k.keep(self.isa.nearest(self.power_of_two(exponent)), "int32", lanes)
+                raised = k.keep(tirx.max(exponent, splat(LOWEST, "float32", lanes)), "float32", lanes)
+                rounded = k.keep(self.isa.nearest(power_of_two(k, raised, lanes, POWER)), "int32", lanes)
                 k.store(total, 0, k.load(total, 0, lanes) + rounded, lanes)
                 four.append(rounded)
             store_codes(k, self.isa, self.probabilities, at, four)
         return across(k, k.load(total, 0, lanes), "int32", lanes, plus)
-
-    def power_of_two(self, exponent: Any) -> Any:
-        """exp2~ in float32: the integer of a rounded sum is added to the exponent of the polynomial."""
-        k, lanes = self.k, self.lanes
-
-        def number(value: float) -> Any:
-            return splat(value, "float32", lanes)
-
-        raised = k.keep(tirx.max(exponent, number(LOWEST)), "float32", lanes)
-        moved = k.keep(raised + number(ROUNDER), "float32", lanes)
-        rest = k.keep(raised - (moved - number(ROUNDER)), "float32", lanes)
-        result = number(POWER[-1])
-        for coefficient in POWER[-2::-1]:
-            result = tirx.op.fma(result, rest, number(coefficient))
-        bits, steps = (tirx.op.reinterpret(f"int32x{lanes}", value) for value in (result, moved))
-        return tirx.op.reinterpret(f"float32x{lanes}", bits + (steps << splat(MANTISSA, "int32", lanes)))
 
     def mix(self, place: tuple[Any, Any, Any], sums: list[Any], seen: Any) -> None:
         """Probabilities times values, divided by their sum, as codes."""
@@ -335,7 +324,7 @@ class Kernel:
         for total in sums:
             some = tirx.Cast(f"float32x{lanes}", tirx.max(total, splat(1, "int32", lanes)))
             weights.append(k.keep(ratio / some, "float32", lanes))
-        zero = layer.v.zero_point - MIDDLE
+        zero = k.load(self.zeros, 1) - MIDDLE
         groups = self.groups if isinstance(seen, int) else tirx.floordiv(seen + (UNIT - 1), UNIT)
         for first, columns in self.feature_blocks():
             acc = [[k.register("int32", lanes) for _ in range(columns)] for _ in sums]
@@ -360,7 +349,7 @@ class Kernel:
                         steps.append(tirx.Cast(f"float32x{lanes}", exact) * weights[r])
                     begin = (first + j) * lanes
                     count = min(len(steps) * lanes, layer.width - begin)
-                    store_steps(k, isa, self.y, at + begin, steps, layer.y.zero_point, count)
+                    store_steps(k, isa, self.y, at + begin, steps, k.load(self.zeros, 2), count)
 
     def feature_blocks(self) -> list[tuple[int, int]]:
         """First register of features and how many are summed at a time, as even as can be."""

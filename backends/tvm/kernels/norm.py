@@ -12,7 +12,6 @@ deviations (measured: 2.6 where the 4 stands; torch's own float32 comes as far):
     |error| <= 4 (|g| (1 + max|x| r) + |b|) 2^-24
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +22,8 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.rows import (
     TOGETHER,
     parts,
-    store_floats,
-    store_steps,
+    results,
+    rows,
     total,
     vectors,
     widened,
@@ -39,7 +38,7 @@ class Norm:
     """One layer on borderless planes of equal pixels; each pixel is a row, whatever its pitch.
 
     x: float32. floats: where y goes, codes: where q goes; None: not wanted. centered: around the mean of the
-    row. bias: whether b is added. zero_point: of the codes.
+    row. bias: whether b is added.
     """
 
     x: Plane
@@ -48,16 +47,15 @@ class Norm:
     centered: bool = True
     bias: bool = True
     epsilon: float = 1e-5
-    zero_point: int = 0
 
 
 def norm(layer: Norm, isa: Isa, name: str) -> Any:
-    """The function (x, gain [C], [bias [C],] [s of codes,] [y,] [q])."""
+    """The function (x, gain [C], [bias [C],] [s of codes, z of codes,] [y,] [q])."""
     k, lanes, channels = Builder(name), isa.lanes, layer.x.channels
     x = k.argument("x", "float32", layer.x.size)
     gain = k.argument("gain", "float32", channels)
     bias = k.argument("bias", "float32", channels) if layer.bias else None
-    write = results(k, isa, layer.floats, layer.codes, layer.zero_point)
+    write = results(k, isa, layer.floats, layer.codes)
     with k.loop(rows(layer.x), shared=True) as row:
         begin = row * layer.x.pitch
         middle = None
@@ -89,41 +87,15 @@ def norm(layer: Norm, isa: Isa, name: str) -> Any:
     return k.function()
 
 
-def encode_rows(x: Plane, y: Plane, zero_point: int, isa: Isa, name: str) -> Any:
-    """The function (x, [s], y): rows of floats to codes, on borderless planes of equal pixels."""
+def encode_rows(x: Plane, y: Plane, isa: Isa, name: str) -> Any:
+    """The function (x, [s], [z], y): rows of floats to codes, on borderless planes of equal pixels."""
     k = Builder(name)
     source = k.argument("x", "float32", x.size)
-    write = results(k, isa, None, y, zero_point)
+    write = results(k, isa, None, y)
     with k.loop(rows(x), shared=True) as row:
         for at, lengths in parts(k, x.channels, isa.lanes):
             write(row, at, vectors(k, source, row * x.pitch + at, lengths, isa.lanes), lengths)
     return k.function()
-
-
-def results(
-    k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None, zero_point: int
-) -> Callable[[Any, Any, Floats, list[int]], None]:
-    """What writes a part of a row wherever it is wanted; the arguments ([s,] [y,] [q]) are declared here."""
-    scale = None if codes is None else k.argument("scale", "float32", 1)
-    y = None if floats is None else k.argument("y", "float32", floats.size)
-    q = None if codes is None else k.argument("q", "uint8", codes.size)
-    step = None if scale is None else k.keep(
-        splat(k.load(scale, 0), "float32", isa.lanes), "float32", isa.lanes
-    )  # fmt: skip
-
-    def write(row: Any, at: Any, values: Floats, lengths: list[int]) -> None:
-        values = [k.keep(value, "float32", isa.lanes) for value in values]
-        if floats is not None:
-            store_floats(k, y, row * floats.pitch + at, values, lengths, isa.lanes)
-        if codes is not None:
-            steps = [value / step for value in values]
-            store_steps(k, isa, q, row * codes.pitch + at, steps, zero_point, sum(lengths))
-
-    return write
-
-
-def rows(plane: Plane) -> int:
-    return plane.images * plane.height * plane.width
 
 
 def registers(k: Builder, lanes: int) -> list[Any]:

@@ -12,6 +12,7 @@ from tvm import tirx
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.strips import bounded, store_codes
+from qcompiler.backends.tvm.plane import Plane
 
 TOGETHER = 4  # vectors at a time: as many sums hide the latency of an addition, and narrow to one register
 
@@ -49,12 +50,39 @@ def store_floats(k: Builder, buffer: Any, at: Any, values: list[Any], lengths: l
 
 
 def store_steps(
-    k: Builder, isa: Isa, buffer: Any, at: Any, steps: list[Any], zero_point: int, count: int
+    k: Builder, isa: Isa, buffer: Any, at: Any, steps: list[Any], zero_point: Any, count: int
 ) -> None:
     """sat(rne(steps) + z) of up to four vectors of x / s, the first `count` of them."""
     zero = splat(zero_point, "int32", isa.lanes)
     rounded = [isa.nearest(bounded(k.bind(step), isa.lanes)) + zero for step in steps]
     store_codes(k, isa, buffer, at, rounded, count)
+
+
+def results(
+    k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None
+) -> Callable[[Any, Any, list[Any], list[int]], None]:
+    """What writes a part of a row wherever it is wanted; ([s, z,] [y,] [q]) become arguments here."""
+    scale = None if codes is None else k.argument("scale", "float32", 1)
+    zero = None if codes is None else k.argument("zero", "int32", 1)
+    y = None if floats is None else k.argument("y", "float32", floats.size)
+    q = None if codes is None else k.argument("q", "uint8", codes.size)
+    step = None if scale is None else k.keep(
+        splat(k.load(scale, 0), "float32", isa.lanes), "float32", isa.lanes
+    )  # fmt: skip
+
+    def write(row: Any, at: Any, values: list[Any], lengths: list[int]) -> None:
+        values = [k.keep(value, "float32", isa.lanes) for value in values]
+        if floats is not None:
+            store_floats(k, y, row * floats.pitch + at, values, lengths, isa.lanes)
+        if codes is not None:
+            steps = [value / step for value in values]
+            store_steps(k, isa, q, row * codes.pitch + at, steps, k.load(zero, 0), sum(lengths))
+
+    return write
+
+
+def rows(plane: Plane) -> int:
+    return plane.images * plane.height * plane.width
 
 
 def across(k: Builder, value: Any, dtype: str, lanes: int, joined: Callable[[Any, Any], Any]) -> Any:

@@ -13,7 +13,7 @@ from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.proof import quantized
-from tests.backends.tvm.test_conv import pytestmark
+from tests.backends.tvm.sets import pytestmark
 from tests.backends.tvm.test_lower import TARGET
 
 __all__ = ["pytestmark"]

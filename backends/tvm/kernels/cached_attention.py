@@ -1,0 +1,203 @@
+"""Attention of new tokens over a cache of keys and values, into which their own are written first.
+
+    q, k, v    = columns of x[t]: heads of queries, of keys, of values; q and k turned by rotary tables
+    keys[p], values[p]  =  k, v                        p = position + t
+    s[j]       = scale log2(e) q . keys[j],  j <= p    by 16 keys: their products are summed crosswise
+    y[t]       = sum_j 2^(s[j] - max s) values[j]  /  sum_j 2^(s[j] - max s)
+
+The position is read at run time, so that one function serves every length. Rows of a head follow one
+another, so the cache is read in order. With u = 2^-24, D the width of a head, and S the largest
+scale sum |q| |keys[j]|, where |a cos| + |b sin| counts for what is turned, float32 is near the exact result:
+
+    |error| <= u max|v| (2 (D / 16 + 12) S + 1.1 (p + 1) + 20)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from qcompiler.backends.tvm.builder import Builder, splat
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.activation import FARTHEST, POWER
+from qcompiler.backends.tvm.kernels.power import power_of_two
+from qcompiler.backends.tvm.kernels.rows import across, plus
+from qcompiler.backends.tvm.kernels.strips import whole
+from qcompiler.backends.tvm.plane import Plane
+
+BLOCK = 16  # keys whose scores are made together
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedAttention:
+    """x [batch tokens, (heads + 2 kv_heads) width] by row, y [.., heads width], caches of `capacity` tokens.
+
+    Invariants: the width is a multiple of 16; a head of keys serves heads / kv_heads heads of queries.
+    """
+
+    x: Plane
+    y: Plane
+    heads: int
+    kv_heads: int
+    width: int
+    capacity: int
+    batch: int = 1
+    scale: float
+    rotary: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.x.images * self.x.height * self.x.width // self.batch
+
+    @property
+    def position(self) -> Plane:
+        return flat(1)
+
+    @property
+    def cache(self) -> Plane:
+        """Keys, or values; behind the last row others may be read."""
+        return flat((self.batch * self.kv_heads * self.capacity + BLOCK) * self.width)
+
+    @property
+    def scratch(self) -> Plane:
+        """The scores of one head, and its queries."""
+        return flat(whole(self.capacity, BLOCK) + self.width)
+
+
+def flat(count: int) -> Plane:
+    return Plane(images=1, height=1, width=1, channels=count, pitch=count)
+
+
+def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
+    """The function (x, position [1], [cos, sin [capacity, width / 2],] scratch, keys, values, y)."""
+    k, width = Builder(name), layer.width
+    x = k.argument("x", "float32", layer.x.size)
+    position = k.argument("position", "int32", layer.position.size)
+    tables = [k.argument(n, "float32", layer.capacity * width // 2) for n in ("cos", "sin") if layer.rotary]
+    scratch = k.argument("scratch", "float32", layer.scratch.size)
+    keys, values = (k.argument(n, "float32", layer.cache.size) for n in ("keys", "values"))
+    y = k.argument("y", "float32", layer.y.size)
+    query = whole(layer.capacity, BLOCK)  # where it lies behind the scores
+    shared = layer.heads // layer.kv_heads
+    with k.loop(layer.batch) as b, k.loop(layer.tokens) as t, k.loop(layer.kv_heads) as g:
+        here, line = k.load(position, 0) + t, b * layer.tokens + t
+        row, start = (b * layer.kv_heads + g) * layer.capacity, line * layer.x.pitch
+        turned = Turned(half=width // 2, lanes=isa.lanes if width // 2 % isa.lanes == 0 else 8, tables=tables)
+        new = (row + here) * width
+        turn(k, turned, here, (x, start + (layer.heads + g) * width), (keys, new), 1.0)
+        for d in range(0, width, isa.lanes):
+            value = k.load(x, start + (layer.heads + layer.kv_heads + g) * width + d, isa.lanes)
+            k.store(values, new + d, value, isa.lanes)
+        with k.loop(shared) as r:
+            head = g * shared + r
+            factor = layer.scale * math.log2(math.e)
+            turn(k, turned, here, (x, start + head * width), (scratch, query), factor)
+            largest = scored(k, isa, width, (scratch, query), (keys, row * width), here)
+            weigh(
+                k,
+                isa,
+                width,
+                scratch,
+                (values, row * width),
+                here,
+                largest,
+                (y, line * layer.y.pitch + head * width),
+            )
+    return k.function()
+
+
+Place = tuple[Any, Any]  # a buffer, and where in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turned:
+    """Half a head in vectors of so many lanes, and the tables of cosines and sines, if there are any."""
+
+    half: int
+    lanes: int
+    tables: list[Any]
+
+
+def turn(k: Builder, by: Turned, here: Any, source: Place, to: Place, factor: float) -> None:
+    """factor (a cos - b sin), factor (b cos + a sin); without tables only the factor."""
+    half, lanes = by.half, by.lanes
+    for i in range(0, half, lanes):
+        a, b = (k.keep(k.load(source[0], source[1] + i + o, lanes), "float32", lanes) for o in (0, half))
+        sides = a, b
+        if by.tables:
+            cos, sin = (k.keep(k.load(t, here * half + i, lanes), "float32", lanes) for t in by.tables)
+            sides = a * cos - b * sin, b * cos + a * sin
+        for value, offset in zip(sides, (0, half), strict=True):
+            scaled = k.keep(value, "float32", lanes) * splat(factor, "float32", lanes)
+            k.store(to[0], to[1] + i + offset, scaled if factor != 1.0 else value, lanes)
+
+
+def scored(k: Builder, isa: Isa, width: int, query: Place, keys: Place, here: Any) -> Any:
+    """Scores into the scratch, -inf behind the last key; the largest, in all lanes."""
+    lanes, (scratch, at) = isa.lanes, query
+    largest = k.register("float32", lanes)
+    k.store(largest, 0, splat(-math.inf, "float32", lanes), lanes)
+    parts = [k.keep(k.load(scratch, at + d, lanes), "float32", lanes) for d in range(0, width, lanes)]
+    with k.loop(tirx.floordiv(here + lanes, lanes)) as b:
+        sums = []
+        for j in range(lanes):  # key by key, as they lie in memory
+            place = keys[1] + (b * lanes + j) * width
+            product = k.register("float32", lanes)
+            for d, q in enumerate(parts):
+                key = k.load(keys[0], place + d * lanes, lanes)
+                k.store(product, 0, tirx.op.fma(q, key, k.load(product, 0, lanes)) if d else q * key, lanes)
+            sums.append(k.load(product, 0, lanes))
+        crossed = sums_across(k, sums)
+        seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
+        score = k.keep(tirx.Select(seen, crossed, splat(-math.inf, "float32", lanes)), "float32", lanes)
+        k.store(scratch, b * lanes, score, lanes)
+        k.store(largest, 0, tirx.max(k.load(largest, 0, lanes), score), lanes)
+    return across(k, k.load(largest, 0, lanes), "float32", lanes, tirx.max)
+
+
+def sums_across(k: Builder, vectors: list[Any]) -> Any:
+    """A vector whose lane i is the sum of all lanes of vector i: halves of two become one, and so on."""
+    lanes = size = len(vectors)
+    while len(vectors) > 1:
+        half, count = size // 2, len(vectors) // 2
+        joined = []
+        for a, b in zip(vectors[:count], vectors[count:], strict=True):
+            low, high = (
+                [
+                    start + offset + i + other * lanes
+                    for start in range(0, lanes, size) for other in (0, 1) for i in range(half)
+                ]
+                for offset in (0, half)
+            )  # fmt: skip
+            both = tirx.Shuffle([a, b], low) + tirx.Shuffle([a, b], high)
+            joined.append(k.keep(both, "float32", lanes))
+        vectors, size = joined, half
+    return vectors[0]
+
+
+def weigh(
+    k: Builder, isa: Isa, width: int, scratch: Any, values: Place, here: Any, largest: Any, y: Place
+) -> None:
+    lanes = isa.lanes
+    total = k.register("float32", lanes)
+    k.store(total, 0, splat(0.0, "float32", lanes), lanes)
+    with k.loop(tirx.floordiv(here + lanes, lanes)) as b:
+        below = tirx.max(k.load(scratch, b * lanes, lanes) - largest, splat(-FARTHEST, "float32", lanes))
+        power = k.keep(power_of_two(k, k.keep(below, "float32", lanes), lanes, POWER), "float32", lanes)
+        seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
+        weight = k.keep(tirx.Select(seen, power, splat(0.0, "float32", lanes)), "float32", lanes)
+        k.store(scratch, b * lanes, weight, lanes)
+        k.store(total, 0, k.load(total, 0, lanes) + weight, lanes)
+    whole_sum = across(k, k.load(total, 0, lanes), "float32", lanes, plus)
+    ratio = k.keep(splat(1.0, "float32", lanes) / whole_sum, "float32", lanes)
+    sums = [k.register("float32", lanes) for _ in range(width // lanes)]
+    for register in sums:
+        k.store(register, 0, splat(0.0, "float32", lanes), lanes)
+    with k.loop(here + 1) as j:
+        weight = k.keep(splat(k.load(scratch, j), "float32", lanes), "float32", lanes)
+        for d, register in enumerate(sums):
+            value = k.load(values[0], values[1] + j * width + d * lanes, lanes)
+            k.store(register, 0, tirx.op.fma(weight, value, k.load(register, 0, lanes)), lanes)
+    for d, register in enumerate(sums):
+        k.store(y[0], y[1] + d * lanes, k.load(register, 0, lanes) * ratio, lanes)

@@ -1,0 +1,73 @@
+"""Decoders on our own kernels: what they generate, and the cache that stays in place."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+
+import qcompiler as qc
+from qcompiler import api
+from qcompiler.backends.memory import HeldMemory, memory_of
+from qcompiler.backends.tvm import TvmExecutable
+from qcompiler.backends.tvm.memory import KeptMemory
+from qcompiler.errors import InputError
+from tests.backends.tvm.sets import pytestmark
+from tests.models.test_decoder import small
+
+__all__ = ["pytestmark"]
+CAPACITY = 32
+RECIPE: Any = {"base": "w4a16", "name": "groups of 16", "group_size": 16, "weight_method": "nearest"}
+
+
+def made(family: Literal["llama", "gpt2"], backend: str) -> qc.LanguageModel:
+    """Without the speed guard: a model this small is no faster in few bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "raced", lambda *_, **__: None)
+        return qc.compile_decoder(
+            small(family), recipe=RECIPE, target="cpu-tvm", backend=backend, capacity=CAPACITY, threads=1,
+            progress=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def pair(request: pytest.FixtureRequest) -> tuple[qc.LanguageModel, qc.LanguageModel]:
+    return made(request.param, "tvm"), made(request.param, "reference")
+
+
+Pair = tuple[qc.LanguageModel, qc.LanguageModel]
+
+
+def test_tokens_are_those_of_the_reference(pair: Pair) -> None:
+    engine, reference = pair
+    assert isinstance(engine.compiled.executable, TvmExecutable)
+    for prompt in ([3, 1, 4], [15]):
+        assert list(engine.generate(prompt, 12)) == list(reference.generate(prompt, 12))
+    kernels = {row.kernel for row in engine.compiled.executable.execution(engine.compiled.plan).layers}
+    assert {"few-bit linear", "norm", "cached attention"} <= kernels
+
+
+def test_a_cache_in_place_gives_what_is_handed_on_gives(pair: Pair) -> None:
+    executable = pair[0].compiled.executable
+    kept, held = memory_of(executable), HeldMemory(executable)
+    assert isinstance(kept, KeptMemory)
+    for part in torch.split(torch.randint(0, 50, (1, 27)), [5, 19, 1, 1, 1], 1):
+        assert torch.equal(kept.feed(part), held.feed(part))
+    assert kept.length == held.length == 27
+    other = memory_of(executable)  # a sequence of its own
+    assert torch.equal(other.feed(torch.tensor([[7]])), HeldMemory(executable).feed(torch.tensor([[7]])))
+    with pytest.raises(InputError, match="do not fit"):
+        kept.feed(torch.zeros(1, CAPACITY - 27 + 1, dtype=torch.int64))
+
+
+def test_programs_share_their_weights(pair: Pair) -> None:
+    executable = pair[0].compiled.executable
+    assert isinstance(executable, TvmExecutable)
+    executable.memory().feed(torch.randint(0, 50, (1, 9)))
+    first, *others = executable.programs.values()
+    (name,) = [name for name in first.program.constants if name.startswith("linear") and "weights" in name][
+        :1
+    ]
+    assert others
+    assert all(other.arrays[name] is first.arrays[name] for other in others)
