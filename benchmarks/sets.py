@@ -61,7 +61,7 @@ def run_of(layer: Convolution, isa: Isa) -> Run:
 
 def peak_of(isa: Isa) -> Run | None:
     """`TURNS` times `SUMS` dot products of registers."""
-    if not isinstance(isa.dot(*(splat(0, kind, size) for kind, size in operands(isa))), tirx.Call):
+    if isinstance(isa.dot(*(splat(0, kind, size) for kind, size in operands(isa))), tirx.Add):
         return None
     k = Builder("peak")
     codes, weights = k.argument("codes", "uint8", 64), k.argument("weights", "int8", 64)
