@@ -9,10 +9,12 @@ import pytest
 from qcompiler.backends.tvm.build import compiled, processor_for
 from qcompiler.backends.tvm.isa import AVX2, Isa, runnable
 from qcompiler.target.machine import this_cpu
+from tests.backends.tvm.portable import PORTABLE
 
 RUNNABLE = runnable(this_cpu().features)
 BEST = next(iter(RUNNABLE), AVX2)
-every_isa = pytest.mark.parametrize("isa", RUNNABLE, ids=[isa.name for isa in RUNNABLE])
+TRIED = (*RUNNABLE, PORTABLE) if AVX2 in RUNNABLE else RUNNABLE
+every_isa = pytest.mark.parametrize("isa", TRIED, ids=[isa.name for isa in TRIED])
 pytestmark = pytest.mark.skipif(not RUNNABLE, reason="this CPU has no instruction set that kernels exist for")
 
 
