@@ -79,7 +79,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "ours-tvm-int8": Contender(
         title="qcompiler int8, kernels of our own", peer=ours.Compile(recipe="int8", backend="tvm"),
-        kinds=("cnn",), ours=True,
+        kinds=("cnn", "transformer"), ours=True,
     ),
     "ours-int8-mixed": Contender(
         title="qcompiler int8 mixed", peer=ours.Compile(recipe="int8-mixed"),
@@ -100,6 +100,13 @@ CONTENDERS: dict[str, Contender] = {
     "ours-decoder-4": Contender(
         title="qcompiler decoder, weights uint4, groups of 128",
         peer=ours_decoder.Decode(recipe={"base": "w4a16", "weights": "uint4", "group_size": 128}),
+        kinds=("decode",), bits=4, ours=True,
+    ),
+    "ours-tvm-decoder-4": Contender(
+        title="qcompiler decoder, weights uint4, kernels of our own",
+        peer=ours_decoder.Decode(
+            recipe={"base": "w4a16", "weights": "uint4", "group_size": 128}, backend="tvm"
+        ),
         kinds=("decode",), bits=4, ours=True,
     ),
     BASELINE: Contender(title="ONNX Runtime float", peer=ort.Float(), kinds=ALL, bits=32),

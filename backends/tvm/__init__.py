@@ -7,7 +7,7 @@ lower       a quantized graph as a program          program  its memory and its 
 arena       which planes lie in one place           pages       constants in one block of large pages
 ready       a program with its memory               executable  programs that run, profiled and verified
 floats      families of ops on floats               memory      a decoder whose cache stays in place
-selftest    what must hold before the first kernel runs
+threads     the work of one function, divided       selftest    what must hold before the first kernel
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,12 @@ from typing import Any
 
 from qcompiler.backends.base import Executable
 from qcompiler.backends.ort import Ort
+from qcompiler.backends.ort.session import default_threads
 from qcompiler.backends.tvm.executable import TvmExecutable
 from qcompiler.backends.tvm.fewbits import reads_few_bits
 from qcompiler.backends.tvm.isa import AVX2, ISAS, NEON_DOT, Isa, runnable
 from qcompiler.backends.tvm.selftest import check
+from qcompiler.backends.tvm.threads import Team
 from qcompiler.errors import TargetError
 from qcompiler.ir import Graph
 from qcompiler.passes.partition import partition
@@ -43,7 +45,8 @@ class Tvm:
     def lower(self, graph: Graph, *, threads: int | None = None) -> Executable:
         if not partition(graph, self.target) and not reads_few_bits(graph, self.target):
             return Ort("cpu").lower(graph, threads=threads)
-        return TvmExecutable(graph=graph, target=self.target, isa=self.isa)
+        team = Team(threads or default_threads())
+        return TvmExecutable(graph=graph, target=self.target, isa=self.isa, team=team)
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Nothing: the graph is all that the kernels are made of."""
@@ -52,7 +55,7 @@ class Tvm:
         return self.lower(graph, threads=threads)
 
     def settings(self, graph: Graph, *, threads: int | None = None) -> Mapping[str, Any]:
-        return {"threads": 1, "isa": self.isa.name}
+        return {"threads": threads or default_threads(), "isa": self.isa.name}
 
 
 def chosen(name: str | None) -> Isa:

@@ -16,6 +16,8 @@ from typing import Any
 from tvm import tirx
 from tvm.target.codegen import llvm_lookup_intrinsic_id
 
+SHARED = "shared"  # the note on a loop whose turns threads may divide
+
 
 class Builder:
     """One function under construction; its arguments are buffers, in the order they were asked for."""
@@ -75,8 +77,12 @@ class Builder:
         )
 
     @contextmanager
-    def loop(self, extent: Any) -> Iterator[Any]:
-        """for i in 0 .. extent - 1; a loop of one turn is none."""
+    def loop(self, extent: Any, *, shared: bool = False) -> Iterator[Any]:
+        """for i in 0 .. extent - 1; a loop of one turn is none.
+
+        shared: threads may divide the turns among them, as `threads.divided` does; what lies outside, each of
+        them does. Every shared loop of a function has the same extent, and none lies within another.
+        """
         if extent == 1:
             yield tirx.const(0, "int32")
             return
@@ -85,7 +91,9 @@ class Builder:
         yield variable
         body = sequence(self.blocks.pop())
         end = tirx.const(extent, "int32") if isinstance(extent, int) else extent
-        self.emit(tirx.For(variable, tirx.const(0, "int32"), end, tirx.ForKind.SERIAL, body))
+        notes = {SHARED: extent} if shared else {}
+        zero, kind = tirx.const(0, "int32"), tirx.ForKind.SERIAL
+        self.emit(tirx.For(variable, zero, end, kind, body, annotations=notes))
 
     def function(self) -> Any:
         made = tirx.PrimFunc(self.parameters, sequence(self.blocks[0]))

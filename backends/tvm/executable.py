@@ -21,6 +21,7 @@ from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.memory import KeptMemory
 from qcompiler.backends.tvm.program import Call, Enter
 from qcompiler.backends.tvm.ready import Ready, made_ready
+from qcompiler.backends.tvm.threads import Team
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
@@ -36,6 +37,7 @@ class TvmExecutable:
     graph: Graph
     target: Target
     isa: Isa
+    team: Team = field(default_factory=lambda: Team(1))
     programs: dict[Shapes, Ready] = field(default_factory=dict)
     placed: dict[str, NDArray[Any]] = field(default_factory=dict)
     turn: Any = field(default_factory=threading.Lock)
@@ -51,7 +53,7 @@ class TvmExecutable:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
             program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
-            self.programs[shapes] = made_ready(program, self.graph, self.isa, self.placed)
+            self.programs[shapes] = made_ready(program, self.graph, self.isa, self.team, self.placed)
         return self.programs[shapes]
 
     def memory(self) -> Memory:

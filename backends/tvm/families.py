@@ -127,7 +127,7 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
     whole = Convolution(
         x=places.stores[x].plane, y=places.result(last), groups=groups, kernel=codes.shape[2:],
         to_float=not region.returns_codes, table=table is not None, **found.window,
-        zero_point=zero_point(places, region.result) if region.returns_codes else 0,
+        shifted=region.returns_codes and zero_point(places, region.result) != 0,
         residual=None if residual is None else places.stores[residual].plane,
         addend=None if addend is None else places.stores[addend].plane,
     )  # fmt: skip
@@ -142,6 +142,8 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
         constants["ratio"] = np.array([ratio, offset], np.float32)
     if table is not None:
         constants["table"] = entries(places, table, table.operands[0])
+    if whole.shifted:
+        constants["zero"] = np.array([zero_point(places, region.result)], np.int32)
     planes = tuple(name for name in (x, residual, addend) if name is not None)
     made = layer(
         "convolution", whole, lambda name: convolution(whole, tile_for(whole, isa), isa, name), planes,
@@ -253,9 +255,9 @@ def attention(places: Places, region: Region) -> Layer | None:
     if given["mask"] is not None:
         mask, strides = seen_through(given["mask"], places)
     q, k, v = map(places.plane, region.operands)
-    zeros = [zero_point(places, node) for node in (*region.operands, region.result)]
+    zeros = [zero_point(places, node) for node in (region.operands[0], region.operands[2], region.result)]
     planes = [*(places.stores[name].plane for name in (q, k, v)), places.result(region)]
-    each = [heads.Operand(plane=p, zero_point=z) for p, z in zip(planes, zeros, strict=True)]
+    each = [heads.Operand(plane=plane) for plane in planes]
     whole = heads.Attention(
         q=each[0], k=each[1], v=each[2], y=each[3], batch=batch, heads=given["heads"],
         kv_heads=given["kv_heads"], queries=queries, keys=keys, width=width // given["heads"],
@@ -270,7 +272,7 @@ def attention(places: Places, region: Region) -> Layer | None:
     added = () if mask is None else (places.mask(mask),)
     return layer(
         "attention", whole, lambda name: heads.attention(whole, places.isa, name), (q, k, v, *added), region,
-        numbers=torch.stack(steps).numpy(),
+        numbers=torch.stack(steps).numpy(), zeros=np.array(zeros, np.int32),
     )  # fmt: skip
 
 

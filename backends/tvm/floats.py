@@ -45,7 +45,6 @@ def normed(places: Places, node: Node, *, centered: bool, epsilon: float) -> Lay
         x=places.stores[x].plane, centered=centered, bias="bias" in constants, epsilon=epsilon,
         floats=places.float_rows(node) if set(node.users) != {codes} else None,
         codes=None if codes is None else places.stores[places.place(codes, codes)].plane,
-        zero_point=0 if codes is None else int(places.tensor(arguments(codes)["zero_point"])),
     )  # fmt: skip
     gain = places.tensor(constants["weight"]).float() if "weight" in constants else torch.ones(width)
     known = {f"{node.name}.gain": gain.numpy()}
@@ -81,17 +80,20 @@ def encoded(places: Places, codes: Node) -> Layer | None:
     x = places.rows(source)
     plane = places.stores[x].plane
     y = places.stores[places.place(codes, codes)].plane
-    zero_point = int(places.tensor(arguments(codes)["zero_point"]))
     known = step_of(places, codes)
     return Layer(
-        kernel="encode", description=("encode", plane, y, zero_point),
-        make=lambda name: encode_rows(plane, y, zero_point, places.isa, name),
+        kernel="encode", description=("encode", plane, y),
+        make=lambda name: encode_rows(plane, y, places.isa, name),
         arguments=(x, *known), results=(codes.name,), constants=known,
     )  # fmt: skip
 
 
 def step_of(places: Places, codes: Node) -> dict[str, np.ndarray[Any, Any]]:
-    return {f"{codes.name}.scale": places.tensor(arguments(codes)["scale"]).float().reshape(1).numpy()}
+    given = arguments(codes)
+    return {
+        f"{codes.name}.scale": places.tensor(given["scale"]).float().reshape(1).numpy(),
+        f"{codes.name}.zero": places.tensor(given["zero_point"]).to(torch.int32).reshape(1).numpy(),
+    }
 
 
 FLOATS: Mapping[Any, Callable[[Places, Node], Layer | None]] = {

@@ -1,6 +1,6 @@
 """Programs ready to run: functions compiled, memory in place, and all bound that is known before a call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from qcompiler.backends.tvm.build import compiled, handed, processor_for
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.program import Call, Program, State, Step, Take, reads, tensors
+from qcompiler.backends.tvm.threads import Team, divided
 from qcompiler.ir import Graph
 
 
@@ -44,11 +45,11 @@ class Ready:
         return state.values
 
 
-def made_ready(program: Program, graph: Graph, isa: Isa, placed: dict[str, NDArray[Any]]) -> Ready:
+def made_ready(
+    program: Program, graph: Graph, isa: Isa, team: Team, placed: dict[str, NDArray[Any]]
+) -> Ready:
     """`placed`: the constants of other programs of this graph; equal ones are shared, new ones join them."""
-    module = compiled(program.functions, processor_for(isa))
-    names = [str(function.attrs["global_symbol"]) for function in program.functions]
-    functions = {name: module[name] for name in names}
+    functions = built(program.functions, isa, team)
     arrays = memory(program) | constants_of(program, placed)
     handles = {name: handed(array) for name, array in arrays.items()}
     read = {node for step in program.steps for node in reads(step)} | set(graph.output.all_input_nodes)
@@ -57,6 +58,20 @@ def made_ready(program: Program, graph: Graph, isa: Isa, placed: dict[str, NDArr
         runs=tuple(bound(step, functions, arrays, handles) for step in program.steps),
         constants={node: tensor for node, tensor in tensors(graph).items() if node in read},
     )  # fmt: skip
+
+
+def built(functions: Sequence[Any], isa: Isa, team: Team) -> dict[str, Callable[..., Any]]:
+    """Functions by name, as they are called; those that are worth it divide their work among a team."""
+    named = {str(function.attrs["global_symbol"]): function for function in functions}
+    shared = {name: divided(function) for name, function in named.items()} if team.size > 1 else {}
+    parts = {name: found for name, found in shared.items() if found is not None}
+    module = compiled(
+        [parts[name][0] if name in parts else named[name] for name in named], processor_for(isa)
+    )
+    return {
+        name: partial(team.run, module[name], parts[name][1]) if name in parts else module[name]
+        for name in named
+    }
 
 
 def constants_of(program: Program, placed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

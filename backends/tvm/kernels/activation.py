@@ -90,16 +90,15 @@ class Activation:
     other_first: int = 0
     floats: Plane | None = None
     codes: Plane | None = None
-    zero_point: int = 0
 
 
 def activation(layer: Activation, isa: Isa, name: str) -> Any:
-    """The function (x, [other,] [s of codes,] [y,] [q])."""
+    """The function (x, [other,] [s of codes, z of codes,] [y,] [q])."""
     k, lanes, function = Builder(name), isa.lanes, FUNCTIONS[layer.function]
     given = [(k.argument("x", "float32", layer.x.size), layer.x, layer.first)]
     if layer.other is not None:
         given.append((k.argument("other", "float32", layer.other.size), layer.other, layer.other_first))
-    write = results(k, isa, layer.floats, layer.codes, layer.zero_point)
+    write = results(k, isa, layer.floats, layer.codes)
     with k.loop(rows(layer.x)) as row:
         for at, lengths in parts(k, layer.channels, lanes):
             loaded = [

@@ -92,7 +92,7 @@ def by_element(pair: Pair, isa: Isa, name: str, result: Callable[[Any, Any, list
 def runs(k: Builder, planes: tuple[Plane, ...]) -> Iterator[tuple[int, Place]]:
     """Bytes side by side in every plane, inside loops: lines, or pixels where the pitches differ."""
     y = planes[-1]
-    with k.loop(y.images) as n, k.loop(y.height) as h, ExitStack() as pixels:
+    with k.loop(y.images) as n, k.loop(y.height, shared=True) as h, ExitStack() as pixels:
         if len({plane.pitch for plane in planes}) == 1:
             w, extent = 0, y.width * y.pitch
         else:
@@ -127,7 +127,7 @@ def concatenate(inputs: tuple[Plane, ...], y: Plane, isa: Isa, name: str) -> Any
 
 @contextmanager
 def pixels(k: Builder, plane: Plane) -> Iterator[tuple[Any, Any, Any]]:
-    with k.loop(plane.images) as n, k.loop(plane.height) as h, k.loop(plane.width) as w:
+    with k.loop(plane.images) as n, k.loop(plane.height, shared=True) as h, k.loop(plane.width) as w:
         yield n, h, w
 
 

@@ -40,7 +40,6 @@ class Operand:
 
     plane: Plane
     first: int = 0
-    zero_point: int = 0
 
     def at(self, token: Any, head: Any, width: int) -> Any:
         return self.plane.origin + token * self.plane.pitch + self.first + head * width
@@ -97,7 +96,7 @@ def takes(layer: Attention, isa: Isa) -> bool:
 
 
 def attention(layer: Attention, isa: Isa, name: str, rows: int | None = None) -> Any:
-    """The function (q, k, v, [mask,] [c, w], y); `rows` queries at a time, or as many as `rows_for` says."""
+    """The function (q, k, v, [mask,] [c, w], [z_q, z_v, z_y], y); `rows` queries at a time, or `rows_for`."""
     return Kernel(layer, isa, name, min(rows or rows_for(layer), layer.queries)).function()
 
 
@@ -119,6 +118,7 @@ class Kernel:
         if layer.mask is not None:
             self.mask = k.argument("mask", "float32", layer.mask_size)
         self.numbers = k.argument("numbers", "float32", 2)
+        self.zeros = k.argument("zeros", "int32", 3)  # of q, v and y
         self.y = k.argument("y", "uint8", layer.y.plane.size)
         self.steps, self.groups = layer.width // UNIT, -(-layer.keys // UNIT)
         self.columns = -(-layer.width // isa.lanes)  # registers of features
@@ -133,7 +133,7 @@ class Kernel:
     def function(self) -> Any:
         k, layer, rows = self.k, self.layer, self.rows
         shared = layer.heads // layer.kv_heads
-        with k.loop(layer.batch) as b, k.loop(layer.kv_heads) as g:
+        with k.loop(layer.batch) as b, k.loop(layer.kv_heads, shared=True) as g:
             self.pack_keys(b, g)
             self.pack_values(b, g)
             with k.loop(shared) as i, k.loop(-(-layer.queries // rows)) as turn:
@@ -172,7 +172,7 @@ class Kernel:
             with k.loop(self.steps) as step:
                 codes = self.isa.panel(self.packed_keys, (number * self.steps + step) * self.isa.bytes)
                 k.store(register, 0, self.isa.dot(k.load(register, 0, lanes), ones, codes), lanes)
-            begin = k.load(register, 0, lanes) * splat(-layer.q.zero_point, "int32", lanes)
+            begin = k.load(register, 0, lanes) * splat(0 - k.load(self.zeros, 0), "int32", lanes)
             k.store(self.begins, number * lanes, begin, lanes)
 
         with k.loop(layer.keys // lanes) as number:
@@ -324,7 +324,7 @@ class Kernel:
         for total in sums:
             some = tirx.Cast(f"float32x{lanes}", tirx.max(total, splat(1, "int32", lanes)))
             weights.append(k.keep(ratio / some, "float32", lanes))
-        zero = layer.v.zero_point - MIDDLE
+        zero = k.load(self.zeros, 1) - MIDDLE
         groups = self.groups if isinstance(seen, int) else tirx.floordiv(seen + (UNIT - 1), UNIT)
         for first, columns in self.feature_blocks():
             acc = [[k.register("int32", lanes) for _ in range(columns)] for _ in sums]
@@ -349,7 +349,7 @@ class Kernel:
                         steps.append(tirx.Cast(f"float32x{lanes}", exact) * weights[r])
                     begin = (first + j) * lanes
                     count = min(len(steps) * lanes, layer.width - begin)
-                    store_steps(k, isa, self.y, at + begin, steps, layer.y.zero_point, count)
+                    store_steps(k, isa, self.y, at + begin, steps, k.load(self.zeros, 2), count)
 
     def feature_blocks(self) -> list[tuple[int, int]]:
         """First register of features and how many are summed at a time, as even as can be."""

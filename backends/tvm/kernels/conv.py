@@ -41,7 +41,7 @@ class Convolution:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     residual: Plane | None = None
-    zero_point: int = 0
+    shifted: bool = False  # results have a zero point; a number of the call, so that equal layers share code
     to_float: bool = False  # the plane of results then holds float32 numbers,
     addend: Plane | None = None  # and others may be added to them
     table: bool = False  # codes are looked up before they are stored; wants an instruction set with `lookup`
@@ -75,7 +75,7 @@ class Tile:
 
 
 def convolution(layer: Convolution, tile: Tile, isa: Isa, name: str) -> Any:
-    """The function (x, [residual,] [addend,] weights, bias, multiplier, [ratio and offset,] [table,] y)."""
+    """The function (x, [residual,] [addend,] weights, bias, m, [ratio and offset,] [table,] [z,] y)."""
     return Kernel(layer, tile, isa, name).function()
 
 
@@ -108,16 +108,18 @@ class Kernel:
             self.ratio = k.argument("ratio", "float32", 2)
         if layer.table:
             self.table = k.argument("table", "uint8", 256)
+        if layer.shifted:
+            self.zero = k.argument("zero", "int32", 1)
         self.y = k.argument("y", "float32" if layer.to_float else "uint8", layer.y.size)
 
     def function(self) -> Any:
         k, tile, y = self.k, self.tile, self.layer.y
         blocks, lines, tiles = -(-self.panels // tile.columns), y.height, -(-y.width // tile.rows)
         outer, inner = (blocks, lines) if tile.channels_first else (lines, blocks)
-        with (
-            k.loop(y.images) as n, k.loop(self.layer.groups) as g,
-            k.loop(outer) as i, k.loop(inner) as j, k.loop(tiles) as t,
-        ):  # fmt: skip
+        extents = self.layer.groups, outer, inner, tiles
+        most = extents.index(max(extents))
+        nest = [k.loop(extent, shared=place == most) for place, extent in enumerate(extents)]
+        with k.loop(y.images) as n, nest[0] as g, nest[1] as i, nest[2] as j, nest[3] as t:
             block, h = (i, j) if tile.channels_first else (j, i)
             panel = within(k, block, tile.columns, self.panels)
             w = within(k, t, tile.rows, y.width)
@@ -218,8 +220,7 @@ class Kernel:
             codes = tirx.Cast(f"float32x{lanes}", codes)
             value = tirx.op.fma(codes, splat(self.ratio[0], "float32", lanes), value)
         found = isa.nearest(value)
-        zero = self.layer.zero_point
-        return found + splat(zero, "int32", lanes) if zero else found
+        return found + splat(self.k.load(self.zero, 0), "int32", lanes) if self.layer.shifted else found
 
     def address(self, plane: Plane, place: tuple[Any, ...]) -> Any:
         n, h, w, channel = place

@@ -135,7 +135,7 @@ class Kernel:
         beside = self.isa.bytes // strip.width
         lines, tiles = -(-y.height // patch.rows), -(-y.width // (patch.columns * beside))
         early, late = (strip.turns, 1) if patch.channels_first else (1, strip.turns)
-        with k.loop(early) as i, k.loop(lines) as line, k.loop(tiles) as t, k.loop(late) as j:
+        with k.loop(early) as i, k.loop(lines, shared=True) as line, k.loop(tiles) as t, k.loop(late) as j:
             block = i if patch.channels_first else j
             channel = strip.begin + block * strip.width
             h = within(k, line, patch.rows, y.height)

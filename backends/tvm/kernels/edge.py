@@ -53,7 +53,7 @@ def encode(y: Plane, zero_point: int, isa: Isa, name: str) -> Any:
     with k.loop(y.images) as n:
         fill_border(k, codes, y, n, zero_point)
         for first, count, channels in groups(y.channels, TOGETHER):
-            with k.loop(count) as group, k.loop(y.height) as h:
+            with k.loop(count) as group, k.loop(y.height, shared=True) as h:
                 channel = first + group * TOGETHER
                 begins = [((n * y.channels + channel + c) * y.height + h) * y.width for c in range(channels)]
                 to = y.origin + n * y.image + h * y.line + channel
@@ -156,7 +156,7 @@ def decode(x: Plane, zero_point: int, isa: Isa, name: str) -> Any:
         else:
             blocks = groups(x.channels, PART)
         for first, count, channels in blocks:
-            with k.loop(count) as group, k.loop(x.height) as h:
+            with k.loop(count) as group, k.loop(x.height, shared=True) as h:
                 channel = first + group * PART
                 to = result + (channel * x.height + h) * x.width
                 for w, length in pieces(k, x.width, isa.lanes, isa.lanes):

@@ -196,7 +196,7 @@ def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
     held = Held(codes=codes, scales=scales, sums=sums, weights=weights, steps=steps, zeros=zeros, bias=bias,
                 residual=residual, y=y)  # fmt: skip
     for begin, turns, width in cut(registers, COLUMNS):
-        with k.loop(turns) as panel:
+        with k.loop(turns, shared=True) as panel:
             for row, times, height in cut(rows, ROWS):
                 with k.loop(times) as tile:
                     place = Tile(

@@ -38,7 +38,7 @@ class Norm:
     """One layer on borderless planes of equal pixels; each pixel is a row, whatever its pitch.
 
     x: float32. floats: where y goes, codes: where q goes; None: not wanted. centered: around the mean of the
-    row. bias: whether b is added. zero_point: of the codes.
+    row. bias: whether b is added.
     """
 
     x: Plane
@@ -47,17 +47,16 @@ class Norm:
     centered: bool = True
     bias: bool = True
     epsilon: float = 1e-5
-    zero_point: int = 0
 
 
 def norm(layer: Norm, isa: Isa, name: str) -> Any:
-    """The function (x, gain [C], [bias [C],] [s of codes,] [y,] [q])."""
+    """The function (x, gain [C], [bias [C],] [s of codes, z of codes,] [y,] [q])."""
     k, lanes, channels = Builder(name), isa.lanes, layer.x.channels
     x = k.argument("x", "float32", layer.x.size)
     gain = k.argument("gain", "float32", channels)
     bias = k.argument("bias", "float32", channels) if layer.bias else None
-    write = results(k, isa, layer.floats, layer.codes, layer.zero_point)
-    with k.loop(rows(layer.x)) as row:
+    write = results(k, isa, layer.floats, layer.codes)
+    with k.loop(rows(layer.x), shared=True) as row:
         begin = row * layer.x.pitch
         middle = None
         if layer.centered:
@@ -88,12 +87,12 @@ def norm(layer: Norm, isa: Isa, name: str) -> Any:
     return k.function()
 
 
-def encode_rows(x: Plane, y: Plane, zero_point: int, isa: Isa, name: str) -> Any:
-    """The function (x, [s], y): rows of floats to codes, on borderless planes of equal pixels."""
+def encode_rows(x: Plane, y: Plane, isa: Isa, name: str) -> Any:
+    """The function (x, [s], [z], y): rows of floats to codes, on borderless planes of equal pixels."""
     k = Builder(name)
     source = k.argument("x", "float32", x.size)
-    write = results(k, isa, None, y, zero_point)
-    with k.loop(rows(x)) as row:
+    write = results(k, isa, None, y)
+    with k.loop(rows(x), shared=True) as row:
         for at, lengths in parts(k, x.channels, isa.lanes):
             write(row, at, vectors(k, source, row * x.pitch + at, lengths, isa.lanes), lengths)
     return k.function()

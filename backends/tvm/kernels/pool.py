@@ -47,7 +47,7 @@ def max_pool(pool: Pool, isa: Isa, name: str) -> Any:
     """The function (x, y)."""
     k = Builder(name)
     x, y = k.argument("x", "uint8", pool.x.size), k.argument("y", "uint8", pool.y.size)
-    with k.loop(pool.y.images) as n, k.loop(pool.y.height) as h:
+    with k.loop(pool.y.images) as n, k.loop(pool.y.height, shared=True) as h:
         lines = [k.bind((n * pool.x.image + i * pool.x.line) + pool.x.origin) for i in window(k, pool, 0, h)]
         with k.loop(pool.y.width) as w:
             pixels = [k.bind(i * pool.x.pitch) for i in window(k, pool, 1, w)]
@@ -102,7 +102,7 @@ def mean(pool: Pool, average: Average, isa: Isa, name: str, *, divided: bool) ->
     x = k.argument("x", "uint8", pool.x.size)
     factor = k.argument("factor", "float32", 1)
     y = k.argument("y", "uint8", pool.y.size)
-    with k.loop(pool.y.images) as n, k.loop(pool.y.height) as h, k.loop(pool.y.width) as w:
+    with k.loop(pool.y.images) as n, k.loop(pool.y.height, shared=True) as h, k.loop(pool.y.width) as w:
         (top, lines, tall), (left, columns, broad) = (cut(k, pool, axis, t) for axis, t in ((0, h), (1, w)))
         counted = tall * broad if average.count_include_pad else lines * columns
         count = k.bind(tirx.const(average.divisor, "int32") if average.divisor else counted)

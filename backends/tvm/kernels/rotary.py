@@ -35,15 +35,14 @@ class Rotary:
     first: int = 0
     floats: Plane | None = None
     codes: Plane | None = None
-    zero_point: int = 0
 
 
 def rotary(layer: Rotary, isa: Isa, name: str) -> Any:
-    """The function (x, cosines, sines, [s of codes,] [y,] [q])."""
+    """The function (x, cosines, sines, [s of codes, z of codes,] [y,] [q])."""
     k, lanes, half = Builder(name), isa.lanes, layer.width // 2
     x = k.argument("x", "float32", layer.x.size)
     tables = [k.argument(name, "float32", layer.positions * layer.pitch) for name in ("cosines", "sines")]
-    write = results(k, isa, layer.floats, layer.codes, layer.zero_point)
+    write = results(k, isa, layer.floats, layer.codes)
     with k.loop(rows(layer.x) // layer.positions) as sequence, k.loop(layer.positions) as t:
         row = sequence * layer.positions + t
         for at, lengths in parts(k, half, lanes):

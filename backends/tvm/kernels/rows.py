@@ -50,7 +50,7 @@ def store_floats(k: Builder, buffer: Any, at: Any, values: list[Any], lengths: l
 
 
 def store_steps(
-    k: Builder, isa: Isa, buffer: Any, at: Any, steps: list[Any], zero_point: int, count: int
+    k: Builder, isa: Isa, buffer: Any, at: Any, steps: list[Any], zero_point: Any, count: int
 ) -> None:
     """sat(rne(steps) + z) of up to four vectors of x / s, the first `count` of them."""
     zero = splat(zero_point, "int32", isa.lanes)
@@ -59,10 +59,11 @@ def store_steps(
 
 
 def results(
-    k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None, zero_point: int
+    k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None
 ) -> Callable[[Any, Any, list[Any], list[int]], None]:
-    """What writes a part of a row wherever it is wanted; the arguments ([s,] [y,] [q]) are declared here."""
+    """What writes a part of a row wherever it is wanted; ([s, z,] [y,] [q]) become arguments here."""
     scale = None if codes is None else k.argument("scale", "float32", 1)
+    zero = None if codes is None else k.argument("zero", "int32", 1)
     y = None if floats is None else k.argument("y", "float32", floats.size)
     q = None if codes is None else k.argument("q", "uint8", codes.size)
     step = None if scale is None else k.keep(
@@ -75,7 +76,7 @@ def results(
             store_floats(k, y, row * floats.pitch + at, values, lengths, isa.lanes)
         if codes is not None:
             steps = [value / step for value in values]
-            store_steps(k, isa, q, row * codes.pitch + at, steps, zero_point, sum(lengths))
+            store_steps(k, isa, q, row * codes.pitch + at, steps, k.load(zero, 0), sum(lengths))
 
     return write
 

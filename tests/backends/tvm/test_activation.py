@@ -28,11 +28,13 @@ __all__ = ["pytestmark"]
 SCALE = 0.02
 
 
-def run(isa: Isa, function: Any, arguments: list[NDArray[Any]], y: Plane, q: Plane) -> tuple[Any, Any]:
+def run(
+    isa: Isa, function: Any, arguments: list[NDArray[Any]], y: Plane, q: Plane, zero: int = 0
+) -> tuple[Any, Any]:
     """Floats and codes; nothing beside the rows is written."""
     floats, codes = placed(np.full(y.size, 99, np.float32)), placed(np.full(q.size, 99, np.uint8))
-    step = placed(np.array([SCALE], np.float32))
-    built(function, isa)(*map(handed, [*arguments, step, floats, codes]))
+    step = placed(np.array([SCALE], np.float32)), placed(np.array([zero], np.int32))
+    built(function, isa)(*map(handed, [*arguments, *step, floats, codes]))
     assert kept(y, floats, 99) and kept(q, codes, 99)
     return taken(y, floats).copy(), taken(q, codes).copy()
 
@@ -70,10 +72,10 @@ def test_gate(
     values = (spread * draw.standard_normal((rows, both.channels))).astype(np.float32)
     layer = Activation(
         function=function, channels=channels, x=both, other=both, other_first=channels + gap, floats=y,
-        codes=q, zero_point=zero,
+        codes=q,
     )  # fmt: skip
     memory = laid(both, values)
-    floats, codes = run(isa, activation(layer, isa, "kernel"), [memory, memory], y, q)
+    floats, codes = run(isa, activation(layer, isa, "kernel"), [memory, memory], y, q, zero)
     x, other = (torch.from_numpy(values[:, i : i + channels]) for i in (0, channels + gap))
     wanted = exact(function, x) * other
     # The product is rounded once more.
@@ -115,11 +117,11 @@ def test_rotary(
     angles = torch.from_numpy(draw.uniform(0, 100, (positions, width // 2)).astype(np.float32))
     tables = [f(torch.cat([angles, angles], -1)) for f in (torch.cos, torch.sin)]
     layer = Rotary(
-        x=x, first=gap, heads=heads, width=width, positions=positions, floats=y, codes=q, zero_point=zero,
+        x=x, first=gap, heads=heads, width=width, positions=positions, floats=y, codes=q,
         pitch=width if whole else width // 2,
     )  # fmt: skip
     given_ = [placed(table[:, : layer.pitch].numpy()) for table in tables]
-    floats, codes = run(isa, rotary(layer, isa, "kernel"), [laid(x, values), *given_], y, q)
+    floats, codes = run(isa, rotary(layer, isa, "kernel"), [laid(x, values), *given_], y, q, zero)
     by_head = torch.from_numpy(values[:, gap:]).reshape(batch, positions, heads, width)
     low, high = by_head.chunk(2, -1)
     cosines, sines = (table[None, :, None] for table in tables)

@@ -30,15 +30,15 @@ Strides = tuple[int, int, int, int]
 
 def layer(
     batch: int, heads: int, shared: int, queries: int, keys: int, width: int,
-    zeros: tuple[int, int, int, int], *, causal: bool = False, mask: Strides | None = None, gap: int = 0,
+    *, causal: bool = False, mask: Strides | None = None, gap: int = 0,
 ) -> Attention:  # fmt: skip
     """q and k, v of `heads / shared` heads; k and v lie side by side on one plane, `gap` channels apart."""
     kv = heads // shared * width
     q, y = (rows(batch * queries, heads * width + more) for more in (gap, 0))
     both = rows(batch * keys, 2 * kv + gap)
     return Attention(
-        q=Operand(plane=q, first=gap, zero_point=zeros[0]), k=Operand(plane=both, zero_point=zeros[1]),
-        v=Operand(plane=both, first=kv + gap, zero_point=zeros[2]), y=Operand(plane=y, zero_point=zeros[3]),
+        q=Operand(plane=q, first=gap), k=Operand(plane=both), v=Operand(plane=both, first=kv + gap),
+        y=Operand(plane=y),
         batch=batch, heads=heads, kv_heads=heads // shared, queries=queries, keys=keys, width=width,
         causal=causal, mask=mask,
     )  # fmt: skip
@@ -80,16 +80,16 @@ def draw(at: Attention, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]
 
 def both(
     at: Attention, codes: tuple[NDArray[np.uint8], ...], scales: tuple[float, float, float, float],
-    numbers: NDArray[np.float32] | None = None, rows: int = 4, isa: Isa = BEST,
+    zeros: tuple[int, int, int, int], numbers: NDArray[np.float32] | None = None, rows: int = 4,
+    isa: Isa = BEST,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:  # fmt: skip
     """What the kernel and what the formula return, [B, H, T, D]."""
     operands = (at.q, at.k, at.v)
     q_codes, k_codes, v_codes = (
-        quantized(values, scale, operand.zero_point)
-        for values, scale, operand in zip(codes, scales, operands, strict=False)
+        quantized(values, scale, zero) for values, scale, zero in zip(codes, scales, zeros, strict=False)
     )
     output = Output(
-        scale=torch.tensor(scales[3]), zero_point=torch.tensor(at.y.zero_point, dtype=torch.uint8),
+        scale=torch.tensor(scales[3]), zero_point=torch.tensor(zeros[3], dtype=torch.uint8),
         format="uint8",
     )  # fmt: skip
     scale = 1 / math.sqrt(at.width)
@@ -101,7 +101,8 @@ def both(
     for operand, memory, values in zip(operands, (q, kv, kv), codes, strict=True):
         put(operand, memory, values)
     known = placed(np.array(formula.factors(q_codes, k_codes, v_codes, output, scale), np.float32))
-    arguments = [q, kv, kv, *([] if numbers is None else [placed(numbers)]), known, y]
+    arguments = [q, kv, kv, *([] if numbers is None else [placed(numbers)]), known]
+    arguments += [placed(np.array([zeros[0], zeros[2], zeros[3]], np.int32)), y]
     built(attention(at, isa, "attention", rows), isa)(*map(handed, arguments))
     found = taken(at.y, y, at.batch, at.heads, at.width).transpose(0, 2, 1, 3).copy()
     taken(at.y, y, at.batch, at.heads, at.width)[:] = 77
@@ -128,35 +129,36 @@ def layers(draw: st.DrawFn) -> Attention:
     )
     return layer(
         batch, heads, shared, queries, keys, draw(st.sampled_from([4, 20, 32, 64, 80, 96, 128])),
-        draw(st.tuples(*[st.sampled_from([0, 7, 128, 255])] * 4)), causal=draw(st.booleans()), mask=mask,
+        causal=draw(st.booleans()), mask=mask,
         gap=draw(st.sampled_from([0, 5])),
     )  # fmt: skip
 
 
+ZEROS = st.tuples(*[st.sampled_from([0, 7, 128, 255])] * 4)
 SCALES = st.tuples(*[st.sampled_from([0.001, 0.01, 0.03, 0.3])] * 4)
 
 
 @every_isa
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(at=layers(), scales=SCALES, rows=st.integers(1, 6), seed=st.integers(0, 1000))
-def test_every_shape_and_mask(isa: Isa, at: Attention, scales: Any, rows: int, seed: int) -> None:
+@given(at=layers(), scales=SCALES, zeros=ZEROS, rows=st.integers(1, 6), seed=st.integers(0, 1000))
+def test_every_shape_and_mask(isa: Isa, at: Attention, scales: Any, zeros: Any, rows: int, seed: int) -> None:
     made = np.random.default_rng(seed)
     numbers = made.normal(0, 3, at.mask_size).astype(np.float32)
     numbers[made.random(at.mask_size) < 0.3] = -np.inf
     numbers[made.random(at.mask_size) < 0.1] = np.finfo(np.float32).min
     assert takes(at, isa)
-    found, wanted = both(at, draw(at, seed), scales, None if at.mask is None else numbers, rows, isa)
+    found, wanted = both(at, draw(at, seed), scales, zeros, None if at.mask is None else numbers, rows, isa)
     assert np.array_equal(found, wanted)
 
 
-SMALL = layer(1, 2, 1, 5, 70, 32, (120, 130, 110, 20))
-LIKE = (0.02, 0.02, 0.02, 0.01)
+SMALL = layer(1, 2, 1, 5, 70, 32)
+LIKE, ZERO = (0.02, 0.02, 0.02, 0.01), (120, 130, 110, 20)
 
 
 def test_equal_scores_are_a_mean() -> None:
     q, k, v = draw(SMALL, 1)
     k[:] = 9
-    found, wanted = both(SMALL, (q, k, v), LIKE)
+    found, wanted = both(SMALL, (q, k, v), LIKE, ZERO)
     assert np.array_equal(found, wanted)
     mean = (v.astype(float) - 110).mean(2, keepdims=True) * 0.02
     assert np.abs((found - 20.0) * 0.01 - mean.clip(-0.2, 2.35)).max() <= 0.01
@@ -167,7 +169,7 @@ def test_one_key_is_its_value() -> None:
         SMALL, keys=1, k=replace(SMALL.k, plane=rows(1, 128)), v=replace(SMALL.v, plane=rows(1, 128))
     )
     q, k, v = draw(at, 2)
-    found, wanted = both(at, (q, k, v), (0.02, 0.02, 0.02, 0.02))
+    found, wanted = both(at, (q, k, v), (0.02, 0.02, 0.02, 0.02), ZERO)
     assert np.array_equal(found, wanted)
     assert np.array_equal(found, np.broadcast_to((v.astype(int) - 110 + 20).clip(0, 255), found.shape))
 
@@ -177,14 +179,14 @@ def test_a_query_that_sees_no_key_is_zero(nothing: float) -> None:
     at = replace(SMALL, mask=(0, 0, 70, 1))
     numbers = np.zeros((5, 70), np.float32)
     numbers[2] = nothing
-    found, wanted = both(at, draw(at, 3), LIKE, numbers.reshape(-1))
+    found, wanted = both(at, draw(at, 3), LIKE, ZERO, numbers.reshape(-1))
     assert np.array_equal(found, wanted)
     assert (found[:, :, 2] == 20).all() and not (found[:, :, 1] == 20).all()
 
 
 def test_causal_queries_before_the_first_key_are_zero() -> None:
-    at = layer(1, 1, 1, 9, 4, 16, (128, 128, 128, 3), causal=True)
-    found, wanted = both(at, draw(at, 4), LIKE)
+    at = layer(1, 1, 1, 9, 4, 16, causal=True)
+    found, wanted = both(at, draw(at, 4), LIKE, (128, 128, 128, 3))
     assert np.array_equal(found, wanted)
     assert (found[:, :, :5] == 3).all() and not (found[:, :, 5] == 3).all()
 

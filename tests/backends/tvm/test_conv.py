@@ -20,13 +20,14 @@ from qcompiler.backends.tvm.plane import SPARE, Plane, pitch_of
 from tests.backends.tvm.sets import built, every_isa, pytestmark
 
 __all__ = ["pytestmark"]
-INPUT_ZERO, RESIDUAL_ZERO = 7, 11
+INPUT_ZERO, RESIDUAL_ZERO, RESULT_ZERO = 7, 11, 128
 SCALES = {"input": 0.02, "result": 0.07, "residual": 0.03}
 
 
 def case(
     size: tuple[int, int], channels: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
-    dilation: tuple[int, int], padding: tuple[int, int], groups: int, images: int, residual: bool, zero: int,
+    dilation: tuple[int, int], padding: tuple[int, int], groups: int, images: int, residual: bool,
+    shifted: bool,
 ) -> Convolution:  # fmt: skip
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     out = [(s + 2 * p - e) // t + 1 for s, p, e, t in zip(size, padding, spans, stride, strict=True)]
@@ -44,7 +45,7 @@ def case(
     )
     return Convolution(
         x=x, y=y, kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups,
-        residual=y if residual else None, zero_point=zero,
+        residual=y if residual else None, shifted=shifted,
     )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def drawn(layer: Convolution, seed: int) -> Numbers:
     )
 
 
-def reference(layer: Convolution, numbers: Numbers) -> NDArray[np.uint8]:
+def reference(layer: Convolution, numbers: Numbers, zero: int) -> NDArray[np.uint8]:
     centered = torch.from_numpy(numbers.x).double() - INPUT_ZERO
     sums = F.conv2d(
         centered, torch.from_numpy(numbers.weight).double(), torch.from_numpy(numbers.bias).double(),
@@ -97,7 +98,7 @@ def reference(layer: Convolution, numbers: Numbers) -> NDArray[np.uint8]:
     ).float()  # fmt: skip
     steps = torch.from_numpy(multipliers(numbers.scales))[:, None, None]
     result = Output(
-        scale=torch.tensor(SCALES["result"]), zero_point=torch.tensor(layer.zero_point, dtype=torch.uint8),
+        scale=torch.tensor(SCALES["result"]), zero_point=torch.tensor(zero, dtype=torch.uint8),
         format="uint8",
     )  # fmt: skip
     if layer.residual is None:
@@ -105,6 +106,10 @@ def reference(layer: Convolution, numbers: Numbers) -> NDArray[np.uint8]:
     ratio, offset = torch.from_numpy(ratios())
     codes = torch.from_numpy(numbers.residual).float()
     return np.asarray(result.encode(multiply_add(codes, ratio, multiply_add(sums, steps, offset))))
+
+
+def zero_of(layer: Convolution) -> int:
+    return RESULT_ZERO if layer.shifted else 0
 
 
 def multipliers(scales: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -130,6 +135,8 @@ def run(layer: Convolution, tile: Tile, numbers: Numbers, isa: Isa) -> NDArray[n
     if layer.residual is not None:
         planes.append(filled(layer.residual, numbers.residual, 0))
         constants.append(ratios())
+    if layer.shifted:
+        constants.append(np.array([zero_of(layer)], np.int32))
     arguments = [*planes, *map(placed, constants)]
     y = placed(np.zeros(layer.y.size, np.uint8))
     built(convolution(layer, tile, isa, "layer"), isa)(*map(handed, [*arguments, y]))
@@ -157,7 +164,7 @@ def layers(draw: Any) -> Convolution:
     channels = groups * draw(st.integers(1, 12)), groups * draw(st.sampled_from([1, 5, 8, 16, 17, 32]))
     return case(
         size, channels, kernel, draw(small), dilation, padding, groups, draw(st.integers(1, 2)),
-        draw(st.booleans()), draw(st.sampled_from([0, 3, 128])),
+        draw(st.booleans()), draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -166,4 +173,4 @@ def layers(draw: Any) -> Convolution:
 @given(layer=layers(), tile=TILES, seed=st.integers(0, 1000))
 def test_equal_to_the_reference(isa: Isa, layer: Convolution, tile: Tile, seed: int) -> None:
     numbers = drawn(layer, seed)
-    assert np.array_equal(run(layer, tile, numbers, isa), reference(layer, numbers))
+    assert np.array_equal(run(layer, tile, numbers, isa), reference(layer, numbers, zero_of(layer)))

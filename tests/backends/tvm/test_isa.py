@@ -53,7 +53,7 @@ def functions(isa: Isa) -> dict[str, Any]:
     """One function of every kind, of a size that leaves a rest in every loop."""
     x = y = Plane(images=1, height=9, width=11, channels=48, pitch=48, border=1)
     dot = Plane(images=1, height=1, width=1, channels=48, pitch=48)
-    conv = Convolution(x=x, y=y, residual=y, zero_point=3, kernel=(3, 3), padding=(1, 1))
+    conv = Convolution(x=x, y=y, residual=y, shifted=True, kernel=(3, 3), padding=(1, 1))
     each = Depthwise(x=x, y=y, kernel=(3, 3), padding=(1, 1))
     pool = Pool(x=x, y=y, stride=(1, 1), kernel=(3, 3), padding=(1, 1))
     pair = Pair(a=x, b=y, y=y)

@@ -64,11 +64,12 @@ def test_norm(
     x, y, q = (plane(rows, channels, more) for more in wider)
     layer = Norm(
         x=x, floats=y if wanted != "codes" else None, codes=q if wanted != "floats" else None,
-        centered=centered, bias=bias, epsilon=1e-5, zero_point=zero,
+        centered=centered, bias=bias, epsilon=1e-5,
     )  # fmt: skip
     floats, codes = placed(np.full(y.size, 99, np.float32)), placed(np.full(q.size, 99, np.uint8))
     given_ = [laid(x, values), placed(gain)] + [placed(offset)] * bias
-    given_ += [placed(np.array([0.02], np.float32))] * (layer.codes is not None)
+    if layer.codes is not None:
+        given_ += [placed(np.array([0.02], np.float32)), placed(np.array([zero], np.int32))]
     given_ += [floats] * (layer.floats is not None) + [codes] * (layer.codes is not None)
     built(norm(layer, isa, "norm"), isa)(*map(handed, given_))
 
@@ -119,7 +120,11 @@ def test_encode_rows(
     values = np.where(draw.random(shape) < 0.1, draw.choice(ODD, shape), values).astype(np.float32)
     x, q = (plane(rows, channels, more) for more in wider)
     codes = placed(np.full(q.size, 99, np.uint8))
-    arguments = [laid(x, values), placed(np.array([scale], np.float32)), codes]
-    built(encode_rows(x, q, zero, isa, "rows"), isa)(*map(handed, arguments))
+    arguments = [
+        laid(x, values),
+        *map(placed, (np.array([scale], np.float32), np.array([zero], np.int32))),
+        codes,
+    ]
+    built(encode_rows(x, q, isa, "rows"), isa)(*map(handed, arguments))
     assert np.array_equal(taken(q, codes), quantize(torch.from_numpy(values), params(scale, zero)).numpy())
     assert kept(q, codes, 99)
