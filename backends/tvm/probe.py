@@ -18,7 +18,7 @@ from qcompiler.backends.tvm.builder import Builder
 
 FAR = 24 << 20  # bytes that push out what is near, and fit into the third cache of servers
 MOST = 64  # copies
-LONG = 1 << 30  # multiply-accumulates of one call of a probe; beyond, small weights cost a layer nothing
+LONG = 1 << 31  # multiply-accumulates of one call of a probe; beyond, small weights cost a layer nothing
 FEWEST = 8
 ALIGNMENT = 64
 NEAR = ("x", "residual", "y")  # what the layer before and this one just had in hand

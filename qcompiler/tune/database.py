@@ -99,6 +99,7 @@ def open_database(path: Path) -> Database:
     Raises TuningError for a file of another schema or program, which is left alone.
     """
     path = Path(path)
+    before = identity(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,6 +109,8 @@ def open_database(path: Path) -> Database:
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise refused(path, error) from error
+    if identity(path) != before:  # another process has just set it aside
+        return open_database(path)
     saved = list(salvaged(path))
     aside = set_aside(path)
     with told(path):
@@ -242,6 +245,11 @@ def salvaged(path: Path) -> Iterator[Row]:
     with contextlib.suppress(sqlite3.Error), contextlib.closing(connected(path, mode="ro")) as connection:
         connection.execute("PRAGMA writable_schema = ON")  # a file shorter than it says is read all the same
         yield from readable(connection.execute(SELECT))
+
+
+def identity(path: Path) -> int | None:
+    """Which file has this name now."""
+    return path.stat().st_ino if path.exists() else None
 
 
 def set_aside(path: Path) -> Path:
