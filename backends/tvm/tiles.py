@@ -48,6 +48,8 @@ def cost(layer: Convolution, tile: Tile, isa: Isa) -> float:
     if tile.channels_first:
         turns = y.height * -(-y.width // tile.rows)  # each announces a line of weights per step
         announced = min(1.0, turns / tile.columns) if tile.prefetch else 0.0
+        if turns == 1:  # weights are read straight through: the processor foresees one stream, and only one
+            announced = 1 / tile.columns
         memory = LATE * weights * (1 - announced) + PIXELS * layer.x.size * passes
     else:
         memory = weights * (LATE + y.images * y.height * (AGAIN if weights <= NEAR else LATE))
