@@ -1,10 +1,11 @@
-"""qcompiler beside its peers on one core of a CPU: speed, SQNR, size, memory, time to be ready.
+"""qcompiler beside its peers on a CPU: speed, SQNR, size, memory, time to be ready.
 
     python -m benchmarks.cpu [--models NAME ...] [--peers NAME ...] [--rounds 12]
         [--work FOLDER] [--out FILE]
 
-Every contender lives in a process of its own, pinned to one core. All of a workload are made ready first,
-then run in interleaved rounds in rotating order, and each is compared with ONNX Runtime float within a round.
+Every contender lives in a process of its own, pinned to the same core (or cores, with a thread for each). All
+of a workload are made ready first, then run in interleaved rounds in rotating order, and each is compared with
+ONNX Runtime float within a round.
 Peers that are not installed are listed as such; one that fails is a row with its reason. What was prepared
 stays in the work folder, and is used again as long as nothing changes that it was made of. Run on a quiet
 machine.
@@ -36,7 +37,12 @@ def circumstances(given: argparse.Namespace) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine() | {"load": os.getloadavg()[0], "cores": os.cpu_count()},
         "versions": versions(VERSIONED),
-        "protocol": {"rounds": given.rounds, "slice_s": given.slice, "threads": 1, "baseline": BASELINE},
+        "protocol": {
+            "rounds": given.rounds,
+            "slice_s": given.slice,
+            "threads": len(given.core),
+            "baseline": BASELINE,
+        },
         "workloads": {
             name: {"title": WORKLOADS[name].title, "floor_db": WORKLOADS[name].floor_db}
             for name in given.models
@@ -66,7 +72,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=[*CONTENDERS], default=[*CONTENDERS], metavar="NAME")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--slice", type=float, default=0.4, help="seconds of a contender per round, at least")
-    parser.add_argument("--core", type=int, default=0, help="the core that everything runs on")
+    parser.add_argument(
+        "--core", type=int, nargs="+", default=[0], help="the cores of every contender, a thread for each"
+    )
     parser.add_argument("--work", type=Path, help="where prepared models stay; default: a temporary folder")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu.json"))
     return parser.parse_args()
@@ -78,7 +86,7 @@ def main() -> None:
     known, cells = circumstances(given), list[dict[str, Any]]()
     with ExitStack() as stack:
         work = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qcompiler-")))
-        settings = Settings(rounds=given.rounds, slice=given.slice, core=given.core, work=work)
+        settings = Settings(rounds=given.rounds, slice=given.slice, cores=tuple(given.core), work=work)
         for workload in given.models:
             with Steps(visible=True) as steps:
                 cells += map(to_mapping, measure(workload, names, settings, steps.tell))

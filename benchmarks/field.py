@@ -21,11 +21,11 @@ ROOM = 3000.0  # MB that must be free before one more contender is opened beside
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How long is measured, on which core, and where prepared models stay."""
+    """How long is measured, on which cores, and where prepared models stay."""
 
     rounds: int
     slice: float
-    core: int
+    cores: Sequence[int]
     work: Path
 
 
@@ -41,7 +41,7 @@ def measure(workload: str, names: Sequence[str], settings: Settings, tell: Tell)
     cells: dict[str, Cell] = {}
     tell(f"{workload}: float model", 0, steps)
     try:
-        case = kept_case(workload, settings.work, core=settings.core)
+        case = kept_case(workload, settings.work, cores=settings.cores)
     except Lost as error:
         return [failed(workload, name, f"the float model was not written: {error}") for name in entered]
 
@@ -87,7 +87,7 @@ def prepare(name: str, contender: Contender, case: Case, settings: Settings) -> 
     missing = contender.missing()
     if missing:
         raise Absent(f"{contender.title} needs {' and '.join(missing)}")
-    return kept_contender(name, contender, case, core=settings.core)
+    return kept_contender(name, contender, case, cores=settings.cores)
 
 
 def opened(name: str, case: Case, settings: Settings) -> Worker:
@@ -95,7 +95,7 @@ def opened(name: str, case: Case, settings: Settings) -> Worker:
     if free is not None and free < ROOM:
         raise Lost(f"{free:.0f} MB of memory are left beside the others, and {ROOM:.0f} must be free")
     return Worker(
-        compete, name, case, case.folder / name, core=settings.core, log=case.folder / f"{name}.log"
+        compete, name, case, case.folder / name, cores=settings.cores, log=case.folder / f"{name}.log"
     )  # fmt: skip
 
 

@@ -19,10 +19,14 @@ def setting(result: Mapping[str, Any]) -> str:
     machine, protocol = result["machine"], result["protocol"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
-        f"Speed against ONNX Runtime float, one thread, CPU time, median of {protocol['rounds']} interleaved "
-        f"rounds, one process per contender; SQNR against torch float on the same inputs.\n\n"
+        f"Speed against ONNX Runtime float, {how(protocol['threads'])}, median of {protocol['rounds']} "
+        f"interleaved rounds, one process per contender; SQNR against torch float on the same inputs.\n\n"
         f"{machine['cpu']} ({', '.join(machine['features'])}), commit {result['commit']}, {versions}.\n"
     )
+
+
+def how(threads: int) -> str:
+    return "one thread, CPU time" if threads == 1 else f"{threads} threads, time by the clock"
 
 
 def overview(result: Mapping[str, Any]) -> str:

@@ -1,17 +1,20 @@
-"""Work in a process of its own: own memory, one core, one thread, and a crash that hurts nobody else."""
+"""Work in a process of its own: own memory, a thread for each core, and a crash that hurts nobody else."""
 
 import multiprocessing as mp
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# Read by libraries when they are loaded, so they must stand before the process starts.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+def variables(threads: int) -> dict[str, str]:
+    """What libraries read when they are loaded, so it must stand before the process starts."""
+    count = str(threads)
+    return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +31,11 @@ class Lost(Exception):
 class Worker:
     """A process that runs `work(link, *args)` and answers what it is asked."""
 
-    def __init__(self, work: Callable[..., None], *args: Any, core: int, log: Path) -> None:
+    def __init__(self, work: Callable[..., None], *args: Any, cores: Sequence[int], log: Path) -> None:
         context = mp.get_context("spawn")
         self.link, theirs = context.Pipe()
-        self.process = context.Process(target=enter, args=(theirs, core, log, work, args), daemon=True)
-        os.environ.update(ONE_THREAD)
+        self.process = context.Process(target=enter, args=(theirs, cores, log, work, args), daemon=True)
+        os.environ.update(variables(len(cores)))
         self.process.start()
         theirs.close()
 
@@ -74,14 +77,16 @@ class Worker:
             self.process.kill()
 
 
-def enter(link: Connection, core: int, log: Path, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+def enter(
+    link: Connection, cores: Sequence[int], log: Path, work: Callable[..., None], args: tuple[Any, ...]
+) -> None:
     """Where the process begins: what it prints goes to the log, what goes wrong to its parent."""
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {core})
+            os.sched_setaffinity(0, set(cores))
         work(link, *args)
     except EOFError:
         return  # the parent has gone

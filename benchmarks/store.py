@@ -7,6 +7,7 @@ prepared.json in both: the fingerprint, the seconds, the size
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,25 +25,25 @@ NOTE = "prepared.json"
 CASE = ("benchmarks/case.py", "benchmarks/llama.py", "benchmarks/workloads.py")
 
 
-def kept_case(workload: str, work: Path, *, core: int) -> Case:
+def kept_case(workload: str, work: Path, *, cores: Sequence[int]) -> Case:
     """The case of a workload, written if it is not there. Raises Lost."""
     case = Case(kind=WORKLOADS[workload].kind, folder=(work / workload).resolve())
     made_of = case_fingerprint()
     if noted(case.folder, made_of) is None:
         cleared(case.folder)
-        with Worker(write, workload, case, core=core, log=case.folder / "case.log") as worker:
+        with Worker(write, workload, case, cores=cores, log=case.folder / "case.log") as worker:
             worker.receive(patience=PATIENCE)
         note(case.folder, made_of, Prepared(seconds=0.0, size=None))
     return case
 
 
-def kept_contender(name: str, contender: Contender, case: Case, *, core: int) -> Prepared:
+def kept_contender(name: str, contender: Contender, case: Case, *, cores: Sequence[int]) -> Prepared:
     """What preparing it took; done now if it is not kept. Raises Lost."""
     folder, made_of = case.folder / name, f"{case_fingerprint()} {contender.fingerprint()}"
     found = noted(folder, made_of)
     if found is None:
         cleared(folder)
-        with Worker(prepare, name, case, folder, core=core, log=case.folder / f"{name}.log") as worker:
+        with Worker(prepare, name, case, folder, cores=cores, log=case.folder / f"{name}.log") as worker:
             found = worker.receive(patience=PATIENCE)
         note(folder, made_of, found)
     return found

@@ -1,5 +1,6 @@
 """What a peer is."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -14,6 +15,11 @@ A result is what is judged, or a sequence that begins with it.
 """
 
 
+def threads() -> int:
+    """As many as the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
 class Peer(Protocol):
     """A way of running a model; a frozen dataclass whose fields are its settings."""
 
@@ -22,5 +28,5 @@ class Peer(Protocol):
         ...
 
     def open(self, case: Case, folder: Path) -> Bind:
-        """Make ready to run, in a process of its own, on one thread."""
+        """Make ready to run, in a process of its own, on `threads()`."""
         ...

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Case, leaves
-from benchmarks.peers.base import Bind
+from benchmarks.peers.base import Bind, threads
 from qcompiler.models.bundle import Inputs
 
 CONFIG = {
     "PERFORMANCE_HINT": "LATENCY",
     "NUM_STREAMS": 1,
-    "INFERENCE_NUM_THREADS": 1,
     "INFERENCE_PRECISION_HINT": "f32",  # else it computes in bfloat16 where the CPU can
     "ENABLE_CPU_PINNING": False,  # the process is pinned already
     "CPU_DENORMALS_OPTIMIZATION": True,
@@ -22,7 +21,11 @@ CONFIG = {
 def opened(path: Path) -> Bind:
     import openvino as ov
 
-    request = ov.Core().compile_model(path, "CPU", CONFIG).create_infer_request()
+    request = (
+        ov.Core()
+        .compile_model(path, "CPU", CONFIG | {"INFERENCE_NUM_THREADS": threads()})
+        .create_infer_request()
+    )
 
     def bind(inputs: Inputs) -> Callable[[], Any]:
         feed = [x.numpy() for x in leaves(inputs)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import qcompiler as qc
 from benchmarks.case import Case
-from benchmarks.peers.base import Bind
+from benchmarks.peers.base import Bind, threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class Compile:
     """`qc.compile` with a recipe, for a backend; the speed guard is on, as it is for everybody."""
 
     recipe: str
-    backend: str = "auto"
+    backend: str = "ort"
 
     def prepare(self, case: Case, folder: Path) -> Path | None:
         data = case.data()
@@ -32,7 +32,7 @@ class Compile:
         return artifact
 
     def open(self, case: Case, folder: Path) -> Bind:
-        compiled = qc.load(folder / "model.qc", threads=1)
+        compiled = qc.load(folder / "model.qc", threads=threads())
         return lambda inputs: partial(called, compiled, inputs)
 
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 import qcompiler as qc
 from benchmarks.case import Case
-from benchmarks.peers.base import Bind
+from benchmarks.peers.base import Bind, threads
 from qcompiler.backends.memory import Memory, memory_of
 from qcompiler.models.bundle import Inputs
 from qcompiler.models.decoder import Growing
@@ -40,7 +40,7 @@ class Decode:
         return folder / "model.qc"
 
     def open(self, case: Case, folder: Path) -> Bind:
-        compiled = qc.load(folder / "model.qc", threads=1)
+        compiled = qc.load(folder / "model.qc", threads=threads())
         module = case.module()
         assert isinstance(module, Growing)
 

@@ -15,7 +15,7 @@ from benchmarks.process import Lost
 from benchmarks.worker import Prepared, Ready
 from qcompiler.progress import silent
 
-SETTINGS = field.Settings(rounds=2, slice=0.1, core=0, work=Path())
+SETTINGS = field.Settings(rounds=2, slice=0.1, cores=(0,), work=Path())
 
 
 class Process:

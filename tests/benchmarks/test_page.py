@@ -43,7 +43,7 @@ def result() -> dict[str, Any]:
         "commit": "abc",
         "machine": {"cpu": "A CPU", "features": ["avx512_vnni"]},
         "versions": {"torch": "2.0"},
-        "protocol": {"rounds": 3},
+        "protocol": {"threads": 1, "rounds": 3},
         "workloads": {"bert": {"title": "BERT", "floor_db": {8: 27.0}}},
         "contenders": {
             name: {"title": name.capitalize(), "bits": bits[name], "ours": name == "ours"} for name in bits

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.process import Lost, Worker
 
 work = methodcaller(*sys.argv[2:])
-with Worker(work, core=min(os.sched_getaffinity(0)), log=Path(sys.argv[1])) as worker:
+with Worker(work, cores=[min(os.sched_getaffinity(0))], log=Path(sys.argv[1])) as worker:
     try:
         print(worker.receive(patience=60))
     except Lost as error:
