@@ -26,7 +26,7 @@ from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa, runnable
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, pack
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.tiles import tile_for
+from qcompiler.backends.tvm.schedules import predicted
 from qcompiler.target.machine import this_cpu
 from qcompiler.tune.measure import interleave
 
@@ -55,8 +55,8 @@ def run_of(layer: Convolution, isa: Isa) -> Run:
         np.concatenate([pack(layer, codes, isa).reshape(-1), np.zeros(LINE, np.int8)]),
         np.zeros(outputs, np.int32), np.full(outputs, 1e-4, np.float32), np.zeros(layer.y.size, np.uint8),
     ]  # fmt: skip
-    function = compiled([convolution(layer, tile_for(layer, isa), isa, "layer")], processor_for(isa))["layer"]
-    return partial(function, *map(handed, map(placed, arrays)))
+    made = convolution(layer, predicted(layer, isa), isa, "layer")
+    return partial(compiled([made], processor_for(isa))["layer"], *map(handed, map(placed, arrays)))
 
 
 def peak_of(isa: Isa) -> Run | None:

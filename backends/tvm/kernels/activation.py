@@ -99,7 +99,7 @@ def activation(layer: Activation, isa: Isa, name: str) -> Any:
     if layer.other is not None:
         given.append((k.argument("other", "float32", layer.other.size), layer.other, layer.other_first))
     write = results(k, isa, layer.floats, layer.codes)
-    with k.loop(rows(layer.x)) as row:
+    with k.loop(rows(layer.x), shared=True) as row:
         for at, lengths in parts(k, layer.channels, lanes):
             loaded = [
                 vectors(k, buffer, row * plane.pitch + first + at, lengths, lanes)

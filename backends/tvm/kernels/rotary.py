@@ -43,7 +43,7 @@ def rotary(layer: Rotary, isa: Isa, name: str) -> Any:
     x = k.argument("x", "float32", layer.x.size)
     tables = [k.argument(name, "float32", layer.positions * layer.pitch) for name in ("cosines", "sines")]
     write = results(k, isa, layer.floats, layer.codes)
-    with k.loop(rows(layer.x) // layer.positions) as sequence, k.loop(layer.positions) as t:
+    with k.loop(rows(layer.x) // layer.positions) as sequence, k.loop(layer.positions, shared=True) as t:
         row = sequence * layer.positions + t
         for at, lengths in parts(k, half, lanes):
             cosines, sines = (kept(k, table, t * layer.pitch + at, lengths, lanes) for table in tables)
