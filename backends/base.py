@@ -33,19 +33,18 @@ class Execution:
     stray: tuple[str, ...] = ()
 
 
-class Distant(Protocol):
-    """How far one kernel of an engine is from the reference on the same inputs."""
+@dataclass(frozen=True, kw_only=True)
+class NodeDistance:
+    """How far one kernel is from the reference on the same inputs.
 
-    @property
-    def node(self) -> str: ...
-    @property
-    def kernel(self) -> str: ...
-    @property
-    def max_lsb(self) -> float: ...
-    @property
-    def changed(self) -> float: ...
-    @property
-    def allowed(self) -> int: ...
+    max_lsb: the largest distance in steps of the result; changed: the share of values that differ.
+    """
+
+    node: str
+    kernel: str
+    max_lsb: float
+    changed: float
+    allowed: int = 0
 
 
 class Executable(Protocol):
@@ -67,7 +66,7 @@ class Engine(Executable, Protocol):
     def profile(self, inputs: Sequence[Tensor]) -> Mapping[str, float]:
         """Microseconds per run of every node, by planned name."""
 
-    def verify(self, inputs: Sequence[Tensor]) -> Sequence[Distant]:
+    def verify(self, inputs: Sequence[Tensor]) -> Sequence[NodeDistance]:
         """Every integer kernel against the reference, on the inputs that it was really given."""
 
 

@@ -3,6 +3,7 @@
 feed(tokens [1, T])  -->  logits, with the cache of T tokens more
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,6 +24,9 @@ class Memory(Protocol):
 
     def feed(self, tokens: Tensor) -> Tensor:
         """[1, T] tokens behind those fed before  -->  what the decoder returns for them, less the cache."""
+
+    def fill(self, cache: Sequence[Tensor], length: int) -> None:
+        """Go on behind `length` tokens whose cache is known, as the graph takes it."""
 
 
 @runtime_checkable
@@ -48,6 +52,9 @@ class HeldMemory:
         self.executable = executable
         self.cache = [torch.zeros(1, *shape[1:]) for shape in cache_shapes(executable.graph)]
         self.length = 0
+
+    def fill(self, cache: Sequence[Tensor], length: int) -> None:
+        self.cache, self.length = list(cache), length
 
     def feed(self, tokens: Tensor) -> Tensor:
         check_fits(self.length, tokens, self.cache[0].shape[2])

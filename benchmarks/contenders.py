@@ -102,6 +102,13 @@ CONTENDERS: dict[str, Contender] = {
         peer=ours_decoder.Decode(recipe={"base": "w4a16", "weights": "uint4", "group_size": 128}),
         kinds=("decode",), bits=4, ours=True,
     ),
+    "ours-tvm-decoder-4": Contender(
+        title="qcompiler decoder, weights uint4, kernels of our own",
+        peer=ours_decoder.Decode(
+            recipe={"base": "w4a16", "weights": "uint4", "group_size": 128}, backend="tvm"
+        ),
+        kinds=("decode",), bits=4, ours=True,
+    ),
     BASELINE: Contender(title="ONNX Runtime float", peer=ort.Float(), kinds=ALL, bits=32),
     "onnxruntime-static": Contender(
         title="ONNX Runtime static, uint8 int8", peer=ort_static.Static(), kinds=STATIC,

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from benchmarks.records import commit, machine, table
-from qcompiler.backends.ort import Ort
-from qcompiler.backends.ort.memory import BoundMemory
+from qcompiler.backends import find_backend
+from qcompiler.backends.memory import Memory
 from qcompiler.backends.ort.session import Settings, open_session, run_session
 from qcompiler.job import take
 from qcompiler.manifest import versions
@@ -95,12 +95,12 @@ def session_of(path: Path) -> Run:
     return run
 
 
-def compiled(module: Any, inputs: Any, calibration: Sequence[Any], recipe: Recipe) -> Any:
+def compiled(module: Any, inputs: Any, calibration: Sequence[Any], recipe: Recipe, backend: str) -> Any:
     """Quantized and lowered without the guard, which compares with float only."""
-    target = find_target("cpu")
+    target = find_target("cpu", backend)
     job = take(module, inputs, calibration, silent, forms=forms(recipe, target))
     decision = decide(job.original, job.data, recipe, target)
-    return Ort(target).lower(quantized(decision), threads=1)
+    return find_backend(backend, target).lower(quantized(decision), threads=1)
 
 
 def prompt_runner(executable: Any) -> Run:
@@ -109,15 +109,14 @@ def prompt_runner(executable: Any) -> Run:
 
 def step_runner(executable: Any) -> Run:
     """In place: the cache of the inputs is copied in once, before anything is timed."""
-    memory: BoundMemory = executable.memory()
+    memory: Memory = executable.memory()
     held: list[Any] = [None]
 
     def run(inputs: Any) -> Tensor:
         tokens, start, cache = inputs
         if held[0] is not cache:
             held[0] = cache
-            for buffer, rows in zip(memory.buffers, pytree.tree_leaves(cache), strict=True):
-                buffer.update_inplace(rows.numpy())
+            memory.fill(pytree.tree_leaves(cache), int(start))
         memory.length = int(start)
         return memory.feed(tokens)
 
@@ -129,7 +128,10 @@ def case(name: str, make: Any, runner: Callable[[Any], Run], folder: Path) -> di
     module, example, calibration, metric = make(LLAMA)
     contenders = growing(module, example, folder)
     for recipe in RECIPES:
-        contenders[recipe.name] = runner(compiled(module, example, calibration, recipe))
+        contenders[recipe.name] = runner(compiled(module, example, calibration, recipe, "ort"))
+    for recipe in RECIPES[1:]:
+        run = runner(compiled(module, example, calibration, recipe, "tvm"))
+        contenders[f"{recipe.name}, kernels of our own"] = run
     wanted = torch.cat([expected.float() for expected in metric.expected])
     quality = {
         name: sqnr(wanted, torch.cat([run(inputs) for inputs in metric.inputs()]))

@@ -35,7 +35,8 @@ def tuned(model: str, database: Path) -> dict[str, Any]:
 def page(models: Mapping[str, Any]) -> str:
     """One table per model, after one of all."""
     totals = [
-        [name, f"{told['seconds']:.0f} s", f"{sum(times(told, best=True)) / 1e3:.2f} ms",
+        [name, f"{told['seconds']:.0f} s, {told['cpu_seconds']:.0f} s of the CPU",
+         f"{sum(times(told, best=True)) / 1e3:.2f} ms",
          f"{sum(times(told, best=False)) / sum(times(told, best=True)):.3f}x",
          f"{max(layer['predicted_ratio'] for layer in told['layers']):.2f}x"]
         for name, told in models.items()

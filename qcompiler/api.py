@@ -3,8 +3,9 @@
 trace >> canonical >> decide (calibrate, plan) >> materialize >> lower >> prove >> guard
 """
 
+import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from qcompiler import artifact, manifest
 from qcompiler.backends import AUTO, check_threads, find_backend
 from qcompiler.backends.base import Backend, Engine, Executable
 from qcompiler.backends.guard import Verdict, guard
-from qcompiler.errors import ContractError, TraceError
+from qcompiler.engines import Entry, fastest, is_worth_trying
+from qcompiler.errors import ContractError, QCompilerError, TraceError
 from qcompiler.ir import Graph, flatten_inputs
 from qcompiler.ir.trace import Model
 from qcompiler.job import Job, take
@@ -102,7 +104,8 @@ def compile(
     calibration: iterable of batches in the same forms; the example inputs if absent, and the report says so.
     recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", a .json file, a
         mapping or a Recipe.
-    backend: "ort", "tvm", "reference", or "auto" for the target's own.
+    backend: "ort", "tvm", "reference", or "auto": the target's own, and where the model is large enough
+        also the machine's others, of which the fastest is kept.
     strict: a layer planned in integers that the engine runs in float is an error (ContractError).
     whole: a model that cannot be traced as a whole is an error (TraceError), as it is under `strict`; else
         one whose path depends on its data is compiled region by region.
@@ -126,10 +129,28 @@ def compile(
 
             wanted = Settings(recipe=chosen, target=aim, backend=engine, threads=threads, seed=seed)
             return by_region(model, example_inputs, calibration, wanted, because=error, tell=steps.tell)
-        decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
-        proof = prove(job, decision, engine, threads=threads, strict=strict, tell=steps.tell)
-        race = raced(job, proof, engine, threads=threads, strict=strict, tell=steps.tell)
-        return assembled(job, proof, race, engine, threads=threads, seed=seed)
+
+        def made(job: Job, aim: Target, engine: Backend, tell: Tell) -> Made:
+            decision = decide(job.original, job.data, chosen, aim, tell=tell)
+            proof = prove(job, decision, engine, threads=threads, strict=strict, tell=tell)
+            race = raced(job, proof, engine, threads=threads, strict=strict, tell=tell)
+            compiled = assembled(job, proof, race, engine, threads=threads, seed=seed)
+            return Made(job=job, decision=decision, compiled=compiled)
+
+        own = made(job, aim, engine, steps.tell)
+        if backend != AUTO or not is_worth_trying(own.decision.graph, own.decision.plan, job.batch):
+            return own.compiled
+        found, refused = [own], {}
+        for name, kin in sorted(aim.kin.items()):
+            try:
+                torch.manual_seed(seed)
+                other, tell = find_target(kin), named(name, steps.tell)
+                data = job.data if job.has_data else None
+                again = take(model, example_inputs, data, tell, forms=forms(chosen, other))
+                found.append(made(again, other, find_backend(name, other), tell))
+            except QCompilerError as error:
+                refused[name] = str(error)
+        return best_of(found, refused, steps.tell)
 
 
 def explain(
@@ -270,6 +291,38 @@ def assembled(
         graph=shipped.graph, plan=shipped.decision.plan, backend=backend, executable=shipped.executable,
         data=data | {"manifest": made},
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------- the fastest of several engines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What one engine made of a model, and of what."""
+
+    job: Job
+    decision: Decision
+    compiled: Compiled
+
+
+def best_of(found: Sequence[Made], refused: Mapping[str, str], tell: Tell) -> Compiled:
+    """The fastest of those as exact, with the figures of all in its report."""
+    tell("timing the engines", 0, None)
+    entries = [
+        Entry(
+            backend=made.compiled.backend.name, executable=made.compiled.executable, inputs=made.job.timed,
+            sqnr_db=made.compiled.data["accuracy"]["sqnr_db"] or -math.inf,
+        )
+        for made in found
+    ]  # fmt: skip
+    outcome = fastest(entries, refused, tick=lambda: tell("timing the engines", 1, None))
+    kept = found[outcome.best].compiled
+    return replace(kept, data={**kept.data, "engines": list(outcome.rows)})
+
+
+def named(engine: str, tell: Tell) -> Tell:
+    """The same steps, said to be those of another engine."""
+    return lambda what, done, total: tell(f"{engine}: {what}", done, total)
 
 
 __all__ = ["Compiled", "compile", "explain", "export_onnx", "load"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompiler import evidence
-from qcompiler.backends.base import Backend, Distant, Engine, Executable
+from qcompiler.backends.base import Backend, Engine, Executable, NodeDistance
 from qcompiler.backends.guard import Verdict
 from qcompiler.backends.reference import Reference
 from qcompiler.errors import ContractError
@@ -34,7 +34,7 @@ class Proof:
     contract: Contract
     kernels: Mapping[str, int]
     distance: Distance
-    nodes: Sequence[Distant]
+    nodes: Sequence[NodeDistance]
 
     @property
     def graph(self) -> Graph:
@@ -83,7 +83,7 @@ def compare(job: Job, executable: Executable, target: Target) -> Distance:
     )
 
 
-def enforce_nodes(nodes: Sequence[Distant], decision: Decision) -> None:
+def enforce_nodes(nodes: Sequence[NodeDistance], decision: Decision) -> None:
     """Raise ContractError for a kernel that is further from its formula than its row allows."""
     outside = next((node for node in nodes if not node.max_lsb <= node.allowed), None)
     if outside is not None:

@@ -36,6 +36,7 @@ LAYERS = (
         "qcompiler.language",
         "qcompiler.generation",
         "qcompiler.region",
+        "qcompiler.engines",
         "qcompiler.job",
         "qcompiler.proof",
         "qcompiler.manifest",

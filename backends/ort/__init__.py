@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.base import Execution
+from qcompiler.backends.base import Execution, NodeDistance
 from qcompiler.backends.ort.contract import read_execution
 from qcompiler.backends.ort.failure import failure
 from qcompiler.backends.ort.memory import BoundMemory
@@ -21,7 +21,7 @@ from qcompiler.backends.ort.prepare import prepare
 from qcompiler.backends.ort.profile import profile_nodes
 from qcompiler.backends.ort.requirements import check_opset, default_opset, settings_for
 from qcompiler.backends.ort.session import Names, Settings, names_of, open_session, run_session
-from qcompiler.backends.ort.verify import NodeDistance, verify_nodes
+from qcompiler.backends.ort.verify import verify_nodes
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan

@@ -1,5 +1,6 @@
 """A decoder in ONNX Runtime whose cache stays where it is: past and present are one buffer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ class BoundMemory:
             self.binding.bind_ortvalue_output(self.logits.name, self.place)
         self.capacity = int(pasts[0].shape[2])
         self.length = 0
+
+    def fill(self, cache: Sequence[Tensor], length: int) -> None:
+        for buffer, rows in zip(self.buffers, cache, strict=True):
+            buffer.update_inplace(rows.numpy())
+        self.length = length
 
     def feed(self, tokens: Tensor) -> Tensor:
         """[1, T] tokens behind those fed before  -->  the logits that the session returns for them."""

@@ -15,23 +15,13 @@ import torch
 from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor
 
+from qcompiler.backends.base import NodeDistance
 from qcompiler.backends.ort.contract import planned_name
 from qcompiler.backends.ort.session import Settings, open_session
 from qcompiler.backends.reference.formulas import FORMULAS
 from qcompiler.backends.reference.kernels import Call, Codes, Output
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeDistance:
-    """How far one kernel is from the reference: the largest distance in LSB, and the share that differs."""
-
-    node: str
-    kernel: str
-    max_lsb: float
-    changed: float
-    allowed: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.base import Executed, Execution
+from qcompiler.backends.base import Executed, Execution, NodeDistance
 from qcompiler.backends.memory import HeldMemory, Memory, cache_shapes
 from qcompiler.backends.reference import decoded
 from qcompiler.backends.tvm.isa import Isa
@@ -23,7 +23,7 @@ from qcompiler.backends.tvm.program import Call, Enter
 from qcompiler.backends.tvm.ready import Ready, made_ready
 from qcompiler.backends.tvm.schedules import Choose
 from qcompiler.backends.tvm.threads import Team
-from qcompiler.backends.tvm.verify import KernelDistance, distance
+from qcompiler.backends.tvm.verify import distance
 from qcompiler.ir import Graph, value
 from qcompiler.plan import Plan
 from qcompiler.target import Target
@@ -85,7 +85,7 @@ class TvmExecutable:
         return {name: statistics.median(found) for name, found in times.items()}
 
     @torch.no_grad()
-    def verify(self, inputs: Sequence[Tensor]) -> list[KernelDistance]:
+    def verify(self, inputs: Sequence[Tensor]) -> list[NodeDistance]:
         """Every kernel of ours against the reference on the inputs that it was given."""
         found = []
         with self.turn:

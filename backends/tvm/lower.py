@@ -23,6 +23,7 @@ from qcompiler.backends.tvm.program import (
     Compute,
     Enter,
     First,
+    Gather,
     Leave,
     Load,
     Mask,
@@ -112,6 +113,9 @@ class Lowering:
     def plain(self, node: Node) -> None:
         """An op outside all regions."""
         if node.target in WAITING or node in self.on_plane or node in self.caches:
+            return
+        if is_embedding(node) and self.known(node, before=self.graph.output):
+            self.embed(node)
             return
         family = FLOATS.get(node.target)
         layer = family(self, node) if family is not None else None
@@ -224,12 +228,39 @@ class Lowering:
 
     def first(self, value: Node, plane: Plane) -> str:
         """Have the first of some whole numbers in memory."""
+        value = self.start_of(value)
         name = f"{value.name}.first"
         if name not in self.stores:
             self.bring(value)
             self.hold(name, plane, "int32")
             self.steps.append(First(node=value, name=name))
         return name
+
+    def start_of(self, value: Node) -> Node:
+        """start + (0, 1, ..) begins with start."""
+        if value.target is not aten.add.Tensor or arguments(value)["alpha"] != 1:
+            return value
+        counts = [x for x in value.all_input_nodes if self.counts_from_zero(x)]
+        others = [x for x in value.all_input_nodes if x not in counts and self.shapes.get(x) == ()]
+        return others[0] if counts and others else value
+
+    def counts_from_zero(self, node: Node) -> bool:
+        if node.op == "get_attr":
+            held = self.tensor(node)
+            return held.dim() == 1 and torch.equal(held, torch.arange(len(held), dtype=held.dtype))
+        return node.target is aten.arange.default
+
+    def embed(self, node: Node) -> None:
+        """Rows of a constant table, copied to where our functions read them."""
+        given = arguments(node)
+        self.bring(given["indices"])
+        self.float_rows(node)
+        self.steps.append(
+            Gather(
+                node=node, indices=given["indices"], table=given["weight"], name=node.name,
+                store=self.stores[node.name],
+            )
+        )  # fmt: skip
 
     def mask(self, value: Node) -> str:
         """Have what attention adds to its scores in memory."""
@@ -311,6 +342,11 @@ class Lowering:
         if description not in self.functions:
             self.functions[description] = make(f"function_{len(self.functions)}")
         return str(self.functions[description].attrs["global_symbol"])
+
+
+def is_embedding(node: Node) -> bool:
+    """Whether a node looks up rows of a constant."""
+    return node.target is aten.embedding.default and arguments(node)["weight"].op == "get_attr"
 
 
 def is_reshape(node: Node, before: Sequence[int]) -> bool:

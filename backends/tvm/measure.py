@@ -18,6 +18,7 @@ from qcompiler.backends.tvm.probe import Argument, arguments_of, probe, turns
 from qcompiler.backends.tvm.schedules import template_of
 
 SHORTEST = 2e-3  # seconds of a sample, so that the clock and the call do not count
+MOST_REPEATS = 100  # of 64 calls, whatever a coarse clock said of the first
 
 
 def functions_of(layer: Any, schedules: Sequence[Any], isa: Isa) -> tuple[list[Any], list[Argument]]:
@@ -42,7 +43,7 @@ class LocalBench:
         self.probes = [module[f"probe_{i}"] for i in range(len(schedules))]
         self.turns, self.clock = turns(given), clock
         first = self.run(0, 1)
-        self.repeats = max(1, round(SHORTEST / (first * self.turns)))
+        self.repeats = max(1, min(MOST_REPEATS, round(SHORTEST / (first * self.turns))))
 
     def sample(self, index: int) -> float:
         """Seconds of one call of a candidate, its weights far."""

@@ -3,7 +3,7 @@
 enter(past), kernels, leave(cache)   -->   kernels
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,11 +33,17 @@ class KeptMemory:
         self.shapes = [(1, *shape[1:]) for shape in cache_shapes(executable.graph)]
         self.capacity, self.length = self.shapes[0][2], 0
         program = self.program(1).program
-        entering = [step.name for step in program.steps if isinstance(step, Enter)]
+        found = {step.node: step.name for step in program.steps if isinstance(step, Enter)}
+        entering = [found[past] for past in executable.graph.inputs[2:]]
         self.caches = arranged(
             {name: np.zeros(program.stores[name].plane.size, np.float32) for name in entering}
         )
         self.programs: dict[int, Ready] = {}
+
+    def fill(self, cache: Sequence[Tensor], length: int) -> None:
+        for memory, rows in zip(self.caches.values(), cache, strict=True):
+            memory[: rows.numel()] = rows.reshape(-1).numpy()
+        self.length = length
 
     def feed(self, tokens: Tensor) -> Tensor:
         """[1, T] tokens behind those fed before  -->  what the decoder returns for the last ones."""

@@ -218,6 +218,25 @@ class First:
         state.arrays[self.name][0] = int(state.values[self.node].reshape(-1)[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gather:
+    """Rows of a table of floats onto a plane."""
+
+    node: Node
+    indices: Node
+    table: Node
+    name: str
+    store: Store
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def run(self, state: State) -> None:
+        found = state.values[self.table].index_select(0, state.values[self.indices].reshape(-1))
+        self.store.inside(state.arrays[self.name])[:] = by_pixel(found.numpy())
+
+
 def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
     """[N, C, H, W] -> [N, H, W, C]; rows [.., K] -> [1, 1, rows, K]"""
     return codes.transpose(0, 2, 3, 1) if codes.ndim == 4 else codes.reshape(1, 1, -1, codes.shape[-1])

@@ -1,6 +1,5 @@
 """A kernel of ours against the reference, on what lies on its planes."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
+from qcompiler.backends.base import NodeDistance
 from qcompiler.backends.reference import coded, compute_region, decoded
 from qcompiler.backends.tvm.program import Call, Program, State
 from qcompiler.ir import Graph
@@ -16,18 +16,7 @@ aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
 
-@dataclass(frozen=True, kw_only=True)
-class KernelDistance:
-    """How far one kernel is from the reference: the largest distance in LSB, and the share that differs."""
-
-    node: str
-    kernel: str
-    max_lsb: float
-    changed: float
-    allowed: int = 0
-
-
-def distance(call: Call, program: Program, state: State, graph: Graph) -> KernelDistance:
+def distance(call: Call, program: Program, state: State, graph: Graph) -> NodeDistance:
     """Compute a step again from what it was given; both results are compared in their own steps."""
     region, last = call.regions[0], call.regions[-1]
     more = [node for node in (region.residual, region.addend) if node is not None]
@@ -47,7 +36,7 @@ def distance(call: Call, program: Program, state: State, graph: Graph) -> Kernel
     apart = (found.double() - wanted.double()).abs()
     if not last.returns_codes:  # floats have no steps of their own: those of their range
         apart = apart / (wanted.double().abs().max().clamp_min(1e-30) / 127)
-    return KernelDistance(
+    return NodeDistance(
         node=region.anchor.name, kernel=program.kernels[region.anchor.name], max_lsb=float(apart.max()),
         changed=float((apart > 0).double().mean()),
     )  # fmt: skip

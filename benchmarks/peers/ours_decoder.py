@@ -26,14 +26,16 @@ class Decode:
     """`qc.compile` of the decoder inside the workload's `Growing`, on the same tokens and caches."""
 
     recipe: str | Mapping[str, Any]
+    backend: str = "auto"
 
     def prepare(self, case: Case, folder: Path) -> Path | None:
         module = case.module()
         assert isinstance(module, Growing)
         calls = [with_room(module, inputs) for inputs in case.data().calibration]
         compiled = qc.compile(
-            module.decoder, calls[0], calibration=calls, recipe=self.recipe, threads=1, progress=False
-        )
+            module.decoder, calls[0], calibration=calls, recipe=self.recipe, backend=self.backend, threads=1,
+            progress=False,
+        )  # fmt: skip
         compiled.save(folder / "model.qc")
         return folder / "model.qc"
 
@@ -44,9 +46,8 @@ class Decode:
 
         def bind(inputs: Inputs) -> Any:
             tokens, start, cache = with_room(module, inputs)
-            memory: Any = memory_of(compiled.executable)
-            for buffer, rows in zip(memory.buffers, pytree.tree_leaves(cache), strict=True):
-                buffer.update_inplace(rows.numpy())
+            memory = memory_of(compiled.executable)
+            memory.fill(pytree.tree_leaves(cache), int(start))
             return partial(fed, memory, tokens, int(start))
 
         return bind

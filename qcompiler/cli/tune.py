@@ -59,12 +59,13 @@ def run(
     with open_database(database or default_path()) as rows:
         if rows.remark:
             complain(rows.remark, kind="warning")
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.process_time()
         until = float("inf") if time_budget is None else began + time_budget
         known, left, peak = measured(source, wanted, aim, rows, (tracker, key), trials, until, seed)
         told = {
             "model": model, "database": str(rows.path), "seconds": round(time.monotonic() - began, 1),
-            "left": left, "peak_gops": None if peak is None else peak / 1e9,
+            "cpu_seconds": round(time.process_time() - worked, 1), "left": left,
+            "peak_gops": None if peak is None else peak / 1e9,
             "layers": [figures(layer, peak) for layer in known],
         }  # fmt: skip
     if json is not None:

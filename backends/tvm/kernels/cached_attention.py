@@ -29,6 +29,9 @@ from qcompiler.backends.tvm.plane import Plane
 BLOCK = 16  # keys whose scores are made together
 
 
+Place = tuple[Any, Any]  # a buffer, and where in it
+
+
 @dataclass(frozen=True, kw_only=True)
 class CachedAttention:
     """x [batch tokens, (heads + 2 kv_heads) width] by row, y [.., heads width], caches of `capacity` tokens.
@@ -93,21 +96,31 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
             head = g * shared + r
             factor = layer.scale * math.log2(math.e)
             turn(k, turned, here, (x, start + head * width), (scratch, query), factor)
-            largest = scored(k, isa, width, (scratch, query), (keys, row * width), here)
-            weigh(
-                k,
-                isa,
-                width,
-                scratch,
-                (values, row * width),
-                here,
-                largest,
-                (y, line * layer.y.pitch + head * width),
-            )
+            one = Head(
+                width=width, here=here, scratch=scratch, query=query, keys=(keys, row * width),
+                values=(values, row * width), next_keys=(keys, (row + layer.capacity) * width),
+                y=(y, line * layer.y.pitch + head * width),
+            )  # fmt: skip
+            weigh(k, isa, one, scored(k, isa, one))
     return k.function()
 
 
-Place = tuple[Any, Any]  # a buffer, and where in it
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What one head of queries reads and writes, for a token at position `here`.
+
+    Rows of the cache are many pages, so what comes next is fetched while what is there is computed on: the
+    values beside their keys, and beside the values the keys of the next head.
+    """
+
+    width: int
+    here: Any
+    scratch: Any
+    query: int
+    keys: Place
+    values: Place
+    next_keys: Place
+    y: Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,27 +146,34 @@ def turn(k: Builder, by: Turned, here: Any, source: Place, to: Place, factor: fl
             k.store(to[0], to[1] + i + offset, scaled if factor != 1.0 else value, lanes)
 
 
-def scored(k: Builder, isa: Isa, width: int, query: Place, keys: Place, here: Any) -> Any:
+def scored(k: Builder, isa: Isa, head: Head) -> Any:
     """Scores into the scratch, -inf behind the last key; the largest, in all lanes."""
-    lanes, (scratch, at) = isa.lanes, query
+    lanes, width = isa.lanes, head.width
     largest = k.register("float32", lanes)
     k.store(largest, 0, splat(-math.inf, "float32", lanes), lanes)
-    parts = [k.keep(k.load(scratch, at + d, lanes), "float32", lanes) for d in range(0, width, lanes)]
-    with k.loop(tirx.floordiv(here + lanes, lanes)) as b:
+    steps = range(0, width, lanes)
+    parts = [k.keep(k.load(head.scratch, head.query + d, lanes), "float32", lanes) for d in steps]
+    with k.loop(tirx.floordiv(head.here + lanes, lanes)) as b:
         sums = []
         for j in range(lanes):  # key by key, as they lie in memory
-            place = keys[1] + (b * lanes + j) * width
             product = k.register("float32", lanes)
-            for d, q in enumerate(parts):
-                key = k.load(keys[0], place + d * lanes, lanes)
+            for d, q in zip(steps, parts, strict=True):
+                at = (b * lanes + j) * width + d
+                key = load_beside(k, head.keys, head.values, at, lanes)
                 k.store(product, 0, tirx.op.fma(q, key, k.load(product, 0, lanes)) if d else q * key, lanes)
             sums.append(k.load(product, 0, lanes))
         crossed = sums_across(k, sums)
-        seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
+        seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(head.here, "int32", lanes)
         score = k.keep(tirx.Select(seen, crossed, splat(-math.inf, "float32", lanes)), "float32", lanes)
-        k.store(scratch, b * lanes, score, lanes)
+        k.store(head.scratch, b * lanes, score, lanes)
         k.store(largest, 0, tirx.max(k.load(largest, 0, lanes), score), lanes)
     return across(k, k.load(largest, 0, lanes), "float32", lanes, tirx.max)
+
+
+def load_beside(k: Builder, read: Place, fetched: Place, at: Any, lanes: int) -> Any:
+    """A vector from one place, and a prefetch of what lies as far into another."""
+    k.prefetch(fetched[0], fetched[1] + at)
+    return k.load(read[0], read[1] + at, lanes)
 
 
 def sums_across(k: Builder, vectors: list[Any]) -> Any:
@@ -176,28 +196,28 @@ def sums_across(k: Builder, vectors: list[Any]) -> Any:
     return vectors[0]
 
 
-def weigh(
-    k: Builder, isa: Isa, width: int, scratch: Any, values: Place, here: Any, largest: Any, y: Place
-) -> None:
-    lanes = isa.lanes
+def weigh(k: Builder, isa: Isa, head: Head, largest: Any) -> None:
+    """Powers of two of the scores, and the mean of the values that they weigh."""
+    lanes, scratch, here = isa.lanes, head.scratch, head.here
     total = k.register("float32", lanes)
     k.store(total, 0, splat(0.0, "float32", lanes), lanes)
     with k.loop(tirx.floordiv(here + lanes, lanes)) as b:
-        below = tirx.max(k.load(scratch, b * lanes, lanes) - largest, splat(-FARTHEST, "float32", lanes))
-        power = k.keep(power_of_two(k, k.keep(below, "float32", lanes), lanes, POWER), "float32", lanes)
+        below = k.load(scratch, b * lanes, lanes) - largest
+        exponent = k.keep(tirx.max(below, splat(-FARTHEST, "float32", lanes)), "float32", lanes)
+        power = power_of_two(k, exponent, lanes, POWER)
         seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
         weight = k.keep(tirx.Select(seen, power, splat(0.0, "float32", lanes)), "float32", lanes)
         k.store(scratch, b * lanes, weight, lanes)
         k.store(total, 0, k.load(total, 0, lanes) + weight, lanes)
     whole_sum = across(k, k.load(total, 0, lanes), "float32", lanes, plus)
     ratio = k.keep(splat(1.0, "float32", lanes) / whole_sum, "float32", lanes)
-    sums = [k.register("float32", lanes) for _ in range(width // lanes)]
-    for register in sums:
+    sums = {d: k.register("float32", lanes) for d in range(0, head.width, lanes)}
+    for register in sums.values():
         k.store(register, 0, splat(0.0, "float32", lanes), lanes)
     with k.loop(here + 1) as j:
         weight = k.keep(splat(k.load(scratch, j), "float32", lanes), "float32", lanes)
-        for d, register in enumerate(sums):
-            value = k.load(values[0], values[1] + j * width + d * lanes, lanes)
+        for d, register in sums.items():
+            value = load_beside(k, head.values, head.next_keys, j * head.width + d, lanes)
             k.store(register, 0, tirx.op.fma(weight, value, k.load(register, 0, lanes)), lanes)
-    for d, register in enumerate(sums):
-        k.store(y[0], y[1] + d * lanes, k.load(register, 0, lanes) * ratio, lanes)
+    for d, register in sums.items():
+        k.store(head.y[0], head.y[1] + d, k.load(register, 0, lanes) * ratio, lanes)

@@ -57,6 +57,9 @@ def test_a_cache_in_place_gives_what_is_handed_on_gives(pair: Pair) -> None:
     assert kept.length == held.length == 27
     other = memory_of(executable)  # a sequence of its own
     assert torch.equal(other.feed(torch.tensor([[7]])), HeldMemory(executable).feed(torch.tensor([[7]])))
+    resumed = memory_of(executable)
+    resumed.fill(held.cache, 27)
+    assert torch.equal(resumed.feed(torch.tensor([[7]])), held.feed(torch.tensor([[7]])))
     with pytest.raises(InputError, match="do not fit"):
         kept.feed(torch.zeros(1, CAPACITY - 27 + 1, dtype=torch.int64))
 

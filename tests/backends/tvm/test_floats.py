@@ -28,7 +28,7 @@ class Gated(nn.Module):
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.down(F.silu(self.gate(x)) * self.up(x))
+        y: Tensor = x + self.down(F.relu(self.gate(x)) * self.up(x))
         return y
 
 

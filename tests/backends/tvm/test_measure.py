@@ -50,7 +50,7 @@ def test_weights_are_far_unless_they_do_not_matter() -> None:
 
     assert copies(7, 512, 2048) * 512 * 2048 >= FAR
     assert copies(1, 16, 16) == MOST  # small, and soon done
-    assert copies(112, 64, 64) == FEWEST  # small, and at work for long
+    assert copies(224, 128, 128) == FEWEST  # small, and at work for long
 
 
 def test_a_bench_gives_seconds_and_the_peak_is_above_them() -> None:
