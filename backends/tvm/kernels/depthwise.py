@@ -81,7 +81,10 @@ def feeds(layer: Depthwise, columns: int) -> list[Feed]:
     if (width, stride, dilation) == (3, 1, 1):
         for j in range(0, columns - 1, 2):
             found.append(Feed((j, j + 1, j + 2, j + 3), [(j, (0, 1, 2, NONE)), (j + 1, (NONE, 0, 1, 2))]))
-        return found + [single(j, (0, 1, 2), (0, 1, 2, NONE)) for j in range(columns - columns % 2, columns)]
+        if columns % 2:
+            j = columns - 1
+            found.append(single(j, (j, j + 1, j + 2), (0, 1, 2, NONE)))
+        return found
     for j in range(columns):
         for first in range(0, width, 4):
             taps = tuple(range(first, min(first + 4, width)))

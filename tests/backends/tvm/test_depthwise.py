@@ -114,3 +114,14 @@ def test_three_by_three_equals_the_reference(layer: Depthwise, patch: Patch, see
 def test_any_kernel_equals_the_reference(layer: Depthwise, patch: Patch, seed: int) -> None:
     numbers = drawn(as_convolution(layer), seed)
     assert np.array_equal(run(layer, patch, numbers), reference(as_convolution(layer), numbers))
+
+
+@pytest.mark.parametrize("columns", range(1, 7))
+def test_neighbours_in_pairs_and_the_one_left_over(columns: int) -> None:
+    x, y = planes(
+        (3, 9), 64, 1, 1, kernel=(3, 3), dilation=(1, 1), padding=(1, 1), stride=(1, 1)
+    )  # fmt: skip
+    layer = Depthwise(x=x, y=y, kernel=(3, 3), padding=(1, 1))
+    numbers = drawn(as_convolution(layer), 0)
+    found = run(layer, Patch(rows=2, columns=columns), numbers)
+    assert np.array_equal(found, reference(as_convolution(layer), numbers))
