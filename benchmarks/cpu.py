@@ -3,9 +3,9 @@
     python -m benchmarks.cpu [--models NAME ...] [--peers NAME ...] [--rounds 12]
         [--work FOLDER] [--out FILE]
 
-Every contender lives in a process of its own, pinned to the same core (or cores, with a thread for each). All
-of a workload are made ready first, then run in interleaved rounds in rotating order, and each is compared with
-ONNX Runtime float within a round.
+Every contender lives in a process of its own, pinned to the same core (or cores, with a thread for each).
+All of a workload are made ready first, then run in interleaved rounds in rotating order, and each is compared
+with ONNX Runtime float within a round.
 Peers that are not installed are listed as such; one that fails is a row with its reason. What was prepared
 stays in the work folder, and is used again as long as nothing changes that it was made of. Run on a quiet
 machine.
