@@ -4,6 +4,7 @@ A new backend is a folder beside the others with a class that has the form of `b
 """
 
 from importlib import import_module
+from pathlib import Path
 
 from qcompiler.backends.base import Backend
 from qcompiler.errors import InputError, LoweringError
@@ -16,17 +17,23 @@ BACKENDS = {
     "reference": ("qcompiler.backends.reference", "Reference"),
 }
 AUTO = "auto"
+TUNED = ("tvm",)  # those that read measured schedules from a database
 
 
-def find_backend(name: str, target: Target) -> Backend:
-    """The backend of that name; "auto" is the target's own."""
+def find_backend(name: str, target: Target, *, database: str | Path | None = None) -> Backend:
+    """The backend of that name; "auto" is the target's own. `database` is for those that read one."""
     chosen = target.backend if name == AUTO else name
     if chosen not in BACKENDS:
         raise LoweringError(
             f"there is no backend '{name}'", fix=f"choose one of {', '.join([AUTO, *BACKENDS])}"
         )
+    if database is not None and chosen not in TUNED:
+        raise InputError(
+            f"backend '{chosen}' reads no database of schedules", fix=f"leave it out, or use {TUNED[0]}"
+        )
     module, member = BACKENDS[chosen]
-    backend: Backend = getattr(import_module(module), member)(target)
+    options = {} if database is None else {"database": Path(database)}
+    backend: Backend = getattr(import_module(module), member)(target, **options)
     return backend
 
 

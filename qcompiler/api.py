@@ -91,6 +91,7 @@ def compile(
     whole: bool = False,
     threads: int | None = None,
     seed: int = 0,
+    database: str | Path | None = None,
     progress: bool = True,
 ) -> Compiled:
     """Quantize a model, prove it against the reference, and return it ready to call.
@@ -106,12 +107,13 @@ def compile(
     whole: a model that cannot be traced as a whole is an error (TraceError), as it is under `strict`; else
         one whose path depends on its data is compiled region by region.
     threads: of the engine; default all cores this process may use.
+    database: measured schedules for backend "tvm"; by default those of `qcompiler tune`.
 
     Raises a QCompilerError that says what, where, why and what to do.
     """
     check_threads(threads)
     chosen, aim = find_recipe(recipe), find_target(target, backend)
-    engine = find_backend(backend, aim)
+    engine = find_backend(backend, aim, database=database)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -199,12 +201,12 @@ def export_onnx(
     return promised
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Compiled:
+def load(path: str | Path, *, threads: int | None = None, database: str | Path | None = None) -> Compiled:
     """Open what `Compiled.save` wrote; checks every file against the manifest and executes nothing of it."""
     check_threads(threads)
     folder = Path(path)
     saved = artifact.read_manifest(folder)
-    backend = find_backend(str(saved["backend"]), find_target(str(saved["target"])))
+    backend = find_backend(str(saved["backend"]), find_target(str(saved["target"])), database=database)
     graph, plan = artifact.read_graph(folder, saved)
     executable = backend.open(graph, folder, threads=threads)
     manifest.warn_of_other_cpu(saved)

@@ -50,6 +50,10 @@ class EngineError(QCompilerError):
     """An engine failed while it ran a model, for a reason of its own and not because of the inputs."""
 
 
+class TuningError(QCompilerError):
+    """Schedules cannot be measured, or what was measured cannot be kept or read."""
+
+
 class ContractError(QCompilerError):
     """What executes differs from what was promised."""
 

@@ -80,6 +80,11 @@ def test_the_code_of_the_page_on_kernels_of_our_own_runs_as_written(tmp_path: Pa
     assert "TVM" in printed and "0 LSB" in printed
 
 
+def test_the_code_of_the_page_on_tuning_runs_as_written(tmp_path: Path) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/tuning.md")), tmp_path)
+    assert printed.endswith("stride 1x1 | 7x2, channels first, prefetch\n")
+
+
 def test_the_code_of_the_page_on_regions_runs_as_written(tmp_path: Path) -> None:
     """Both ways into region mode find both regions and the branch between them."""
     printed = run("\n".join(blocks(ROOT / "docs/regions.md")), tmp_path)

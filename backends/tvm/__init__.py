@@ -2,6 +2,7 @@
 
 builder     statements, loops, registers            isa      vector instructions as data
 plane       where activations lie                   tiles    the schedule without measurement
+schedules   the schedule that measured best         measure  how long a schedule takes
 kernels/    one file per family of layers           build    functions to machine code
 lower       a quantized graph as a program          program  its memory and its steps
 arena       which planes lie in one place           pages       constants in one block of large pages
@@ -17,9 +18,11 @@ from typing import Any
 from qcompiler.backends.base import Executable
 from qcompiler.backends.ort import Ort
 from qcompiler.backends.ort.session import default_threads
+from qcompiler.backends.tvm.build import processor_for
 from qcompiler.backends.tvm.executable import TvmExecutable
 from qcompiler.backends.tvm.fewbits import reads_few_bits
 from qcompiler.backends.tvm.isa import AVX2, ISAS, NEON_DOT, Isa, runnable
+from qcompiler.backends.tvm.schedules import read_schedules
 from qcompiler.backends.tvm.selftest import check
 from qcompiler.backends.tvm.threads import Team
 from qcompiler.errors import TargetError
@@ -27,6 +30,7 @@ from qcompiler.ir import Graph
 from qcompiler.passes.partition import partition
 from qcompiler.target import Target, find_target
 from qcompiler.target.machine import this_cpu
+from qcompiler.tune.database import default_path
 
 __all__ = ["Tvm", "TvmExecutable"]
 
@@ -36,17 +40,27 @@ class Tvm:
 
     name = "tvm"
 
-    def __init__(self, target: Target | str = "cpu-tvm", *, isa: str | None = None) -> None:
-        """`isa` names one of the instruction sets that this CPU has; None is the best of them."""
+    def __init__(
+        self,
+        target: Target | str = "cpu-tvm",
+        *,
+        isa: str | None = None,
+        database: Path | None = None,
+    ) -> None:
+        """`isa` names one of the instruction sets that this CPU has; None is the best of them.
+
+        `database` holds measured schedules; that of the user's cache folder if None.
+        """
         self.target = find_target(target)
         self.isa = chosen(isa)
         check(self.isa)
+        self.schedules = read_schedules(self.isa, processor_for(self.isa).name, database or default_path())
 
     def lower(self, graph: Graph, *, threads: int | None = None) -> Executable:
         if not partition(graph, self.target) and not reads_few_bits(graph, self.target):
             return Ort("cpu").lower(graph, threads=threads)
         team = Team(threads or default_threads())
-        return TvmExecutable(graph=graph, target=self.target, isa=self.isa, team=team)
+        return TvmExecutable(graph=graph, target=self.target, isa=self.isa, team=team, choose=self.schedules)
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Nothing: the graph is all that the kernels are made of."""

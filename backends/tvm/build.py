@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from qcompiler.backends.tvm.isa import Isa, Processor, isa_for
 from qcompiler.target.machine import this_cpu
 
+SPELLED = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
 ALIGNMENT = 64  # bytes; a vector load may want it
 
 
@@ -49,3 +50,9 @@ def processor_for(isa: Isa) -> Processor:
     LLVM uses whatever a processor has, so another choice would compile a set to instructions beyond it.
     """
     return host() if isa == isa_for(this_cpu().features) else isa.processor
+
+
+def processor_features(processor: str) -> set[str]:
+    """What LLVM says a processor has, in the spelling of the operating system where the two differ."""
+    target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
+    return {SPELLED.get(str(name), str(name)) for name in tvm.target.codegen.llvm_get_cpu_features(target)}

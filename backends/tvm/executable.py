@@ -21,6 +21,7 @@ from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.memory import KeptMemory
 from qcompiler.backends.tvm.program import Call, Enter
 from qcompiler.backends.tvm.ready import Ready, made_ready
+from qcompiler.backends.tvm.schedules import Choose
 from qcompiler.backends.tvm.threads import Team
 from qcompiler.backends.tvm.verify import KernelDistance, distance
 from qcompiler.ir import Graph, value
@@ -38,6 +39,7 @@ class TvmExecutable:
     target: Target
     isa: Isa
     team: Team = field(default_factory=lambda: Team(1))
+    choose: Choose | None = None  # schedules of layers; the predicted ones if None
     programs: dict[Shapes, Ready] = field(default_factory=dict)
     placed: dict[str, NDArray[Any]] = field(default_factory=dict)
     turn: Any = field(default_factory=threading.Lock)
@@ -52,7 +54,7 @@ class TvmExecutable:
     def ready(self, inputs: Sequence[Tensor]) -> Ready:
         shapes = tuple(tuple(x.shape) for x in inputs)
         if shapes not in self.programs:
-            program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa)
+            program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa, self.choose)
             self.programs[shapes] = made_ready(program, self.graph, self.isa, self.team, self.placed)
         return self.programs[shapes]
 
@@ -97,7 +99,7 @@ class TvmExecutable:
 
     def execution(self, plan: Plan) -> Execution:
         """What the program of the traced shapes computes each planned layer with."""
-        kernels = lower(self.graph, self.target, shapes_of(self.graph), self.isa).kernels
+        kernels = lower(self.graph, self.target, shapes_of(self.graph), self.isa, self.choose).kernels
         layers = tuple(
             Executed(
                 node=layer.node,

@@ -24,7 +24,7 @@ from qcompiler.backends.tvm.kernels import depthwise as channels
 from qcompiler.backends.tvm.kernels import pool as pools
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.tiles import patch_for, tile_for
+from qcompiler.backends.tvm.schedules import Choose
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region
 from qcompiler.target import Target
@@ -41,6 +41,7 @@ class Places(Protocol):
     target: Target
     stores: dict[str, Any]
     shapes: Mapping[Node, tuple[int, ...]]
+    choose: Choose
 
     def plane(self, decoded: Node) -> str: ...
     def rows(self, value: Node) -> str: ...
@@ -109,8 +110,9 @@ def depthwise(places: Places, region: Region, found: Contraction) -> Layer:
         zero_point=zero_point(places, region.result), **found.window,
     )  # fmt: skip
     bias, multiplier = numbers(places, region, found.codes)
+    patch = places.choose(each)
     return layer(
-        "depthwise", each, lambda name: channels.depthwise(each, patch_for(each), isa, name), (x,), region,
+        "depthwise", each, lambda name: channels.depthwise(each, patch, isa, name), (x,), region,
         weights=channels.pack(each, found.codes, isa), bias=channels.arranged(each, bias, isa),
         multiplier=channels.arranged(each, multiplier, isa),
     )  # fmt: skip
@@ -145,8 +147,9 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
     if whole.shifted:
         constants["zero"] = np.array([zero_point(places, region.result)], np.int32)
     planes = tuple(name for name in (x, residual, addend) if name is not None)
+    tile = places.choose(whole)
     made = layer(
-        "convolution", whole, lambda name: convolution(whole, tile_for(whole, isa), isa, name), planes,
+        "convolution", whole, lambda name: convolution(whole, tile, isa, name), planes,
         region, **constants,
     )  # fmt: skip
     return made if table is None else replace(made, results=(table.result.name,), regions=(region, table))

@@ -35,6 +35,7 @@ from qcompiler.backends.tvm.program import (
     Take,
     alive,
 )
+from qcompiler.backends.tvm.schedules import Choose, Schedules
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region, partition
 from qcompiler.rewrite import Trait, has
@@ -56,18 +57,21 @@ WAITING = (
 )  # fmt: skip
 
 
-def lower(graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa) -> Program:
-    """`shapes` are those of all tensors in the call that is lowered for."""
-    return Lowering(graph, target, shapes, isa).program()
+def lower(
+    graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa,
+    choose: Choose | None = None,
+) -> Program:  # fmt: skip
+    """`shapes` are those of all tensors in the call that is lowered for; `choose` gives layers schedules."""
+    return Lowering(graph, target, shapes, isa, choose or Schedules(isa=isa)).program()
 
 
 class Lowering:
     """One lowering under way: what has been given a place so far."""
 
     def __init__(
-        self, graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa
+        self, graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa, choose: Choose
     ) -> None:
-        self.graph, self.target, self.shapes, self.isa = graph, target, shapes, isa
+        self.graph, self.target, self.shapes, self.isa, self.choose = graph, target, shapes, isa, choose
         self.order = {node: turn for turn, node in enumerate(graph.fx.nodes)}
         self.regions = partition(graph, target)
         self.borders = borders(self.regions.values())

@@ -23,8 +23,9 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import SHARED
 
-# Launching costs as much as 14 us of work, and halves what is worth it: statements, each a vector or two.
-WORTH_SHARING = 150_000
+# A statement is a vector or two, 0.17 ns on Zen 4: 50 us become 25, and a launch costs 14.
+WORTH_SHARING = 300_000
+NAME = "qcompiler kernels"  # of the threads, for whoever lists them
 
 Function = Callable[..., Any]
 
@@ -36,9 +37,10 @@ def divided(function: Any) -> tuple[Any, int] | None:
         return None
     (turns,) = extents
     first, last = (tirx.Var(name, "int32") for name in ("first", "last"))
-    body = between(function.body, first, last)
-    made = tirx.PrimFunc([*function.params, first, last], body, function.ret_type, function.buffer_map)
-    return made.with_attr(dict(function.attrs)), turns
+    parameters = [*function.params, first, last]
+    return tirx.PrimFunc(
+        parameters, between(function.body, first, last), function.ret_type, function.attrs
+    ), turns
 
 
 def shared_extents(statement: Any) -> Iterator[int]:
@@ -140,7 +142,7 @@ class Team:
             self.process = os.getpid()
             self.desks = [Desk(given=held(), done=held()) for _ in range(self.size - 1)]
             for desk in self.desks:
-                threading.Thread(target=work, args=(desk,), name="qcompiler", daemon=True).start()
+                threading.Thread(target=work, args=(desk,), name=NAME, daemon=True).start()
             weakref.finalize(self, dismiss, self.desks)
         return self.desks
 

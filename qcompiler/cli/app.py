@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qcompiler.cli import bench, compile, demo, doctor, explain, export, generate, models, report
+from qcompiler.cli import bench, compile, demo, doctor, explain, export, generate, models, report, tune
 from qcompiler.cli.screen import complain
 from qcompiler.errors import QCompilerError
 
@@ -22,6 +22,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "explain": explain.run,
     "bench": bench.run,
     "generate": generate.run,
+    "tune": tune.run,
     "report": report.run,
     "models": models.run,
     "doctor": doctor.run,

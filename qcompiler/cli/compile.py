@@ -19,7 +19,7 @@ def run(
     model: options.Model,
     recipe: options.RecipeName = "int8",
     target: options.TargetName = "cpu",
-    backend: Annotated[str, typer.Option("--backend", help="auto, ort or reference.")] = "auto",
+    backend: Annotated[str, typer.Option("--backend", help="auto, ort, tvm or reference.")] = "auto",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Write the artifact here.", show_default=False),
@@ -30,6 +30,7 @@ def run(
     batch: options.Batch = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    database: options.Database = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if a layer planned in integers runs in float.")
     ] = False,
@@ -52,7 +53,7 @@ def run(
     source = find_source(model, calibration=calibration, batch=batch)
     compiled = api.compile(
         source.model, source.example_inputs, calibration=source.calibration, recipe=wanted, target=target,
-        backend=backend, strict=strict, whole=True, threads=threads, seed=seed,
+        backend=backend, strict=strict, whole=True, threads=threads, seed=seed, database=database,
         progress=not quiet,
     )  # fmt: skip
     compiled = judged(compiled, source)

@@ -53,7 +53,7 @@ def packages() -> Iterator[Finding]:
     required = [Requirement(line) for line in importlib.metadata.requires("qcompiler") or ()]
     for need in required:
         extra = next(
-            (name for name in ("models", "gpu") if applies(need, name) and not applies(need, "")), None
+            (name for name in ("models", "gpu", "rpc") if applies(need, name) and not applies(need, "")), None
         )
         if applies(need, "") or extra:
             yield package(need, extra)

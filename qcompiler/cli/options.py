@@ -54,6 +54,17 @@ Threads = Annotated[
     typer.Option("--threads", min=1, help="Threads of the engine; all cores if absent.", show_default=False),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of every random choice.")]
+Database = Annotated[
+    Path | None,
+    typer.Option(
+        "--database",
+        metavar="FILE",
+        envvar="QCOMPILER_DATABASE",
+        show_envvar=True,
+        help="Measured schedules of our own kernels; one in the user's cache folder if absent.",
+        show_default=False,
+    ),
+]
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the data as JSON; - for stdout.", show_default=False),

@@ -14,7 +14,7 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import Convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch, arranged, depthwise, pack
 from qcompiler.backends.tvm.plane import Plane, pitch_of
-from tests.backends.tvm.sets import built, every_isa, pytestmark
+from tests.backends.tvm.sets import BEST, built, every_isa, pytestmark
 from tests.backends.tvm.test_conv import (
     INPUT_ZERO,
     Numbers,
@@ -120,3 +120,14 @@ def test_any_kernel_equals_the_reference(isa: Isa, layer: Depthwise, patch: Patc
     numbers = drawn(as_convolution(layer), seed)
     wanted = reference(as_convolution(layer), numbers, layer.zero_point)
     assert np.array_equal(run(layer, patch, numbers, isa), wanted)
+
+
+def test_an_odd_number_of_columns_ends_with_its_own_pixels() -> None:
+    """The last column has no neighbour to share four pixels with."""
+    window = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    x, y = planes((9, 7), 17, 1, 1, **window)
+    layer = Depthwise(x=x, y=y, kernel=(3, 3), padding=(1, 1))
+    numbers = drawn(as_convolution(layer), 0)
+    for columns in (3, 5):
+        found = run(layer, Patch(rows=1, columns=columns, channels_first=True), numbers, BEST)
+        assert np.array_equal(found, reference(as_convolution(layer), numbers, layer.zero_point))

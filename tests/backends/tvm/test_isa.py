@@ -33,7 +33,7 @@ from qcompiler.backends.tvm.kernels.pool import (
     max_pool,
 )
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.tiles import patch_for, tile_for
+from qcompiler.backends.tvm.schedules import predicted
 from tests.backends.tvm.sets import built, every_isa, pytestmark
 
 SHOWN = {
@@ -58,8 +58,8 @@ def functions(isa: Isa) -> dict[str, Any]:
     pool = Pool(x=x, y=y, stride=(1, 1), kernel=(3, 3), padding=(1, 1))
     pair = Pair(a=x, b=y, y=y)
     return {
-        "conv": convolution(conv, tile_for(conv, isa), isa, "conv"),
-        "depthwise": depthwise(each, patch_for(each), isa, "depthwise"),
+        "conv": convolution(conv, predicted(conv, isa), isa, "conv"),
+        "depthwise": depthwise(each, predicted(each, isa), isa, "depthwise"),
         "max": max_pool(pool, isa, "max"),
         "average": average_pool(pool, Average(x_zero=3, y_zero=5), isa, "average"),
         "global": global_average_pool(x, dot, Average(), isa, "global"),

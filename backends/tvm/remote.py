@@ -1,0 +1,142 @@
+"""The same benches on other machines, through TVM's own tracker and servers.
+
+    tracker:   python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190
+    server:    python -m tvm.exec.rpc_server --tracker HOST:9190 --key KEY
+
+Kernels are compiled and linked here, for the processor that the server says it has, and sent as one shared
+library, so a server needs TVM and no compiler. All servers of a key are taken for machines of one kind. Times
+are those of the server's clock on the wall: nothing else should run there.
+"""
+
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tvm import rpc, runtime
+
+from qcompiler.backends.tvm.build import compiled, processor_features
+from qcompiler.backends.tvm.isa import ISAS, Isa, Processor, isa_for
+from qcompiler.backends.tvm.measure import functions_of
+from qcompiler.backends.tvm.probe import turns
+from qcompiler.backends.tvm.tuning import Lost, Prepare
+from qcompiler.errors import TargetError, TuningError
+
+REACHED = 5.0  # seconds for a tracker to answer
+SESSIONS = 3  # tries to get a session before a server counts as lost
+
+
+class Remote:
+    """The servers of one key behind a tracker."""
+
+    def __init__(self, tracker: str, key: str) -> None:
+        self.address, self.key = tracker, key
+        host, colon, port = tracker.rpartition(":")
+        if not colon or not port.isdigit():
+            raise TuningError(f"'{tracker}' is no address of a tracker", fix="write HOST:PORT")
+        self.host, self.port = host, int(port)
+        self.processor = self.asked()
+
+    @property
+    def isa(self) -> Isa:
+        """The best instruction set of the servers; raises TargetError if there is none of ours."""
+        found = isa_for(processor_features(self.processor))
+        if found is None:
+            raise TargetError(
+                f"the servers of '{self.key}' cannot run our kernels",
+                why=f"their processor, {self.processor}, has no {' and '.join(ISAS[-1].features)}",
+                fix="name the key of other servers",
+            )  # fmt: skip
+        return found
+
+    def crew(self) -> Sequence[Prepare]:
+        """One for each server that the tracker knows; raises TuningError if there is none."""
+        try:
+            socket.create_connection((self.host, self.port), REACHED).close()  # TVM itself tries for a minute
+            known = rpc.connect_tracker(self.host, self.port).summary()["server_info"]
+        except (OSError, RuntimeError) as error:
+            raise TuningError(
+                f"there is no tracker at '{self.address}'", why=str(error).splitlines()[0],
+                fix="start one with `python -m tvm.exec.rpc_tracker`",
+            ) from error  # fmt: skip
+        servers = [entry for entry in known if entry["key"] == f"server:{self.key}"]
+        if not servers:
+            raise TuningError(
+                f"no server of '{self.key}' is left at '{self.address}'",
+                fix="start one with `python -m tvm.exec.rpc_server` and run it again: all rows are kept",
+            )  # fmt: skip
+        return [Server(self).bench for _ in servers]
+
+    def asked(self) -> str:
+        """What LLVM calls the processor of the first server that answers."""
+        while self.crew():
+            with suppress(Lost), losing():
+                return str(self.session().get_function("target.llvm_get_system_cpu")())
+        raise AssertionError("a crew is never empty")
+
+    def session(self) -> Any:
+        return rpc.connect_tracker(self.host, self.port).request(self.key, max_retry=SESSIONS)
+
+
+class Server:
+    """One server, asked for when the first bench is wanted and held from then on."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+        self.session: Any = None
+
+    def bench(self, layer: Any, schedules: Sequence[Any], isa: Isa) -> "RemoteBench":
+        with losing():
+            self.session = self.session or self.remote.session()
+        return RemoteBench(self.session, self.remote.processor, layer, schedules, isa)
+
+
+class RemoteBench:
+    """The candidates of one layer, ready to run on a server."""
+
+    def __init__(self, session: Any, processor: str, layer: Any, schedules: Sequence[Any], isa: Isa) -> None:
+        functions, given = functions_of(layer, schedules, isa)
+        with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+            # A name of its own: of two libraries with one name a server has only the first.
+            library = Path(folder) / f"{Path(folder).name}.so"
+            linked(compiled(functions, Processor(name=processor)), library)
+            with losing():
+                session.upload(str(library))
+                module = session.load_module(library.name)
+                session.remove(library.name)
+        with losing():
+            device = session.cpu(0)
+            self.memory = [runtime.tensor(a.fresh(), device) for a in given]
+            self.timers = [
+                module.time_evaluator(f"probe_{i}", device, number=1) for i in range(len(schedules))
+            ]
+        self.turns = turns(given)
+
+    def sample(self, index: int) -> float:
+        """Seconds of one call of a candidate, its weights far; TVM runs the probe once before it times it."""
+        with losing():
+            return float(self.timers[index](*self.memory).mean) / self.turns
+
+
+def linked(module: Any, library: Path) -> None:
+    """A shared library, linked here; raises TuningError without a compiler."""
+    try:
+        module.export_library(str(library))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise TuningError(
+            "cannot link kernels for the servers", why=str(error).splitlines()[0],
+            fix="install a C++ compiler here; the servers need none",
+        ) from error  # fmt: skip
+
+
+@contextmanager
+def losing() -> Iterator[None]:
+    """Whatever goes wrong with a connection loses the server; what goes wrong on it is told."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if "Error caught from RPC call" in str(error):
+            raise TuningError("a server cannot run a kernel", why=str(error)) from error
+        raise Lost from error

@@ -1,0 +1,149 @@
+"""Which schedule a layer gets: what measured best on this processor, or what costs least on paper.
+
+layer  -->  workload (text)  -->  the fastest row of the database, else one shipped here, else the prediction
+
+A row chooses among the schedules of a template's space, all of which compute the same numbers; what it says
+beyond that is not used. So no row can be wrong, only slow, and reading one executes nothing.
+"""
+
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qcompiler.backends.tvm import tiles
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.conv import Convolution, Tile, convolution
+from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch, depthwise
+from qcompiler.backends.tvm.plane import Plane
+from qcompiler.errors import TuningError
+from qcompiler.tune.database import Core, Row, best, from_text, read_rows
+
+SHIPPED = Path(__file__).parent / "shipped"  # one file of rows per processor
+
+Choose = Callable[[Any], Any]  # layer -> schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A family of kernels whose schedule is open; `products` are multiply-accumulates of a layer."""
+
+    schedule: type
+    workload: Callable[[Any], str]
+    space: Callable[[Any, Isa], Iterable[Any]]
+    cost: Callable[[Any, Any, Isa], float]
+    build: Callable[[Any, Any, Isa, str], Any]
+    products: Callable[[Any], int]
+
+
+def as_text(layer: Convolution | Depthwise) -> str:
+    """All of a layer that its time depends on; borders, padding and zero points do not count."""
+    words = [type(layer).__name__.lower(), f"{pixels(layer.x)} -> {pixels(layer.y)}"]
+    words += [f"kernel {across(layer.kernel)}", f"stride {across(layer.stride)}"]
+    if layer.dilation != (1, 1):
+        words.append(f"dilation {across(layer.dilation)}")
+    if isinstance(layer, Convolution):
+        told = {
+            f"groups {layer.groups}": layer.groups > 1, "residual": layer.residual is not None,
+            "table": layer.table, "to float": layer.to_float, "addend": layer.addend is not None,
+        }  # fmt: skip
+        words += [word for word, holds in told.items() if holds]
+    return ", ".join(words)
+
+
+def pixels(plane: Plane) -> str:
+    gaps = f"/{plane.pitch}" if plane.pitch != plane.channels else ""
+    return f"{plane.images}x{plane.height}x{plane.width}x{plane.channels}{gaps}"
+
+
+def outputs(plane: Plane) -> int:
+    return plane.images * plane.height * plane.width * plane.channels
+
+
+def across(numbers: tuple[int, int]) -> str:
+    return f"{numbers[0]}x{numbers[1]}"
+
+
+TEMPLATES: Mapping[type, Template] = {
+    Convolution: Template(
+        schedule=Tile, workload=as_text, space=tiles.space, cost=tiles.cost, build=convolution,
+        products=lambda layer: int(layer.products),
+    ),
+    Depthwise: Template(
+        schedule=Patch, workload=as_text, space=tiles.patches, cost=tiles.patch_cost, build=depthwise,
+        products=lambda layer: outputs(layer.y) * layer.kernel[0] * layer.kernel[1],
+    ),
+}  # fmt: skip
+
+
+def template_of(layer: Any) -> Template:
+    return TEMPLATES[type(layer)]
+
+
+def workload(layer: Any) -> str:
+    return template_of(layer).workload(layer)
+
+
+def ordered(layer: Any, isa: Isa) -> list[Any]:
+    """All schedules of a layer, the one that costs least on paper first."""
+    template = template_of(layer)
+    return sorted(template.space(layer, isa), key=lambda schedule: template.cost(layer, schedule, isa))
+
+
+def predicted(layer: Any, isa: Isa) -> Any:
+    return ordered(layer, isa)[0]
+
+
+def written(schedule: Any) -> str:
+    """As the text of a row: Tile(rows=7, columns=2, channels_first=True)  -->  7x2, channels first"""
+    values = asdict(schedule)
+    numbers = [str(value) for value in values.values() if not isinstance(value, bool)]
+    return ", ".join(
+        ["x".join(numbers), *(name.replace("_", " ") for name in values if values[name] is True)]
+    )
+
+
+def parsed(text: str, layer: Any, isa: Isa) -> Any | None:
+    """The schedule of a row; None if it is not in the layer's space, as one of another version may not be."""
+    return next((known for known in template_of(layer).space(layer, isa) if written(known) == text), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedules:
+    """What lowering asks: `measured` holds the best configuration of every workload that has a row."""
+
+    isa: Isa
+    measured: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, layer: Any) -> Any:
+        text = self.measured.get(workload(layer))
+        found = None if text is None else parsed(text, layer, self.isa)
+        return predicted(layer, self.isa) if found is None else found
+
+
+def read_schedules(isa: Isa, processor: str, path: Path | None) -> Schedules:
+    """The rows of a database over those shipped; if it cannot be read, it is left out with a warning."""
+    core = Core(isa=isa.name, processor=processor)
+    rows = best(shipped(core), versions())
+    if path is not None:
+        try:
+            rows |= best(read_rows(path, core), versions())
+        except TuningError as error:
+            warnings.warn(f"{error}; meanwhile schedules are those shipped and predicted", stacklevel=3)
+    return Schedules(isa=isa, measured={name: row.configuration for name, row in rows.items()})
+
+
+def shipped(core: Core, folder: Path = SHIPPED) -> list[Row]:
+    """The rows that came with the package for a processor."""
+    file = folder / f"{core.processor}.jsonl"
+    return [row for row in from_text(file.read_text()) if row.core == core] if file.is_file() else []
+
+
+def versions() -> dict[str, str]:
+    """What a time depends on besides the machine."""
+    return {
+        "tvm": importlib.metadata.version("apache-tvm"),
+        "qcompiler": importlib.metadata.version("qcompiler"),
+    }

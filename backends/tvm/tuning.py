@@ -1,0 +1,203 @@
+"""Layers measured, and what was found kept at once: a run that is stopped goes on where it was.
+
+layers  -->  those without rows  -->  [shortlist  -->  race on a bench  -->  rows] each, by as many as measure
+"""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from qcompiler.backends.tvm.executable import shapes_of
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.lower import lower
+from qcompiler.backends.tvm.schedules import (
+    ordered,
+    parsed,
+    predicted,
+    shipped,
+    template_of,
+    versions,
+    workload,
+    written,
+)
+from qcompiler.ir import Graph
+from qcompiler.progress import Tell, silent
+from qcompiler.target import Target
+from qcompiler.tune.database import Core, Database, Row, best, is_of
+from qcompiler.tune.search import ROUNDS, Measured, race
+
+TRIALS = 8  # schedules that are measured per layer
+
+
+class Bench(Protocol):
+    """The candidates of one layer, ready to run: seconds of one call of one of them."""
+
+    def sample(self, index: int) -> float: ...
+
+
+Prepare = Callable[[Any, Sequence[Any], Isa], Bench]  # of a layer and its candidates
+
+
+class Lost(Exception):
+    """Who measured is gone; what was being measured is measured again by another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One layer, and the schedules to compare."""
+
+    layer: Any
+    schedules: tuple[Any, ...]
+
+
+def layers_of(graph: Graph, target: Target, inputs: Sequence[Tensor], isa: Isa) -> dict[Any, int]:
+    """One layer of every workload whose schedule is open -> how many calls have it."""
+    asked: list[Any] = []
+
+    def choose(layer: Any) -> Any:
+        asked.append(layer)
+        return predicted(layer, isa)
+
+    lower(graph, target, shapes_of(graph, inputs), isa, choose)
+    by_name = {workload(layer): layer for layer in asked}
+    return {by_name[name]: calls for name, calls in Counter(map(workload, asked)).items()}
+
+
+def jobs(layers: Iterable[Any], rows: Sequence[Row], core: Core, isa: Isa, trials: int) -> list[Job]:
+    """What is left to measure: layers with fewer rows of these versions than schedules to try."""
+    measured = Counter(row.workload for row in rows if is_of(row, versions()))
+    known = best(shipped(core), versions()) | best(rows, versions())
+    found = []
+    for layer in layers:
+        name, space = workload(layer), ordered(layer, isa)
+        if measured[name] < min(trials, len(space)):
+            before = parsed(known[name].configuration, layer, isa) if name in known else None
+            first = [space[0]] if before is None else [space[0], before]
+            found.append(Job(layer=layer, schedules=tuple(dict.fromkeys([*first, *space]))[:trials]))
+    return found
+
+
+def tune(
+    waiting: Sequence[Job],
+    database: Database,
+    crew: Callable[[], Sequence[Prepare]],
+    core: Core,
+    isa: Isa,
+    *,
+    rounds: int = ROUNDS,
+    until: float = float("inf"),
+    clock: Callable[[], float] = time.monotonic,
+    peak: float | None = None,
+    tell: Tell = silent,
+) -> int:
+    """Measure jobs until `clock` shows `until`, and keep each one's rows; returns how many are left.
+
+    crew: who measures, at the same time; asked again when all of them are lost, and raises TuningError when
+    there is nobody. peak: operations per second, for `tell`.
+    """
+    left, total = deque(waiting), len(waiting)
+
+    def measured(job: Job, prepare: Prepare) -> list[Row]:
+        done, work = total - len(left) - 1, 2 * template_of(job.layer).products(job.layer)
+
+        def tick(found: Measured[int]) -> None:
+            share = "" if peak is None else f", {work / found.median / peak:.0%} of peak"
+            tell(f"{workload(job.layer)}: best {found.median * 1e6:.1f} us{share}", done, total)
+
+        tell(workload(job.layer), done, total)
+        bench = prepare(job.layer, job.schedules, isa)
+        found = race(
+            range(len(job.schedules)), bench.sample, rounds=rounds, until=until, clock=clock, tick=tick
+        )
+        return [row(job, result, core) for result in found]
+
+    while left and clock() <= until:
+        working(left, crew(), measured, database.add, lambda: clock() > until)
+    return len(left)
+
+
+def working(
+    left: deque[Job],
+    crew: Sequence[Prepare],
+    measured: Callable[[Job, Prepare], list[Row]],
+    keep: Callable[[list[Row]], None],
+    over: Callable[[], bool],
+) -> None:
+    """Let everyone take the next job until there is none; whoever is lost puts the job back."""
+    said: SimpleQueue[list[Row] | BaseException | None] = SimpleQueue()
+
+    def work(prepare: Prepare) -> None:
+        try:
+            while left and not over():
+                job = left.popleft()
+                try:
+                    said.put(measured(job, prepare))
+                except Lost:
+                    left.appendleft(job)
+                    break
+        except IndexError:  # another took the last one
+            pass
+        except BaseException as error:  # told where it can be told
+            said.put(error)
+        said.put(None)
+
+    for prepare in crew:
+        threading.Thread(target=work, args=(prepare,), daemon=True).start()
+    working = len(crew)
+    while working:
+        found = said.get()
+        if found is None:
+            working -= 1
+        elif isinstance(found, BaseException):
+            raise found
+        else:
+            keep(found)
+
+
+def row(job: Job, found: Measured[int], core: Core) -> Row:
+    return Row(
+        workload=workload(job.layer), configuration=written(job.schedules[found.candidate]), isa=core.isa,
+        processor=core.processor, seconds=found.median, spread=found.spread, rounds=len(found.seconds),
+        **versions(),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- what is known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What rows say of one layer: its best schedule, and the one that is chosen without measurement."""
+
+    workload: str
+    calls: int  # in the model
+    products: int
+    best: Row
+    predicted: str
+    predicted_seconds: float | None  # None: it was not measured
+
+    @property
+    def rate(self) -> float:
+        """Operations per second."""
+        return 2 * self.products / self.best.seconds
+
+
+def known(layers: dict[Any, int], rows: Sequence[Row], isa: Isa) -> list[Tuned]:
+    """The layers that have rows."""
+    fastest = best(rows, versions())
+    seconds = {(row.workload, row.configuration): row.seconds for row in rows if is_of(row, versions())}
+    found = []
+    for layer, calls in layers.items():
+        name, guess = workload(layer), written(predicted(layer, isa))
+        if name in fastest:
+            found.append(Tuned(
+                workload=name, calls=calls, products=template_of(layer).products(layer), best=fastest[name],
+                predicted=guess, predicted_seconds=seconds.get((name, guess)),
+            ))  # fmt: skip
+    return found

@@ -1,0 +1,154 @@
+"""`qcompiler tune`: measure the schedules of a model's layers, so that backend "tvm" takes the fastest."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.cli import options
+from qcompiler.cli.screen import complain, say, show, write_json
+from qcompiler.errors import InputError
+
+if TYPE_CHECKING:
+    from qcompiler.backends.tvm.tuning import Tuned
+
+BACKEND = "tvm"
+
+
+def run(
+    model: options.Model,
+    target: options.TargetName = "cpu",
+    recipe: options.RecipeName = "int8",
+    trials: Annotated[int, typer.Option("--trials", min=2, help="Schedules to try per layer.")] = 8,
+    time_budget: Annotated[
+        float | None,
+        typer.Option("--time-budget", metavar="SECONDS", min=0, help="Begin no layer after so long.",
+                     show_default=False),
+    ] = None,
+    database: options.Database = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option("--tracker", metavar="HOST:PORT", help="Measure on the servers of this TVM tracker.",
+                     show_default=False),
+    ] = None,
+    key: Annotated[str, typer.Option("--key", help="Of the servers at the tracker.")] = "cpu",
+    calibration: options.Calibration = None,
+    override: options.Overrides = None,
+    batch: options.Batch = None,
+    seed: options.Seed = 0,
+    json: options.Json = None,
+) -> None:  # fmt: skip
+    """Measure the schedules of a model's layers on this machine, or on others.
+
+    Layers that have rows in the database are left out, so a run that was stopped goes on where it was.
+    """
+    from qcompiler import artifact
+    from qcompiler.cli.recipes import chosen_recipe
+    from qcompiler.cli.source import find_source
+    from qcompiler.target import find_target
+    from qcompiler.tune.database import default_path, open_database
+
+    wanted, aim = chosen_recipe(recipe, override), find_target(target, BACKEND)
+    if aim.backend != BACKEND:
+        raise InputError(f"there is nothing to tune for '{target}'", why="its kernels are not generated")
+    if json is not None and str(json) != "-":
+        artifact.check_writable_file(json)
+    source = find_source(model, calibration=calibration, batch=batch)
+    with open_database(database or default_path()) as rows:
+        if rows.remark:
+            complain(rows.remark, kind="warning")
+        began = time.monotonic()
+        until = float("inf") if time_budget is None else began + time_budget
+        known, left, peak = measured(source, wanted, aim, rows, (tracker, key), trials, until, seed)
+        told = {
+            "model": model, "database": str(rows.path), "seconds": round(time.monotonic() - began, 1),
+            "left": left, "peak_gops": None if peak is None else peak / 1e9,
+            "layers": [figures(layer, peak) for layer in known],
+        }  # fmt: skip
+    if json is not None:
+        write_json(told, json)
+    if str(json) != "-":
+        draw(told)
+
+
+def measured(
+    source: Any, recipe: Any, aim: Any, rows: Any, where: tuple[str | None, str], trials: int, until: float,
+    seed: int,
+) -> "tuple[list[Tuned], int, float | None]":  # fmt: skip
+    """What is known of the layers afterwards, how many were left out for time, and this machine's peak."""
+    import torch
+
+    from qcompiler.backends.tvm import Tvm
+    from qcompiler.backends.tvm.build import host
+    from qcompiler.backends.tvm.measure import LocalBench, peak
+    from qcompiler.backends.tvm.tuning import jobs, known, layers_of, tune
+    from qcompiler.job import take
+    from qcompiler.passes.decide import decide
+    from qcompiler.passes.forms import forms
+    from qcompiler.proof import quantized
+    from qcompiler.steps import Steps
+    from qcompiler.tune.database import Core
+
+    tracker, key = where
+    if tracker is None:
+        isa, processor = Tvm(aim).isa, host().name
+    else:
+        from qcompiler.backends.tvm.remote import Remote
+
+        remote = Remote(tracker, key)
+        isa, processor = remote.isa, remote.processor
+    core, top = Core(isa=isa.name, processor=processor), None if tracker else peak(isa)
+    with Steps(visible=True) as steps, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        job = take(
+            source.model, source.example_inputs, source.calibration, steps.tell, forms=forms(recipe, aim)
+        )
+        graph = quantized(decide(job.original, job.data, recipe, aim, tell=steps.tell))
+        layers = layers_of(graph, aim, job.timed, isa)
+        waiting = jobs(layers, rows.rows(core), core, isa, trials)
+        crew = remote.crew if tracker else lambda: [LocalBench]
+        left = tune(waiting, rows, crew, core, isa, until=until, peak=top, tell=steps.tell)
+    return known(layers, rows.rows(core), isa), left, top
+
+
+def figures(layer: "Tuned", peak: float | None) -> dict[str, Any]:
+    """One layer as plain values; `predicted_ratio` is how much slower the choice without measurement is."""
+    seconds, guess = layer.best.seconds, layer.predicted_seconds
+    return {
+        "workload": layer.workload, "calls": layer.calls, "schedule": layer.best.configuration,
+        "us": seconds * 1e6, "spread": layer.best.spread, "rounds": layer.best.rounds,
+        "gops": layer.rate / 1e9, "of_peak": None if peak is None else layer.rate / peak,
+        "predicted": layer.predicted,
+        "predicted_ratio": None if guess is None else guess / seconds,
+    }  # fmt: skip
+
+
+def draw(told: dict[str, Any]) -> None:
+    """Layer by layer what is best, and what the choice without measurement would cost."""
+    layers = told["layers"]
+    if layers:
+        table = Table(box=None, pad_edge=False)
+        for name in ("layer", "schedule"):
+            table.add_column(name, overflow="fold", header_style="dim")
+        for name in ("calls", "us", "GOP/s", "of peak", "predicted"):
+            table.add_column(name, justify="right", header_style="dim")
+        for layer in layers:
+            share, ratio = layer["of_peak"], layer["predicted_ratio"]
+            table.add_row(
+                Text(layer["workload"]), Text(layer["schedule"]), str(layer["calls"]),
+                f"{layer['us']:.1f}", f"{layer['gops']:.0f}", "" if share is None else f"{share:.0%}",
+                "" if ratio is None else f"{ratio:.2f}x",
+            )  # fmt: skip
+        show(table)
+        total = sum(layer["us"] * layer["calls"] for layer in layers)
+        guess = sum(layer["us"] * layer["calls"] * (layer["predicted_ratio"] or 1) for layer in layers)
+        say(
+            f"\n{total / 1e3:.2f} ms in all; {guess / total:.3f}x of it with the schedules predicted on paper"
+        )
+    say(f"Rows in {told['database']}; {told['seconds']:.0f} s")
+    if told["left"]:
+        complain(
+            f"{told['left']} layers were not reached in time; run it again, and it goes on", kind="warning"
+        )

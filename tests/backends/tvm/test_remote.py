@@ -1,0 +1,137 @@
+"""Schedules measured on other machines: a tracker and two servers, one of which dies in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcompiler.backends.tvm.build import host
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.remote import Remote
+from qcompiler.backends.tvm.tuning import Bench, Prepare, jobs, tune
+from qcompiler.errors import TuningError
+from qcompiler.tune.database import Core, open_database
+from tests.backends.tvm.test_conv import pytestmark
+from tests.backends.tvm.test_tuning import LAYERS
+
+pytest.importorskip("tornado", reason="TVM's tracker wants tornado: pip install 'qcompiler[rpc]'")
+__all__ = ["pytestmark"]
+KEY = "machine"
+PATIENCE = 90.0  # seconds for a process that imports TVM on a busy machine
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start one of TVM's programs; each with the processes that it starts is a group, killed at the end."""
+    groups = []
+
+    def started(program: str, *options: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"tvm.exec.{program}", "--host", "127.0.0.1", *options]
+        process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        groups.append(process)
+        return process
+
+    yield started
+    for process in groups:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """As a machine that loses its power: all that belongs to it at once."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def tracker(start: Start) -> str:
+    port = free_port()
+    start("rpc_tracker", "--port", str(port), "--port-end", str(port + 1))
+    return f"127.0.0.1:{port}"
+
+
+def server(start: Start, tracker: str) -> subprocess.Popen[bytes]:
+    port = free_port()
+    place = ("--port", str(port), "--port-end", str(port + 1))
+    return start("rpc_server", *place, "--tracker", tracker, "--key", KEY)
+
+
+def until_there_are(count: int, tracker: str) -> Remote:
+    """Wait for servers to report to the tracker."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            remote = Remote(tracker, KEY)
+            if len(remote.crew()) == count:
+                return remote
+        except TuningError:
+            if time.monotonic() > end:
+                raise
+        assert time.monotonic() < end, f"there are no {count} servers"
+        time.sleep(0.2)
+
+
+def test_a_server_dies_and_the_other_takes_over(start: Start, tracker: str, tmp_path: Path) -> None:
+    servers = [server(start, tracker) for _ in range(2)]
+    remote = until_there_are(2, tracker)
+    assert remote.processor == host().name
+    isa, core = remote.isa, Core(isa=remote.isa.name, processor=remote.processor)
+    begun: list[Any] = []
+
+    def watched(prepare: Prepare) -> Prepare:
+        def prepared(layer: Any, schedules: Sequence[Any], isa: Isa) -> Bench:
+            bench = prepare(layer, schedules, isa)  # on the server, with a session of its own
+            begun.append(layer)
+            if len(begun) == 2:
+                kill(servers[0])
+            return bench
+
+        return prepared
+
+    crews = []
+
+    def crew() -> list[Prepare]:
+        crews.append([watched(prepare) for prepare in remote.crew()])
+        return crews[-1]
+
+    with open_database(tmp_path / "rows.db") as database:
+        waiting = jobs(LAYERS, [], core, isa, 3)
+        assert tune(waiting, database, crew, core, isa) == 0
+        rows = database.rows(core)
+        assert len(rows) == 12 and all(0 < row.seconds < 1 for row in rows)
+        assert len(begun) <= len(LAYERS) + 1  # the layer in work, and no other, was begun again
+        assert len(crews[0]) == 2 and len(remote.crew()) == 1
+
+        kill(servers[1])
+        end = time.monotonic() + PATIENCE
+        with pytest.raises(
+            TuningError, match=f"no server of '{KEY}' is left at '{tracker}'.*all rows are kept"
+        ):
+            while time.monotonic() < end:
+                tune(jobs(LAYERS, [], core, isa, 2), database, remote.crew, core, isa)
+        assert len(database.rows(core)) == 12
+
+
+def test_a_tracker_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=r"there is no tracker at '127\.0\.0\.1:1'"):
+        Remote("127.0.0.1:1", KEY)

@@ -1,0 +1,198 @@
+"""Schedules of layers: chosen on paper, measured, kept, read again, and measured by others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcompiler.backends.tvm.isa import AVX512_VNNI, Isa
+from qcompiler.backends.tvm.kernels.conv import Convolution, Tile
+from qcompiler.backends.tvm.kernels.depthwise import Depthwise
+from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.schedules import (
+    SHIPPED,
+    Schedules,
+    ordered,
+    predicted,
+    read_schedules,
+    workload,
+    written,
+)
+from qcompiler.backends.tvm.tuning import Lost, jobs, known, tune
+from qcompiler.errors import TuningError
+from qcompiler.tune.database import Core, Database, Row, from_text, open_database
+
+ISA, CORE = AVX512_VNNI, Core(isa=AVX512_VNNI.name, processor="imaginary")
+
+
+def layer(channels: int, **more: Any) -> Convolution:
+    x = Plane(images=1, height=6, width=7, channels=channels, pitch=channels, border=1)
+    return Convolution(x=x, y=replace(x, border=0), kernel=(3, 3), padding=(1, 1), **more)
+
+
+LAYERS = [layer(channels) for channels in (16, 32, 48, 64)]
+
+
+class Bench:
+    """Pretends that of every four schedules the second is the fastest, and the first 1 % behind it."""
+
+    def __init__(self, layer: Any, schedules: Sequence[Any], isa: Isa) -> None:
+        self.schedules = schedules
+
+    def sample(self, index: int) -> float:
+        return 1.0 + (3 * index + 1) % 4 / 100
+
+
+def run(database: Database, layers: Sequence[Any], trials: int = 4, **options: Any) -> int:
+    waiting = jobs(layers, database.rows(CORE), CORE, ISA, trials)
+    return tune(waiting, database, lambda: [Bench], CORE, ISA, **options)
+
+
+# ---------------------------------------------------------------- workloads and schedules
+
+
+def test_the_workload_is_what_the_time_depends_on() -> None:
+    one = layer(16)
+    assert workload(one) == "convolution, 1x6x7x16 -> 1x6x7x16, kernel 3x3, stride 1x1"
+    assert workload(replace(one, shifted=True)) == workload(one)
+    assert workload(replace(one, y=replace(one.y, border=2))) == workload(one)
+    others = [
+        replace(one, stride=(2, 1)), replace(one, residual=one.y), replace(one, to_float=True),
+        replace(one, dilation=(1, 2)), replace(one, groups=4), replace(one, x=replace(one.x, pitch=32)),
+        Depthwise(x=one.x, y=one.y, kernel=(3, 3)),
+    ]  # fmt: skip
+    assert len({workload(one), *map(workload, others)}) == len(others) + 1
+
+
+def test_a_row_chooses_within_the_space_and_nowhere_else() -> None:
+    one = LAYERS[0]
+    wanted = ordered(one, ISA)[-1]
+    assert written(Tile(rows=7, columns=2, channels_first=True)) == "7x2, channels first"
+    assert len(set(map(written, ordered(one, ISA)))) == len(ordered(one, ISA))
+    assert Schedules(isa=ISA, measured={workload(one): written(wanted)})(one) == wanted
+    for text in ("", "1000000x1, channels first", "7x2, channels first, and more"):
+        assert Schedules(isa=ISA, measured={workload(one): text})(one) == predicted(one, ISA)
+
+
+def test_rows_of_the_database_cover_those_that_are_shipped(tmp_path: Path) -> None:
+    file = min(SHIPPED.glob("*.jsonl"))
+    first = from_text(file.read_text())[0]
+    found = read_schedules(replace(ISA, name=first.isa), first.processor, None)
+    assert found.measured[first.workload] == first.configuration
+    path = tmp_path / "rows.db"
+    with open_database(path) as database:
+        database.add([replace(first, configuration="mine", seconds=1.0)])
+    assert (
+        read_schedules(replace(ISA, name=first.isa), first.processor, path).measured[first.workload] == "mine"
+    )
+
+
+def test_a_database_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "rows.db"
+    path.write_bytes(b"nothing" * 1000)
+    with pytest.warns(UserWarning, match=r"rows.db' is damaged.*meanwhile schedules are those shipped"):
+        assert read_schedules(ISA, CORE.processor, path).measured == {}
+    assert path.read_bytes() == b"nothing" * 1000
+
+
+def test_shipped_rows_are_schedules_of_their_layers() -> None:
+    """Every one was measured, and could be chosen: no row of an older space is shipped."""
+    for file in SHIPPED.glob("*.jsonl"):
+        rows = from_text(file.read_text())
+        assert {row.processor for row in rows} == {file.stem}
+        assert len({row.workload for row in rows}) == len(rows)
+
+
+# ---------------------------------------------------------------- tuning
+
+
+def test_the_best_row_is_what_lowering_takes_and_a_second_model_reuses_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.db"
+    with open_database(path) as database:
+        assert run(database, LAYERS[:3]) == 0
+        rows = database.rows(CORE)
+        assert len(rows) == 12 and {row.rounds for row in rows} == {12}
+        assert [job.layer for job in jobs(LAYERS, rows, CORE, ISA, 4)] == LAYERS[3:]
+        assert jobs(LAYERS[:1], rows, CORE, ISA, 5) != []  # more schedules than were tried
+        told = known({LAYERS[0]: 2}, rows, ISA)
+    best = ordered(LAYERS[0], ISA)[1]
+    assert told[0].best.configuration == written(best) and told[0].best.seconds == 1.0
+    assert told[0].predicted_seconds == 1.01 and told[0].calls == 2
+    assert read_schedules(ISA, CORE.processor, path)(LAYERS[0]) == best
+    assert read_schedules(ISA, "another", path)(LAYERS[0]) == predicted(LAYERS[0], ISA)
+
+
+def test_rows_of_another_version_are_measured_again(tmp_path: Path) -> None:
+    with open_database(tmp_path / "rows.db") as database:
+        run(database, LAYERS[:1])
+        old = [replace(row, tvm="0.1") for row in database.rows()]
+        database.add(old)
+        assert len(jobs(LAYERS[:1], database.rows(), CORE, ISA, 4)) == 1
+
+
+def test_the_budget_of_time_ends_between_layers(tmp_path: Path) -> None:
+    now = iter(range(1000))
+    with open_database(tmp_path / "rows.db") as database:
+        assert run(database, LAYERS, until=20.0, clock=lambda: float(next(now))) == 2
+        assert run(database, LAYERS) == 0
+
+
+def test_who_is_lost_is_replaced_and_only_its_layer_is_measured_again(tmp_path: Path) -> None:
+    begun: list[Any] = []
+    other_has_work = threading.Event()
+
+    def steady(layer: Any, schedules: Sequence[Any], isa: Isa) -> Bench:
+        begun.append(layer)
+        other_has_work.wait(10)
+        return Bench(layer, schedules, isa)
+
+    def dying(layer: Any, schedules: Sequence[Any], isa: Isa) -> Bench:
+        begun.append(layer)
+        other_has_work.set()
+        raise Lost
+
+    with open_database(tmp_path / "rows.db") as database:
+        waiting = jobs(LAYERS, [], CORE, ISA, 4)
+        assert tune(waiting, database, lambda: [steady, dying], CORE, ISA) == 0
+        assert len(database.rows()) == 16
+    assert len(begun) == 5 and set(begun) == set(LAYERS)
+
+
+def test_when_nobody_is_left_what_was_measured_stays(tmp_path: Path) -> None:
+    crews = iter([2, 1])
+
+    def crew() -> list[Any]:
+        """One server that measures two layers and is lost, a second that is lost at once, and then nobody."""
+        turns = next(crews, None)
+        if turns is None:
+            raise TuningError("no server is left")
+
+        def prepare(layer: Any, schedules: Sequence[Any], isa: Isa) -> Bench:
+            nonlocal turns
+            assert turns is not None
+            turns -= 1
+            if turns < 0:
+                raise Lost
+            return Bench(layer, schedules, isa)
+
+        return [prepare]
+
+    with open_database(tmp_path / "rows.db") as database:
+        with pytest.raises(TuningError, match="no server is left"):
+            tune(jobs(LAYERS, [], CORE, ISA, 4), database, crew, CORE, ISA)
+        assert len({row.workload for row in database.rows()}) == 3
+
+
+def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(rows: list[Row]) -> None:
+        raise TuningError("takes no more rows")
+
+    with open_database(tmp_path / "rows.db") as database:
+        monkeypatch.setattr(database, "add", full)
+        with pytest.raises(TuningError, match="takes no more rows"):
+            run(database, LAYERS)

@@ -1,0 +1,99 @@
+"""`qcompiler tune` on a small model: what it keeps, what it tells, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from tests.backends.tvm.test_conv import pytestmark
+
+__all__ = ["pytestmark"]
+Run = Callable[[str], Result]
+
+
+def test_rows_are_kept_shown_and_used(run: Run, tmp_path: Path) -> None:
+    result = run("tune zoo:residual --database rows.db --trials 2 --json told.json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(Path("told.json").read_text())
+    assert [layer["workload"].split(",")[0] for layer in told["layers"]] == ["convolution"] * 3
+    assert all(layer["us"] > 0 and 0 < layer["of_peak"] < 1.5 for layer in told["layers"])
+    assert all(layer["predicted_ratio"] >= 1 for layer in told["layers"]) and told["left"] == 0
+    assert "with the schedules predicted on paper" in result.stdout
+    rows = sqlite3.connect("rows.db").execute("SELECT count(*) FROM measured").fetchone()
+    assert rows == (6,)
+    again = run("tune zoo:residual --database rows.db --trials 2 --json -")
+    assert json.loads(again.stdout)["layers"] == told["layers"]  # nothing was measured again
+    compiled = run("compile zoo:residual --backend tvm --database rows.db --quiet --threads 1")
+    assert compiled.exit_code == 0, compiled.stderr
+
+
+def test_the_budget_of_time_is_told(run: Run) -> None:
+    result = run("tune zoo:residual --database rows.db --time-budget 0")
+    assert result.exit_code == 0
+    assert "3 layers were not reached in time" in result.stderr
+
+
+def test_damage_is_told_and_the_run_goes_on(run: Run) -> None:
+    Path("rows.db").write_bytes(b"not a database" * 100)
+    result = run("tune zoo:residual --database rows.db --trials 2")
+    assert result.exit_code == 0
+    assert "was damaged, so it was set aside as 'rows.db.damaged-1'" in result.stderr
+
+
+def test_another_version_and_another_backend_are_refused(run: Run) -> None:
+    connection = sqlite3.connect("rows.db")
+    connection.execute("PRAGMA user_version = 9")
+    connection.execute(f"PRAGMA application_id = {0x71636F6D}")
+    connection.execute("CREATE TABLE measured (other)")
+    connection.close()
+    result = run("tune zoo:residual --database rows.db")
+    assert result.exit_code == 1 and "was written by another version" in result.stderr
+    with pytest.warns(UserWarning, match="another version"):
+        assert run("compile zoo:residual --backend tvm --database rows.db --quiet").exit_code == 0
+    result = run("compile zoo:residual --database rows.db")
+    assert result.exit_code == 1 and "'ort' reads no database" in result.stderr
+
+
+def test_no_tracker_and_no_address_are_told(run: Run) -> None:
+    result = run("tune zoo:residual --database rows.db --tracker nowhere")
+    assert result.exit_code == 1 and "'nowhere' is no address of a tracker" in result.stderr
+
+
+def test_a_killed_run_goes_on_with_the_layer_that_it_was_at(run: Run, zoo: Path, tmp_path: Path) -> None:
+    """A real process, killed for good as soon as its first layer is kept."""
+    path = tmp_path / "rows.db"
+    command = ["tune", f"{zoo / 'zoo.py'}:residual", "--database", str(path), "--trials", "20"]
+    code = "import sys; from qcompiler.cli import app; app(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not kept(path):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = kept(path)
+    assert before
+    result = run("tune zoo:residual --database rows.db --trials 20")
+    assert result.exit_code == 0, result.stderr
+    after = kept(path)
+    assert {name: after[name] for name in before} == before and len(after) == 3
+
+
+def kept(path: Path) -> dict[str, list[float]]:
+    """Workload -> the seconds of its rows, as another process sees them."""
+    found: dict[str, list[float]] = {}
+    if path.exists():
+        try:
+            rows = sqlite3.connect(path).execute("SELECT workload, seconds FROM measured ORDER BY seconds")
+            for name, seconds in rows:
+                found.setdefault(name, []).append(seconds)
+        except sqlite3.OperationalError:  # its table is not there yet
+            return {}
+    return found

@@ -1,0 +1,183 @@
+"""The database of measured schedules: what happens to rows when files, disks and processes fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qcompiler.errors import TuningError
+from qcompiler.tune.database import Core, Row, best, from_text, open_database, read_rows, to_text
+
+CORE = Core(isa="avx512_vnni", processor="znver4")
+ROW = Row(
+    workload="convolution 1", configuration="{}", isa=CORE.isa, processor=CORE.processor, seconds=1e-3,
+    spread=0.1, rounds=5, tvm="1", qcompiler="1",
+)  # fmt: skip
+
+
+def rows(count: int, start: int = 0) -> list[Row]:
+    return [replace(ROW, workload=f"convolution {i:05d}") for i in range(start, start + count)]
+
+
+def started(program: str, path: Path) -> subprocess.Popen[str]:
+    """A process that runs a program with the database's path as its argument."""
+    code = "import sys\nfrom tests.tune.test_database import *\nfrom pathlib import Path\n" + program
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], text=True, cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_rows_come_back_and_replace_those_of_the_same_key(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.db"
+    assert read_rows(path, CORE) == []
+    with open_database(path) as database:
+        database.add(rows(3))
+        database.add([replace(rows(1)[0], seconds=5e-4), replace(ROW, processor="znver5")])
+    found = read_rows(path, CORE)
+    assert sorted(row.seconds for row in found) == [5e-4, 1e-3, 1e-3]
+    assert from_text(to_text(found)) == sorted(found, key=lambda row: row.workload)
+
+
+def test_the_best_row_is_the_fastest_of_these_versions() -> None:
+    old = replace(ROW, configuration="old", seconds=1e-4, tvm="0")
+    fast, slow = replace(ROW, configuration="fast"), replace(ROW, configuration="slow", seconds=2e-3)
+    assert best([old, slow, fast], {"tvm": "1"})["convolution 1"] == fast
+    assert best([old], {"tvm": "1"})["convolution 1"] == old
+
+
+def test_a_killed_writer_loses_the_transaction_it_was_in(tmp_path: Path) -> None:
+    path = tmp_path / "rows.db"
+    writer = started(
+        "database = open_database(Path(sys.argv[1]))\n"
+        "database.add(rows(10))\n"
+        "database.connection.execute('BEGIN IMMEDIATE')\n"
+        "database.connection.execute('UPDATE measured SET seconds = 9.0')\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n",
+        path,
+    )
+    assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    with open_database(path) as database:
+        assert sorted(database.rows(), key=lambda row: row.workload) == rows(10)
+        assert database.remark == ""
+        database.add(rows(1, start=10))
+        assert len(database.rows()) == 11
+
+
+def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.db"
+    program = (
+        "with open_database(Path(sys.argv[1])) as database:\n"
+        "    for i in range(40):\n        database.add(rows(2, start={start} + 2 * i))\n"
+    )
+    writers = [started(program.replace("{start}", str(start)), path) for start in (0, 1000)]
+    for writer in writers:
+        _, complaint = writer.communicate()
+        assert writer.returncode == 0, complaint
+    assert len(read_rows(path, CORE)) == 160
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of files are those of POSIX")
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    """The system refuses to let a file of the process grow beyond 200 kB: the same error as no room."""
+    path = tmp_path / "rows.db"
+    writer = started(
+        "import resource\n"
+        "database = open_database(Path(sys.argv[1]))\n"
+        "database.add(rows(10))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "try:\n    database.add(rows(20_000, start=10))\n"
+        "except TuningError as error:\n    print(error, len(database.rows()))\n",
+        path,
+    )  # fmt: skip
+    told, complaint = writer.communicate()
+    assert "takes no more rows, because the disk is full" in told and told.endswith(" 10\n"), complaint
+    with open_database(path) as database:
+        assert sorted(database.rows(), key=lambda row: row.workload) == rows(10)
+
+
+def damaged(path: Path, size: float) -> None:
+    """A database of many pages, cut to a share of its size."""
+    with open_database(path) as database:
+        database.add(rows(2000))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * size)])
+
+
+@pytest.mark.parametrize("size", [0.5, 0.9])
+def test_a_truncated_file_is_set_aside_and_its_readable_rows_are_kept(tmp_path: Path, size: float) -> None:
+    path = tmp_path / "rows.db"
+    damaged(path, size)
+    before = path.read_bytes()
+    with pytest.raises(TuningError, match="is damaged"):
+        read_rows(path, CORE)
+    with open_database(path) as database:
+        kept = len(database.rows())
+        assert (
+            f"set aside as 'rows.db.damaged-1', and a new one was begun with the {kept} rows"
+            in database.remark
+        )
+        assert set(database.rows()) <= set(rows(2000)) and 0 < kept < 2000
+    assert (tmp_path / "rows.db.damaged-1").read_bytes() == before
+    with open_database(path) as database:
+        assert database.remark == "" and len(database.rows()) == kept
+
+
+def test_what_is_no_database_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "rows.db"
+    path.write_text("no database at all, but somebody's text" * 100)
+    (tmp_path / "rows.db.damaged-1").write_text("an older one")
+    with open_database(path) as database:
+        assert "set aside as 'rows.db.damaged-2'" in database.remark and database.rows() == []
+    assert (tmp_path / "rows.db.damaged-2").read_text().startswith("no database")
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        (
+            "PRAGMA user_version = 7",
+            "written by another version, because its schema is 7, and this one reads 1",
+        ),
+        ("PRAGMA application_id = 5", "is a database of another program"),
+    ],
+)
+def test_another_version_is_refused_and_left_alone(tmp_path: Path, statement: str, words: str) -> None:
+    path = tmp_path / "rows.db"
+    with open_database(path) as database:
+        database.add(rows(3))
+        database.connection.execute(statement)
+    before = path.read_bytes()
+    for act in (open_database, lambda path: read_rows(path, CORE)):
+        with pytest.raises(TuningError, match=words):
+            act(path)
+    assert path.read_bytes() == before and not list(tmp_path.glob("*damaged*"))
+
+
+def test_values_that_are_no_measurement_are_not_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.db"
+    with open_database(path) as database:
+        database.add(rows(2))
+        database.connection.execute(
+            "UPDATE measured SET seconds = 'soon' WHERE workload = 'convolution 00000'"
+        )
+        assert [row.workload for row in database.rows()] == ["convolution 00001"]
+    with pytest.raises(TypeError, match="unexpected"):
+        from_text('{"workload": 1, "surprise": 2}')
+
+
+def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="cannot use the database"):
+        open_database(tmp_path)
+    with pytest.raises(sqlite3.DatabaseError):
+        sqlite3.connect(tmp_path)
