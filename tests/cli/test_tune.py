@@ -68,22 +68,56 @@ def test_no_tracker_and_no_address_are_told(run: Run) -> None:
     assert result.exit_code == 1 and "'nowhere' is no address of a tracker" in result.stderr
 
 
-def test_a_killed_run_goes_on_with_the_layer_that_it_was_at(run: Run, zoo: Path, tmp_path: Path) -> None:
-    """A real process, killed for good as soon as its first layer is kept."""
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_run_goes_on_with_the_layer_that_it_was_at(
+    run: Run, zoo: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    """A real process, stopped as soon as its first layer is kept."""
     path = tmp_path / "rows.db"
-    command = ["tune", f"{zoo / 'zoo.py'}:residual", "--database", str(path), "--trials", "20"]
-    code = "import sys; from qcompiler.cli import app; app(sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.DEVNULL)
+    process = started(f"tune {zoo / 'zoo.py'}:residual --database {path} --trials 20")
     while process.poll() is None and not kept(path):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+    process.communicate()
+    assert process.returncode == code
     before = kept(path)
     assert before
     result = run("tune zoo:residual --database rows.db --trials 20")
     assert result.exit_code == 0, result.stderr
     after = kept(path)
     assert {name: after[name] for name in before} == before and len(after) == 3
+
+
+def test_two_runs_at_once(zoo: Path, tmp_path: Path) -> None:
+    command = f"tune {zoo / 'zoo.py'}:residual --database {tmp_path / 'rows.db'} --trials 3"
+    for process in [started(command) for _ in range(2)]:
+        _, complaint = process.communicate()
+        assert process.returncode == 0, complaint
+    assert [len(rows) for rows in kept(tmp_path / "rows.db").values()] == [3, 3, 3]
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(run: Run, zoo: Path, tmp_path: Path) -> None:
+    """No file of the process may grow beyond 33 kB, which the log of the database soon does."""
+    path = tmp_path / "rows.db"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (33_000, 33_000)); "
+    process = started(f"tune {zoo / 'zoo.py'}:residual --database {path} --trials 2", before=limit)
+    _, complaint = process.communicate()
+    assert process.returncode == 1
+    assert "takes no more rows, because the disk is full" in complaint and "is kept" in complaint
+    before = kept(path)
+    assert len(before) < 3
+    assert run("tune zoo:residual --database rows.db --trials 2").exit_code == 0
+    after = kept(path)
+    assert {name: after[name] for name in before} == before and len(after) == 3
+
+
+def started(command: str, *, before: str = "") -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    code = f"{before}import sys; from qcompiler.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *command.split()], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 def kept(path: Path) -> dict[str, list[float]]:
