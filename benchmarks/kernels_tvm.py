@@ -29,7 +29,7 @@ from qcompiler.backends.tvm.isa import Isa, isa_for
 from qcompiler.backends.tvm.kernels.conv import Convolution, convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, depthwise
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.backends.tvm.tiles import patch_for, tile_for
+from qcompiler.backends.tvm.schedules import predicted
 from qcompiler.target.machine import this_cpu
 
 FARTHER = 8 << 20  # bytes that are read to empty the second cache
@@ -89,9 +89,9 @@ LAYERS: Mapping[str, Mapping[str, Convolution | Depthwise]] = {
 def scheduled(layer: Convolution | Depthwise, isa: Isa) -> tuple[Any, Mapping[str, Any]]:
     """The function of a layer, and the schedule that it has without measurement."""
     if isinstance(layer, Depthwise):
-        patch = patch_for(layer)
+        patch = predicted(layer, isa)
         return depthwise(layer, patch, isa, "layer"), asdict(patch)
-    tile = tile_for(layer, isa)
+    tile = predicted(layer, isa)
     return convolution(layer, tile, isa, "layer"), asdict(tile)
 
 
