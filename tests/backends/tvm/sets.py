@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
 from qcompiler.backends.tvm.build import compiled, processor_for
 from qcompiler.backends.tvm.isa import AVX2, Isa, runnable
@@ -15,6 +16,7 @@ RUNNABLE = runnable(this_cpu().features)
 BEST = next(iter(RUNNABLE), AVX2)
 TRIED = (*RUNNABLE, PORTABLE) if AVX2 in RUNNABLE else RUNNABLE
 every_isa = pytest.mark.parametrize("isa", TRIED, ids=[isa.name for isa in TRIED])
+some_isa = st.sampled_from((*RUNNABLE, PORTABLE))  # one per example, so that a test draws from all of them
 pytestmark = pytest.mark.skipif(not RUNNABLE, reason="this CPU has no instruction set that kernels exist for")
 
 

@@ -20,7 +20,7 @@ from qcompiler.backends.tvm.kernels.activation import Activation, activation
 from qcompiler.backends.tvm.kernels.rotary import Rotary, rotary
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.numerics import quantize
-from tests.backends.tvm.sets import built, every_isa, pytestmark
+from tests.backends.tvm.sets import built, every_isa, pytestmark, some_isa
 from tests.backends.tvm.test_edge import ZEROS, params
 from tests.backends.tvm.test_norm import WIDTHS, kept, laid, plane, taken
 
@@ -57,10 +57,9 @@ def allowed(function: str, x: Tensor) -> Tensor:
 FUNCTION = st.sampled_from(["gelu", "gelu_tanh", "silu"])
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
-    function=FUNCTION, rows=st.integers(1, 4), channels=WIDTHS, gap=st.sampled_from([0, 3]),
+    isa=some_isa, function=FUNCTION, rows=st.integers(1, 4), channels=WIDTHS, gap=st.sampled_from([0, 3]),
     spread=st.sampled_from([0.1, 2.0, 30.0]), zero=ZEROS, seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_gate(
@@ -100,10 +99,9 @@ def test_the_bounds_of_activations(isa: Isa, function: str) -> None:
     assert np.array_equal(codes, coded(floats, 0))
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
-    batch=st.integers(1, 2), positions=st.sampled_from([1, 2, 5]), heads=st.integers(1, 3),
+    isa=some_isa, batch=st.integers(1, 2), positions=st.sampled_from([1, 2, 5]), heads=st.integers(1, 3),
     width=st.sampled_from([2, 6, 32, 64, 80, 128, 160]), whole=st.booleans(), gap=st.sampled_from([0, 3]),
     zero=ZEROS, seed=st.integers(0, 1000),
 )  # fmt: skip

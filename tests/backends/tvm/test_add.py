@@ -16,7 +16,7 @@ from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.add import Pair, Zeros, add, concatenate, multiply, table
 from qcompiler.backends.tvm.plane import Plane, pitch_of
-from tests.backends.tvm.sets import built, every_isa, pytestmark
+from tests.backends.tvm.sets import built, pytestmark, some_isa
 from tests.backends.tvm.test_conv import filled, inside
 from tests.backends.tvm.test_depthwise import border_kept
 
@@ -74,9 +74,8 @@ SCALES = st.tuples(*[st.floats(2**-7, 2**-3, width=32)] * 3)
 WIDER = st.sampled_from([0, 16])
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(sizes=SIZES, wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(isa=some_isa, sizes=SIZES, wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS)
 def test_add(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: int) -> None:
     pair = Pair(a=plane(sizes, border=0), b=plane(sizes, wider=wider), y=plane(sizes))
     a, b = random(sizes, seed), random(sizes, seed + 1)
@@ -91,9 +90,8 @@ def test_add(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: 
     assert np.array_equal(found, called("add", operands, scales[2], zeros[2]))
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(sizes=SIZES, wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(isa=some_isa, sizes=SIZES, wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS)
 def test_multiply(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: int) -> None:
     pair = Pair(a=plane(sizes, border=0), b=plane(sizes, wider=wider), y=plane(sizes))
     a, b = random(sizes, seed), random(sizes, seed + 1)
@@ -109,9 +107,8 @@ def entries(op: Any, scales: tuple[float, float], zeros: tuple[int, int]) -> NDA
     return called("unary", [every], scales[1], zeros[1], op)
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(sizes=SIZES, wider=WIDER, seed=SEEDS)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(isa=some_isa, sizes=SIZES, wider=WIDER, seed=SEEDS)
 def test_table(isa: Isa, sizes: Sizes, wider: int, seed: int) -> None:
     x, y, codes = plane(sizes, wider=wider), plane(sizes), random(sizes, seed)
     op = torch.ops.aten.hardswish.default
@@ -120,9 +117,9 @@ def test_table(isa: Isa, sizes: Sizes, wider: int, seed: int) -> None:
     assert np.array_equal(found, called("unary", [quantized(codes, 0.05, 128)], 0.03, 10, op))
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
+    isa=some_isa,
     sizes=SIZES, widths=st.lists(st.sampled_from([1, 5, 16, 24, 48, 64, 67]), min_size=1, max_size=4),
     seed=SEEDS,
 )  # fmt: skip

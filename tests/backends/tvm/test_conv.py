@@ -17,7 +17,7 @@ from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, Tile, convolution, merged, pack
 from qcompiler.backends.tvm.plane import SPARE, Plane, pitch_of
-from tests.backends.tvm.sets import built, every_isa, pytestmark
+from tests.backends.tvm.sets import built, pytestmark, some_isa
 
 __all__ = ["pytestmark"]
 INPUT_ZERO, RESIDUAL_ZERO, RESULT_ZERO = 7, 11, 128
@@ -168,9 +168,8 @@ def layers(draw: Any) -> Convolution:
     )  # fmt: skip
 
 
-@every_isa
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(layer=layers(), tile=TILES, seed=st.integers(0, 1000))
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(isa=some_isa, layer=layers(), tile=TILES, seed=st.integers(0, 1000))
 def test_equal_to_the_reference(isa: Isa, layer: Convolution, tile: Tile, seed: int) -> None:
     numbers = drawn(layer, seed)
     assert np.array_equal(run(layer, tile, numbers, isa), reference(layer, numbers, zero_of(layer)))

@@ -14,7 +14,7 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import Convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch, arranged, depthwise, pack
 from qcompiler.backends.tvm.plane import Plane, pitch_of
-from tests.backends.tvm.sets import BEST, built, every_isa, pytestmark
+from tests.backends.tvm.sets import BEST, built, pytestmark, some_isa
 from tests.backends.tvm.test_conv import (
     INPUT_ZERO,
     Numbers,
@@ -104,18 +104,16 @@ THREE, ONE = st.just((3, 3)), st.just((1, 1))
 ANY = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(layer=layers(THREE, ONE), patch=PATCHES, seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(isa=some_isa, layer=layers(THREE, ONE), patch=PATCHES, seed=st.integers(0, 1000))
 def test_three_by_three_equals_the_reference(isa: Isa, layer: Depthwise, patch: Patch, seed: int) -> None:
     numbers = drawn(as_convolution(layer), seed)
     wanted = reference(as_convolution(layer), numbers, layer.zero_point)
     assert np.array_equal(run(layer, patch, numbers, isa), wanted)
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(layer=layers(ANY, small), patch=PATCHES, seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(isa=some_isa, layer=layers(ANY, small), patch=PATCHES, seed=st.integers(0, 1000))
 def test_any_kernel_equals_the_reference(isa: Isa, layer: Depthwise, patch: Patch, seed: int) -> None:
     numbers = drawn(as_convolution(layer), seed)
     wanted = reference(as_convolution(layer), numbers, layer.zero_point)

@@ -12,7 +12,7 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import decode, encode
 from qcompiler.backends.tvm.plane import SPARE, Plane, pitch_of
 from qcompiler.numerics import IntFormat, PerTensor, QuantParams, dequantize, quantize
-from tests.backends.tvm.sets import built, every_isa, pytestmark
+from tests.backends.tvm.sets import built, pytestmark, some_isa
 from tests.backends.tvm.test_conv import filled, inside
 
 __all__ = ["pytestmark"]
@@ -45,9 +45,8 @@ SCALES = st.sampled_from([2.0**-126, 0.0173, 0.02, 1.0, 3e38])
 ZEROS = st.sampled_from([0, 3, 128, 255])
 
 
-@every_isa
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(plane=planes(), scale=SCALES, zero=ZEROS, seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(isa=some_isa, plane=planes(), scale=SCALES, zero=ZEROS, seed=st.integers(0, 1000))
 def test_encode(isa: Isa, plane: Plane, scale: float, zero: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     shape = (plane.images, plane.channels, plane.height, plane.width)
@@ -65,9 +64,8 @@ def test_encode(isa: Isa, plane: Plane, scale: float, zero: int, seed: int) -> N
     assert (found[-SPARE:] == 99).all()
 
 
-@every_isa
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(plane=planes(), scale=SCALES, zero=ZEROS, seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(isa=some_isa, plane=planes(), scale=SCALES, zero=ZEROS, seed=st.integers(0, 1000))
 def test_decode(isa: Isa, plane: Plane, scale: float, zero: int, seed: int) -> None:
     shape = (plane.images, plane.channels, plane.height, plane.width)
     codes = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

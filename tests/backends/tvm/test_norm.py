@@ -16,7 +16,7 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.numerics import quantize
-from tests.backends.tvm.sets import built, every_isa, pytestmark
+from tests.backends.tvm.sets import built, pytestmark, some_isa
 from tests.backends.tvm.test_edge import ODD, SCALES, ZEROS, params
 
 __all__ = ["pytestmark"]
@@ -46,9 +46,9 @@ def kept(plane: Plane, memory: NDArray[Any], mark: float) -> bool:
     return bool((rows[:, plane.channels :] == mark).all() and (behind == mark).all())
 
 
-@every_isa
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
+    isa=some_isa,
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 3),
     centered=st.booleans(), bias=st.booleans(), shift=st.sampled_from([0.0, 1.0, -100.0]),
     spread=st.sampled_from([1e-3, 1.0, 50.0]), wanted=st.sampled_from(["floats", "codes", "both"]),
@@ -105,9 +105,9 @@ def wanted_of(
     )
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
+    isa=some_isa,
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 2),
     scale=SCALES, zero=ZEROS, seed=st.integers(0, 1000),
 )  # fmt: skip

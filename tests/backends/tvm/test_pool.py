@@ -16,7 +16,7 @@ from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.pool import Average, Pool, average_pool, global_average_pool, max_pool
 from qcompiler.backends.tvm.plane import Plane, pitch_of
-from tests.backends.tvm.sets import built, every_isa, pytestmark
+from tests.backends.tvm.sets import built, pytestmark, some_isa
 from tests.backends.tvm.test_conv import filled, inside
 
 __all__ = ["pytestmark"]
@@ -78,9 +78,8 @@ def described(arguments: dict[str, Any], codes: NDArray[np.uint8], result: NDArr
     )  # fmt: skip
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(drawn=pools(dilated=True))
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(isa=some_isa, drawn=pools(dilated=True))
 def test_max(isa: Isa, drawn: tuple[dict[str, Any], NDArray[np.uint8]]) -> None:
     arguments, codes = drawn
     wanted = called("max_pool", aten.max_pool2d.default, codes, (3, 3), **arguments)
@@ -88,10 +87,9 @@ def test_max(isa: Isa, drawn: tuple[dict[str, Any], NDArray[np.uint8]]) -> None:
     assert np.array_equal(run(isa, max_pool(pool, isa, "pool"), pool.x, pool.y, codes), wanted)
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
-    drawn=pools(dilated=False), zeros=st.tuples(st.integers(0, 255), st.integers(0, 255)),
+    isa=some_isa, drawn=pools(dilated=False), zeros=st.tuples(st.integers(0, 255), st.integers(0, 255)),
     include=st.booleans(), divisor=st.sampled_from([None, None, 5]),
 )  # fmt: skip
 def test_average(isa: Isa, drawn: Any, zeros: tuple[int, int], include: bool, divisor: int | None) -> None:
@@ -104,9 +102,9 @@ def test_average(isa: Isa, drawn: Any, zeros: tuple[int, int], include: bool, di
     assert np.array_equal(found, wanted)
 
 
-@every_isa
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
+    isa=some_isa,
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)), channels=st.sampled_from([1, 40, 64, 112]),
     zeros=st.tuples(st.integers(0, 255), st.integers(0, 255)), seed=st.integers(0, 1000),
 )  # fmt: skip
