@@ -16,8 +16,8 @@ from qcompiler.plan import Plan
 from qcompiler.tune.measure import interleave
 from qcompiler.tune.roofline import work_of
 
-# Multiply-accumulates in integers: a call with fewer is little but overhead, in which engines hardly differ.
-WORTH_TRYING = 20_000_000
+# Multiply-accumulates in integers, half a millisecond of one core: engines differ little in what is less.
+WORTH_TRYING = 100_000_000
 AS_EXACT = 1.0  # dB below the most exact engine that a faster one may be
 
 

@@ -56,7 +56,7 @@ class Wide(nn.Module):
 
 def compiled(**options: Any) -> Any:
     torch.manual_seed(0)
-    x = torch.randn(1, 16, 32, 32)
+    x = torch.randn(1, 16, 48, 48)
     return qc.compile(
         Wide().eval(), x, calibration=(x for _ in range(2)), threads=1, progress=False, **options
     )
