@@ -21,10 +21,15 @@ from qcompiler.backends.tvm.isa import (
     NEON_I8MM,
     Isa,
 )
+from qcompiler.backends.tvm.kernels.activation import Activation, activation
 from qcompiler.backends.tvm.kernels.add import Pair, Zeros, add, concatenate, multiply, table
+from qcompiler.backends.tvm.kernels.attention import Attention, Operand, attention
+from qcompiler.backends.tvm.kernels.cached_attention import CachedAttention, cached_attention
 from qcompiler.backends.tvm.kernels.conv import Convolution, convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, depthwise
 from qcompiler.backends.tvm.kernels.edge import decode, encode
+from qcompiler.backends.tvm.kernels.gemv import Gemv, gemv, rounded
+from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
 from qcompiler.backends.tvm.kernels.pool import (
     Average,
     Pool,
@@ -32,6 +37,7 @@ from qcompiler.backends.tvm.kernels.pool import (
     global_average_pool,
     max_pool,
 )
+from qcompiler.backends.tvm.kernels.rotary import Rotary, rotary
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.schedules import predicted
 from tests.backends.tvm.sets import built, every_isa, pytestmark
@@ -72,6 +78,35 @@ def functions(isa: Isa) -> dict[str, Any]:
     }
 
 
+def functions_of_rows(isa: Isa) -> dict[str, Any]:
+    """The same for transformers and decoders; 100 channels end in a part of every register."""
+
+    def lines(channels: int) -> Plane:
+        return Plane(images=1, height=1, width=5, channels=channels, pitch=channels + 12)
+
+    x, y, heads = lines(100), lines(100), lines(192)
+    one = Operand(plane=lines(64))
+    some = Attention(
+        q=one, k=one, v=one, y=one, batch=1, heads=2, kv_heads=2, queries=5, keys=5, width=32, causal=True
+    )
+    cached = CachedAttention(
+        x=heads, y=lines(64), heads=2, kv_heads=2, width=32, capacity=70, scale=0.2, rotary=True
+    )
+    few = Gemv(x=x, y=lines(112), bits=4, block=32, zero=8)
+    curve = Activation(function="gelu", channels=100, x=x, floats=y, codes=y)
+    turned = Rotary(x=heads, heads=3, width=64, positions=5, pitch=32, floats=heads, codes=heads)
+    return {
+        "norm": norm(Norm(x=x, floats=y, codes=y), isa, "norm"),
+        "encode rows": encode_rows(x, y, isa, "encode_rows"),
+        "attention": attention(some, isa, "attention"),
+        "cached attention": cached_attention(cached, isa, "cached_attention"),
+        "rounded": rounded(few, isa, "rounded"),
+        "gemv": gemv(few, isa, "gemv"),
+        "activation": activation(curve, isa, "activation"),
+        "rotary": rotary(turned, isa, "rotary"),
+    }
+
+
 def assembly(function: Any, isa: Isa) -> str:
     """What LLVM makes of a function for the least processor that has the instructions."""
     found: str = compiled([function], isa.processor).mod.inspect_source("asm")
@@ -80,7 +115,8 @@ def assembly(function: Any, isa: Isa) -> str:
 
 @pytest.mark.parametrize("isa", ISAS, ids=[isa.name for isa in ISAS])
 def test_every_kernel_builds_for_every_set(isa: Isa) -> None:
-    made = {name: assembly(function, isa) for name, function in functions(isa).items()}
+    every = {**functions(isa), **functions_of_rows(isa)}
+    made = {name: assembly(function, isa) for name, function in every.items()}
     for name, pattern in SHOWN[isa].items():
         assert re.search(pattern, made[name])
     if isa in (AVX2, AVX_VNNI):
