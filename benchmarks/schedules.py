@@ -78,12 +78,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/schedules.json"))
     parser.add_argument("--ship", action="store_true")
     given = parser.parse_args()
+    about = {"commit": commit(), **machine(), "versions": versions(["apache-tvm"])}
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "rows.db"
         found = {model: tuned(model, database) for model in given.models}
         if given.ship:
             ship(database)
-    about = {"commit": commit(), **machine(), "versions": versions(["apache-tvm"])}
     for told in found.values():
         del told["database"]
     given.out.write_text(json.dumps(about | {"models": found}, indent=1, sort_keys=True) + "\n")
