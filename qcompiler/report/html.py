@@ -34,6 +34,7 @@ def page(data: Mapping[str, Any]) -> str:
     environment.filters |= {
         "breakable": breakable,
         "db": words.decibel,
+        "ms": lambda value: words.duration(value, "ms"),
         "large": words.large,
         "number": words.number,
         "percent": words.percent,
@@ -60,6 +61,7 @@ def page(data: Mapping[str, Any]) -> str:
         ],
         refused=refusals(data),
         given_up=given_up(data),
+        engines=rows(data, "engines"),
         regions=list(regions(data)),
         manifest=words.flatten(part(data, "manifest")),
     )

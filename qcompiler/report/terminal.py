@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.report.regions import regions
-from qcompiler.report.summary import given_up, refusals, summarize
+from qcompiler.report.summary import given_up, refusals, rows, summarize
 from qcompiler.report.words import cut, decibel, duration, plural, shorten, some
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def renderable(data: Mapping[str, Any]) -> "RenderableType":
 
 def lists(data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Title and lines of regions, of what was given up and what was refused; empty ones are left out."""
-    if data.get("engines"):
-        yield "Engines", [engine(row) for row in data["engines"]]
+    if tried := rows(data, "engines"):
+        yield "Engines", [engine(row) for row in tried]
     for title, told in regions(data):
         yield title, first([cut(line, 2 * REASON) for line in told])
     surrendered, groups = given_up(data), refusals(data)
@@ -66,7 +66,7 @@ def engine(row: Mapping[str, Any]) -> str:
     if row.get("why"):
         return cut(f"{row['backend']}: {row['why']}", 2 * REASON)
     kept = ", kept" if row.get("kept") else ""
-    return f"{row['backend']}: {duration(row['ms'], 'ms')}, {decibel(row['sqnr_db'])}{kept}"
+    return f"{row.get('backend')}: {duration(row.get('ms'), 'ms')}, {decibel(row.get('sqnr_db'))}{kept}"
 
 
 def first(lines: list[str]) -> list[str]:

@@ -585,3 +585,17 @@ def test_drawing_waits_until_a_page_is_saved() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
+
+
+def test_the_engines_that_were_tried(tmp_path: Path) -> None:
+    engines = [
+        {"backend": "ort", "ms": 2.5, "sqnr_db": 28.9, "kept": False, "why": ""},
+        {"backend": "tvm", "ms": 2.1, "sqnr_db": 28.4, "kept": True, "why": ""},
+        {"backend": "other", "kept": False, "why": "it <is> not here"},
+    ]
+    report = Report({**sample(), "engines": engines})
+    assert "Engines ort: 2.5 ms, 28.9 dB tvm: 2.1 ms, 28.4 dB, kept other: it <is> not here" in words_of(
+        report
+    )
+    text = " ".join(Page(save(tmp_path, {**sample(), "engines": engines})).text.split())
+    assert "Engine" in text and "2.1 ms" in text and "it <is> not here" in text
