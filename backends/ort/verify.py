@@ -177,7 +177,7 @@ def arguments_of(kernel: str, literal: Mapping[str, Any], last: bool) -> dict[st
             "count_include_pad": bool(literal.get("count_include_pad", 0)),
         }
     if kernel == "QLinearLeakyRelu":
-        return {"slope": float(literal.get("alpha", 0.01))}
+        return {"negative_slope": float(literal.get("alpha", 0.01))}
     return {"dim": int(literal["axis"])} if kernel == "QLinearConcat" else {}
 
 

@@ -33,6 +33,7 @@ from qcompiler.tune.database import Core, Database, Row, best, is_of
 from qcompiler.tune.search import ROUNDS, Measured, race
 
 TRIALS = 8  # schedules that are measured per layer
+PATIENCE = 30.0  # seconds for what is being compiled to end
 
 
 class Bench(Protocol):
@@ -46,6 +47,10 @@ Prepare = Callable[[Any, Sequence[Any], Isa], Bench]  # of a layer and its candi
 
 class Lost(Exception):
     """Who measured is gone; what was being measured is measured again by another."""
+
+
+class Ended(Exception):
+    """What is being measured is wanted no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +106,14 @@ def tune(
     crew: who measures, at the same time; asked again when all of them are lost, and raises TuningError when
     there is nobody. peak: operations per second, for `tell`.
     """
-    left, total = deque(waiting), len(waiting)
+    left, total, ending = deque(waiting), len(waiting), threading.Event()
 
     def measured(job: Job, prepare: Prepare) -> list[Row]:
         done, work = total - len(left) - 1, 2 * template_of(job.layer).products(job.layer)
 
         def tick(found: Measured[int]) -> None:
+            if ending.is_set():
+                raise Ended
             share = "" if peak is None else f", {work / found.median / peak:.0%} of peak"
             tell(f"{workload(job.layer)}: best {found.median * 1e6:.1f} us{share}", done, total)
 
@@ -118,7 +125,7 @@ def tune(
         return [row(job, result, core) for result in found]
 
     while left and clock() <= until:
-        working(left, crew(), measured, database.add, lambda: clock() > until)
+        working(left, crew(), measured, database.add, lambda: clock() > until, ending)
     return len(left)
 
 
@@ -128,13 +135,17 @@ def working(
     measured: Callable[[Job, Prepare], list[Row]],
     keep: Callable[[list[Row]], None],
     over: Callable[[], bool],
+    ending: threading.Event,
 ) -> None:
-    """Let everyone take the next job until there is none; whoever is lost puts the job back."""
+    """Let everyone take the next job until there is none; whoever is lost puts the job back.
+
+    An error or an interrupt ends all: a thread that still computes when Python ends would abort the process.
+    """
     said: SimpleQueue[list[Row] | BaseException | None] = SimpleQueue()
 
     def work(prepare: Prepare) -> None:
         try:
-            while left and not over():
+            while left and not over() and not ending.is_set():
                 job = left.popleft()
                 try:
                     said.put(measured(job, prepare))
@@ -147,17 +158,24 @@ def working(
             said.put(error)
         said.put(None)
 
-    for prepare in crew:
-        threading.Thread(target=work, args=(prepare,), daemon=True).start()
+    threads = [threading.Thread(target=work, args=(prepare,), daemon=True) for prepare in crew]
+    for thread in threads:
+        thread.start()
     working = len(crew)
-    while working:
-        found = said.get()
-        if found is None:
-            working -= 1
-        elif isinstance(found, BaseException):
-            raise found
-        else:
-            keep(found)
+    try:
+        while working:
+            found = said.get()
+            if found is None:
+                working -= 1
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                keep(found)
+    finally:
+        if working:
+            ending.set()
+        for thread in threads:
+            thread.join(PATIENCE)
 
 
 def row(job: Job, found: Measured[int], core: Core) -> Row:

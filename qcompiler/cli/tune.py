@@ -40,7 +40,7 @@ def run(
     seed: options.Seed = 0,
     json: options.Json = None,
 ) -> None:  # fmt: skip
-    """Measure the schedules of a model's layers on this machine, or on others.
+    """Measure the schedules of a model's layers.
 
     Layers that have rows in the database are left out, so a run that was stopped goes on where it was.
     """
