@@ -1,11 +1,13 @@
 """Programs ready to run: functions compiled, memory in place, and all bound that is known before a call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
@@ -40,9 +42,21 @@ class Ready:
     def run(self, inputs: Mapping[Node, Tensor]) -> dict[Node, Any]:
         """What torch knows afterwards."""
         state = self.state(inputs)
-        for run in self.runs:
-            run(state)
+        with one_thread():
+            for run in self.runs:
+                run(state)
         return state.values
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What torch computes in between is small, and its threads spin behind it on cores that ours want."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def made_ready(
