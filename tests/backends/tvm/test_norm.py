@@ -46,7 +46,7 @@ def kept(plane: Plane, memory: NDArray[Any], mark: float) -> bool:
     return bool((rows[:, plane.channels :] == mark).all() and (behind == mark).all())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=24, deadline=None, derandomize=True)
 @given(
     isa=some_isa,
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 3),
@@ -105,7 +105,7 @@ def wanted_of(
     )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     isa=some_isa,
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 2),
