@@ -259,15 +259,15 @@ def attention(places: Places, region: Region) -> Layer | None:
         mask, strides = seen_through(given["mask"], places)
     q, k, v = map(places.plane, region.operands)
     zeros = [zero_point(places, node) for node in (region.operands[0], region.operands[2], region.result)]
-    planes = [*(places.stores[name].plane for name in (q, k, v)), places.result(region)]
-    each = [heads.Operand(plane=plane) for plane in planes]
+    each = [heads.Operand(plane=places.stores[name].plane) for name in (q, k, v)]
     whole = heads.Attention(
-        q=each[0], k=each[1], v=each[2], y=each[3], batch=batch, heads=given["heads"],
+        q=each[0], k=each[1], v=each[2], y=each[0], batch=batch, heads=given["heads"],
         kv_heads=given["kv_heads"], queries=queries, keys=keys, width=width // given["heads"],
         mask=strides, causal=given["causal"],
     )  # fmt: skip
     if not heads.takes(whole, places.isa):
-        return None
+        return None  # before the result has a place: the reference returns it elsewhere
+    whole = replace(whole, y=heads.Operand(plane=places.result(region)))
     of_q, of_k, of_v = (
         coded(x, lambda node: places.tensor(node) if node.op == "get_attr" else None) for x in region.operands
     )

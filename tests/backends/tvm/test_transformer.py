@@ -145,3 +145,17 @@ def test_a_sum_belongs_to_the_linear_that_returns_floats() -> None:
     (region,) = partition(graph, TARGET).values()
     assert region.addend is not None and region.addend.op == "placeholder"
     assert region.result.target is torch.ops.aten.add.Tensor and not region.returns_codes
+
+
+def test_heads_that_the_kernel_does_not_take_are_left_to_the_reference() -> None:
+    """Six features are no multiple of four."""
+    torch.manual_seed(0)
+    attention = Attention(random.Random(0), 12)
+    attention.heads, attention.kv_heads, attention.depth, attention.mask = 2, 2, 6, "none"
+    attention.in_one, attention.norm = False, nn.LayerNorm(12)
+    attention.parts = nn.ModuleList(nn.Linear(12, 12) for _ in range(3))
+    attention.out = nn.Linear(12, 12)
+    x = torch.randn(1, 5, 12)
+    graph = quantized(explain(attention.eval(), x, target=TARGET))
+    (found,), (wanted,) = Tvm(TARGET).lower(graph)([x]), Reference(TARGET).lower(graph)([x])
+    assert torch.equal(found, wanted)
