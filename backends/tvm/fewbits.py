@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.tvm.families import Layer, Places, shape_of
+from qcompiler.backends.tvm.families import Layer, Places
 from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
 from qcompiler.ir import Graph, arguments
 from qcompiler.numerics import IntFormat, parse_format
+from qcompiler.passes.fuse import addend
 from qcompiler.target import Target, WeightOnly
 
 aten = torch.ops.aten
@@ -46,11 +47,11 @@ def few_bit_linear(places: Places, node: Node) -> Layer | None:
         return None
     result, added = sum_behind(places, node)
     name, isa = places.rows(x), places.isa
-    addend = () if added is None else (places.rows(added),)
+    others = () if added is None else (places.rows(added),)
     halves = torch.equal(weight.scales, weight.scales.half().float())
     layer = Gemv(
         x=places.stores[name].plane, y=places.float_rows(result),
-        residual=places.stores[addend[0]].plane if addend else None,
+        residual=places.stores[others[0]].plane if others else None,
         bits=8 if weight.bits > 4 else 4, block=weight.block, per_column=not weight.group,
         zero=int(weight.zeros[0, 0]) if (weight.zeros == weight.zeros[0, 0]).all() else None,
         scales="float16" if halves else "float32", bias=bias is not None,
@@ -68,7 +69,7 @@ def few_bit_linear(places: Places, node: Node) -> Layer | None:
     known = {f"{node.name}.{kind}": array for kind, array in constants.items()}
     return Layer(
         kernel=weight.row.kernel, description=layer, make=lambda made: gemv(layer, isa, made),
-        arguments=(*codes_of(places, node, name, layer), *known, *addend), results=(result.name,),
+        arguments=(*codes_of(places, node, name, layer), *known, *others), results=(result.name,),
         constants=known,
     )  # fmt: skip
 
@@ -103,11 +104,10 @@ def row_of(node: Node, target: Target) -> WeightOnly | None:
 def sum_behind(places: Places, node: Node) -> tuple[Node, Node | None]:
     """The one reader of a result that only adds something known to it, and what it adds."""
     (reader,) = node.users if len(node.users) == 1 else (None,)
-    if reader is None or reader.target is not aten.add.Tensor or arguments(reader)["alpha"] != 1:
+    added = None if reader is None else addend(node, reader)
+    if reader is None or added is None or not places.known(added, before=node):
         return node, None
-    others = [x for x in reader.all_input_nodes if x is not node]
-    same = len(others) == 1 and shape_of(others[0]) == shape_of(node)
-    return (reader, others[0]) if same and places.known(others[0], before=node) else (node, None)
+    return reader, added
 
 
 def codes_of(places: Places, node: Node, source: str, layer: Gemv) -> tuple[str, str, str]:

@@ -72,7 +72,6 @@ class Lowering:
         self, graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa, choose: Choose
     ) -> None:
         self.graph, self.target, self.shapes, self.isa, self.choose = graph, target, shapes, isa, choose
-        self.order = {node: turn for turn, node in enumerate(graph.fx.nodes)}
         self.regions = partition(graph, target)
         self.borders = borders(self.regions.values())
         self.stores: dict[str, Store] = {}
@@ -166,7 +165,7 @@ class Lowering:
         """Whether a value is floats that can lie by row, and is computed before a node."""
         held = spec(value)
         is_rows = held is not None and held.dtype == torch.float32 and len(held.shape) not in (0, 4)
-        return is_rows and self.order[value] < self.order[before]
+        return is_rows and value < before
 
     def plane(self, decoded: Node) -> str:
         """Have the codes that a dequantize reads on a plane."""

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ALIGNMENT = 64  # bytes: a cache line
+from qcompiler.backends.tvm.build import ALIGNMENT
+
 PAGE = 2 << 20
 
 

@@ -90,8 +90,8 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """Floats of torch where our functions find them: they read the tensor itself, if a vector load may."""
+class Moving:
+    """What all steps between torch and one piece of memory have."""
 
     node: Node
     name: str
@@ -99,22 +99,21 @@ class Load:
     @property
     def memory(self) -> tuple[str, ...]:
         return (self.name,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load(Moving):
+    """Floats of torch where our functions find them: they read the tensor itself, if a vector load may."""
 
     def run(self, state: State) -> None:
         state.loaded[self.name] = aligned(state.values[self.node])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Put:
+class Put(Moving):
     """A tensor of codes or floats, by channel or by row, onto its plane."""
 
-    node: Node
-    name: str
     store: Store
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def run(self, state: State) -> None:
         value: Any = decoded(state.values[self.node])
@@ -122,17 +121,11 @@ class Put:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Take:
+class Take(Moving):
     """What is on a plane as a tensor of a shape."""
 
-    node: Node
-    name: str
     store: Store
     shape: tuple[int, ...]
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def view(self, arrays: Mapping[str, NDArray[Any]]) -> Tensor:
         """The plane itself, in that shape."""
@@ -147,15 +140,8 @@ class Take:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask:
+class Mask(Moving):
     """What attention adds to its scores: of a mask that is true where to look, 0 there and -inf elsewhere."""
-
-    node: Node
-    name: str
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def run(self, state: State) -> None:
         mask = state.values[self.node]
@@ -171,15 +157,8 @@ def aligned(floats: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Enter:
+class Enter(Moving):
     """A cache of torch into memory."""
-
-    node: Node
-    name: str
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def run(self, state: State) -> None:
         past = state.values[self.node]
@@ -187,16 +166,10 @@ class Enter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leave:
+class Leave(Moving):
     """A cache out of memory, as a tensor of a shape."""
 
-    node: Node
-    name: str
     shape: tuple[int, ...]
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def run(self, state: State) -> None:
         held = state.arrays[self.name][: math.prod(self.shape)]
@@ -204,33 +177,20 @@ class Leave:
 
 
 @dataclass(frozen=True, kw_only=True)
-class First:
+class First(Moving):
     """The first of some whole numbers, where our functions find it."""
-
-    node: Node
-    name: str
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def run(self, state: State) -> None:
         state.arrays[self.name][0] = int(state.values[self.node].reshape(-1)[0])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gather:
+class Gather(Moving):
     """Rows of a table of floats onto a plane."""
 
-    node: Node
     indices: Node
     table: Node
-    name: str
     store: Store
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def run(self, state: State) -> None:
         found = state.values[self.table].index_select(0, state.values[self.indices].reshape(-1))

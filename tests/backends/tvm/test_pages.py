@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qcompiler.backends.tvm.pages import ALIGNMENT, PAGE, arranged, reserved
+from qcompiler.backends.tvm.build import ALIGNMENT
+from qcompiler.backends.tvm.pages import PAGE, arranged, reserved
 
 
 def constants() -> dict[str, NDArray[Any]]:
