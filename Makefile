@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check format clean
+.PHONY: help setup demo test coverage lint types check format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## compile LeNet to int8, export it and write out/lenet/report.html
 	@$(BIN)/qcompiler demo
 
-test: setup  ## run the tests, with coverage
-	@$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --durations=10
+test: setup  ## run the tests
+	@$(BIN)/pytest -n 2 --dist loadfile --durations=10
+
+coverage: setup  ## run the tests and list the lines that none of them reaches; slower
+	@$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 lint: setup  ## check style and formatting
 	@$(BIN)/ruff check .

@@ -6,6 +6,7 @@ schedules   the schedule that measured best         measure  how long a schedule
 kernels/    one file per family of layers           build    functions to machine code
 lower       a quantized graph as a program          program  its memory and its steps
 arena       which planes lie in one place           pages       constants in one block of large pages
+driver      all calls of a program as one function  plain       functions as C has them
 ready       a program with its memory               executable  programs that run, profiled and verified
 floats      families of ops on floats               memory      a decoder whose cache stays in place
 threads     the work of one function, divided       selftest    what must hold before the first kernel

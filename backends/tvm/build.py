@@ -1,6 +1,6 @@
 """Functions of our kernels compiled to machine code, and run on numpy arrays in place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,17 @@ ALIGNMENT = 64  # bytes; a vector load may want it
 
 def compiled(functions: Sequence[Any], processor: Processor) -> Any:
     """One module with every function by its name."""
+    return assembled({str(function.attrs["global_symbol"]): function for function in functions}, processor)
+
+
+def assembled(functions: Mapping[Any, Any], processor: Processor) -> Any:
+    """The same of functions by their names, or by the GlobalVar by which they call each other."""
     named = {"mtriple": processor.triple} if processor.triple else {}
     attributes = [f"+{name}" for name in processor.attributes]
     target = tvm.target.Target(
         {"kind": "llvm", "mcpu": processor.name, "mattr": attributes, "num-cores": 1, **named}
     )
-    module = tvm.IRModule({str(function.attrs["global_symbol"]): function for function in functions})
-    return tvm.compile(module, target)
+    return tvm.compile(tvm.IRModule(functions), target)
 
 
 def placed(array: NDArray[Any]) -> NDArray[Any]:

@@ -33,6 +33,18 @@ class Builder:
         self.parameters.append(buffer)
         return buffer
 
+    def view(self, pointer: Any, dtype: str, size: int) -> Any:
+        """Memory behind a pointer."""
+        buffer = tirx.decl_buffer((size,), dtype, self.fresh("p"), data=pointer)
+        self.emit(tirx.DeclBuffer(buffer, data=pointer))
+        return buffer
+
+    def number(self, name: str) -> Any:
+        """An argument that is a whole number."""
+        number = tirx.Var(name, "int32")
+        self.parameters.append(number)
+        return number
+
     def register(self, dtype: str, lanes: int) -> Any:
         """A vector that may be assigned again; it never reaches memory.
 
@@ -94,6 +106,18 @@ class Builder:
         notes = {SHARED: extent} if shared else {}
         zero, kind = tirx.const(0, "int32"), tirx.ForKind.SERIAL
         self.emit(tirx.For(variable, zero, end, kind, body, annotations=notes))
+
+    @contextmanager
+    def only_if(self, condition: Any) -> Iterator[None]:
+        self.blocks.append([])
+        yield
+        self.emit(tirx.IfThenElse(condition, sequence(self.blocks.pop()), None))
+
+    @contextmanager
+    def loop_while(self, condition: Any) -> Iterator[None]:
+        self.blocks.append([])
+        yield
+        self.emit(tirx.While(condition, sequence(self.blocks.pop())))
 
     def function(self) -> Any:
         made = tirx.PrimFunc(self.parameters, sequence(self.blocks[0]))

@@ -76,9 +76,9 @@ class TvmExecutable:
             ready = self.ready(inputs)
             for _ in range(runs):
                 state, spent = ready.state(self.given(inputs)), defaultdict[str, float](float)
-                for step in ready.program.steps:
+                for step, run in ready.each():
                     begin = time.perf_counter()
-                    step.run(state)
+                    run(state)
                     spent[step.node.name] += (time.perf_counter() - begin) * 1e6
                 for name, found in spent.items():
                     times[name].append(found)
@@ -91,8 +91,8 @@ class TvmExecutable:
         with self.turn:
             ready = self.ready(inputs)
             state = ready.state(self.given(inputs))
-            for step in ready.program.steps:
-                step.run(state)
+            for step, run in ready.each():
+                run(state)
                 if isinstance(step, Call) and step.regions:
                     found.append(distance(step, ready.program, state, self.graph))
         return found

@@ -3,20 +3,17 @@
 enter(past), kernels, leave(cache)   -->   kernels
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompiler.backends.memory import cache_shapes, check_fits
-from qcompiler.backends.tvm.build import handed
 from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.program import Enter, Leave
-from qcompiler.backends.tvm.ready import Ready, bound
+from qcompiler.backends.tvm.ready import Ready
 
 CHUNKS = (64, 8, 1)  # tokens of a call: a program each, and no more, whatever the length of a prompt
 
@@ -58,7 +55,7 @@ class KeptMemory:
     def step(self, tokens: Tensor) -> Tensor:
         size, graph = tokens.shape[1], self.executable.graph
         if size not in self.programs:
-            self.programs[size] = keeping(self.program(size), self.caches)
+            self.programs[size] = self.program(size).without(Enter | Leave, self.caches)
         given = dict(zip(graph.inputs, (tokens, torch.tensor(self.length)), strict=False))
         self.length += size
         logits: Tensor = self.programs[size].run(given)[graph.results[0]]
@@ -76,14 +73,3 @@ def chunks(length: int) -> Iterator[int]:
     for size in CHUNKS:
         yield from [size] * (length // size)
         length %= size
-
-
-def keeping(ready: Ready, caches: Mapping[str, NDArray[Any]]) -> Ready:
-    """The same program on caches that stay in memory."""
-    arrays = {**ready.arrays, **caches}
-    handles = {**ready.handles, **{name: handed(cache) for name, cache in caches.items()}}
-    steps = [step for step in ready.program.steps if not isinstance(step, Enter | Leave)]
-    return replace(
-        ready, arrays=arrays, handles=handles,
-        runs=tuple(bound(step, ready.functions, arrays, handles) for step in steps),
-    )  # fmt: skip

@@ -1,12 +1,13 @@
 """A lowered graph: memory, constants, and steps in the order in which they run.
 
 Step = a function of ours on planes  |  codes onto a plane, or off it  |  an op that torch computes
+       Call                             Host: whatever Python does
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,16 +47,22 @@ class Store:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """One run: memory and constants by name, as functions take them and as numpy does, and torch's values."""
+    """One run: memory and constants by name, where functions find them, and torch's values.
 
-    functions: Mapping[str, Any]
-    handles: Mapping[str, Any]
+    addresses, places: name -> its place in the table of addresses that functions read. loaded: what lies in
+    memory of torch, which lives as long as this.
+    """
+
     arrays: Mapping[str, NDArray[Any]]
     values: dict[Node, Any]
-    loaded: dict[str, Any] = field(default_factory=dict)
+    addresses: NDArray[np.int64]
+    places: Mapping[str, int]
+    loaded: dict[str, Tensor] = field(default_factory=dict)
 
-    def handle(self, name: str) -> Any:
-        return self.loaded[name] if name in self.loaded else self.handles[name]
+    def load(self, name: str, floats: Tensor) -> None:
+        """Have functions find floats of torch under a name: the tensor itself, if a vector load may."""
+        self.loaded[name] = held = aligned(floats)
+        self.addresses[self.places[name]] = held.data_ptr()
 
 
 class Step(Protocol):
@@ -68,6 +75,11 @@ class Step(Protocol):
     def memory(self) -> tuple[str, ...]:
         """The stores that it reads and writes, among other names."""
         ...
+
+
+@runtime_checkable
+class Host(Step, Protocol):
+    """What Python does between calls."""
 
     def run(self, state: State) -> None: ...
 
@@ -85,9 +97,6 @@ class Call:
     def memory(self) -> tuple[str, ...]:
         return self.arguments
 
-    def run(self, state: State) -> None:
-        state.functions[self.function](*map(state.handle, self.arguments))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Moving:
@@ -103,10 +112,10 @@ class Moving:
 
 @dataclass(frozen=True, kw_only=True)
 class Load(Moving):
-    """Floats of torch where our functions find them: they read the tensor itself, if a vector load may."""
+    """Floats of torch where our functions find them."""
 
     def run(self, state: State) -> None:
-        state.loaded[self.name] = aligned(state.values[self.node])
+        state.load(self.name, state.values[self.node])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +156,7 @@ class Mask(Moving):
         mask = state.values[self.node]
         if mask.dtype == torch.bool:
             mask = torch.where(mask, 0.0, -math.inf)
-        state.loaded[self.name] = aligned(mask)
+        state.load(self.name, mask)
 
 
 def aligned(floats: Tensor) -> Tensor:

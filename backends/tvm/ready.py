@@ -1,9 +1,13 @@
-"""Programs ready to run: functions compiled, memory in place, and all bound that is known before a call."""
+"""Programs ready to run: compiled, memory in place, and all bound that is known before a call.
+
+steps    load, call, call, call, take    -->    runs    load, main(calls 0 .. 2), take
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,31 +17,64 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.tvm.arena import memory
-from qcompiler.backends.tvm.build import compiled, handed, processor_for
+from qcompiler.backends.tvm.build import assembled, handed, placed, processor_for
+from qcompiler.backends.tvm.driver import FIRST, MAIN, MEETING, WORKSPACE, Started, counters, driven, largest
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.pages import arranged
-from qcompiler.backends.tvm.program import Call, Program, State, Step, Take, reads, tensors
+from qcompiler.backends.tvm.program import Call, Host, Program, State, Step, Take, reads, tensors
 from qcompiler.backends.tvm.threads import Team, divided
 from qcompiler.ir import Graph
+
+Run = Callable[[State], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """The calls of a program as one compiled function, and the threads that run it.
+
+    meeting, workspace: memory of the team. places: name -> its place in the table of addresses.
+    divided: functions whose work threads divide.
+    """
+
+    main: Callable[..., Any]
+    team: Team
+    meeting: NDArray[np.int32]
+    workspace: NDArray[np.uint8]
+    places: Mapping[str, int]
+    divided: frozenset[str]
+
+    def run(self, table: Any, first: int, last: int) -> None:
+        """The calls first .. last - 1."""
+        main, size = self.main, self.team.size
+        try:
+            self.team.run(lambda thread: main(table, first, last, thread, size), self.give_up)
+        except BaseException:
+            self.meeting[:] = 0
+            raise
+
+    def give_up(self) -> None:
+        """Threads wait for nobody any more; what they compute is of no use."""
+        self.meeting[-1] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A program with its functions compiled and its memory in place.
+    """A program with its calls compiled and its memory in place.
 
-    runs: the steps, with all bound to them that is known before a call. constants: those that they read.
+    runs: the steps, calls side by side as one, and all bound that is known before a call.
+    constants: those of torch that the steps read.
     """
 
     program: Program
-    functions: Mapping[str, Any]
+    code: Code
     arrays: Mapping[str, Any]
-    handles: Mapping[str, Any]
-    runs: tuple[Callable[[State], Any], ...]
+    addresses: NDArray[np.int64]
+    runs: tuple[Run, ...]
     constants: Mapping[Node, Tensor]
 
     def state(self, inputs: Mapping[Node, Tensor]) -> State:
         values = {**self.constants, **inputs}
-        return State(functions=self.functions, handles=self.handles, arrays=self.arrays, values=values)
+        return State(arrays=self.arrays, values=values, addresses=self.addresses, places=self.code.places)
 
     def run(self, inputs: Mapping[Node, Tensor]) -> dict[Node, Any]:
         """What torch knows afterwards."""
@@ -46,6 +83,19 @@ class Ready:
             for run in self.runs:
                 run(state)
         return state.values
+
+    def each(self) -> list[tuple[Step, Run]]:
+        """The steps one by one."""
+        return [
+            (step, run)
+            for step in self.program.steps
+            for run in bound([step], self.program, self.code, self.arrays, self.addresses)
+        ]
+
+    def without(self, kind: Any, arrays: Mapping[str, NDArray[Any]]) -> "Ready":
+        """The same without steps of some kind, and with other memory under some names."""
+        steps = [step for step in self.program.steps if not isinstance(step, kind)]
+        return ready(self.program, steps, self.code, {**self.arrays, **arrays}, self.constants)
 
 
 @contextmanager
@@ -59,33 +109,59 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def made_ready(
-    program: Program, graph: Graph, isa: Isa, team: Team, placed: dict[str, NDArray[Any]]
-) -> Ready:
-    """`placed`: the constants of other programs of this graph; equal ones are shared, new ones join them."""
-    functions = built(program.functions, isa, team)
-    arrays = memory(program) | constants_of(program, placed)
-    handles = {name: handed(array) for name, array in arrays.items()}
+def made_ready(program: Program, graph: Graph, isa: Isa, team: Team, known: dict[str, NDArray[Any]]) -> Ready:
+    """`known`: the constants of other programs of this graph; equal ones are shared, new ones join them."""
     read = {node for step in program.steps for node in reads(step)} | set(graph.output.all_input_nodes)
+    constants = {node: tensor for node, tensor in tensors(graph).items() if node in read}
+    arrays = memory(program) | constants_of(program, known)
+    return ready(program, program.steps, built(program, isa, team), arrays, constants)
+
+
+def ready(
+    program: Program, steps: Sequence[Step], code: Code, arrays: Mapping[str, NDArray[Any]],
+    constants: Mapping[Node, Tensor],
+) -> Ready:  # fmt: skip
+    addresses = placed(np.zeros(len(code.places) + FIRST, np.int64))
+    addresses[MEETING], addresses[WORKSPACE] = code.meeting.ctypes.data, code.workspace.ctypes.data
+    for name, place in code.places.items():
+        addresses[place] = arrays[name].ctypes.data if name in arrays else 0  # 0: loaded call by call
     return Ready(
-        program=program, functions=functions, arrays=arrays, handles=handles,
-        runs=tuple(bound(step, functions, arrays, handles) for step in program.steps),
-        constants={node: tensor for node, tensor in tensors(graph).items() if node in read},
+        program=program, code=code, arrays=arrays, addresses=addresses, constants=constants,
+        runs=tuple(bound(steps, program, code, arrays, addresses)),
     )  # fmt: skip
 
 
-def built(functions: Sequence[Any], isa: Isa, team: Team) -> dict[str, Callable[..., Any]]:
-    """Functions by name, as they are called; those that are worth it divide their work among a team."""
-    named = {str(function.attrs["global_symbol"]): function for function in functions}
-    shared = {name: divided(function) for name, function in named.items()} if team.size > 1 else {}
-    parts = {name: found for name, found in shared.items() if found is not None}
-    module = compiled(
-        [parts[name][0] if name in parts else named[name] for name in named], processor_for(isa)
-    )
-    return {
-        name: partial(team.run, module[name], parts[name][1]) if name in parts else module[name]
-        for name in named
-    }
+def calls_of(program: Program) -> list[Call]:
+    return [step for step in program.steps if isinstance(step, Call)]
+
+
+def built(program: Program, isa: Isa, team: Team) -> Code:
+    """The calls compiled; functions that are worth it divide their work among the team."""
+    calls = calls_of(program)
+    names = dict.fromkeys(name for call in calls for name in call.arguments)
+    places = {name: place for place, name in enumerate(names, FIRST)}
+    shared = {name: found for name, each in named(program).items() if (found := divided(each))}
+    if team.size == 1:
+        shared = {}
+    functions = {name: shared[name][0] if name in shared else each for name, each in named(program).items()}
+    started = [
+        Started(
+            function=call.function, places=tuple(places[name] for name in call.arguments),
+            turns=shared[call.function][1] if call.function in shared else None,
+        )
+        for call in calls
+    ]  # fmt: skip
+    size = len(places) + FIRST
+    module = assembled(driven(functions, started, size, team.size, isa), processor_for(isa))
+    return Code(
+        main=module[MAIN], team=team, places=places, divided=frozenset(shared),
+        meeting=placed(np.zeros(counters(team.size), np.int32)),
+        workspace=placed(np.zeros(largest(functions) * team.size, np.uint8)),
+    )  # fmt: skip
+
+
+def named(program: Program) -> dict[str, Any]:
+    return {str(function.attrs["global_symbol"]): function for function in program.functions}
 
 
 def constants_of(program: Program, placed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -100,12 +176,21 @@ def constants_of(program: Program, placed: dict[str, NDArray[Any]]) -> dict[str,
 
 
 def bound(
-    step: Step, functions: Mapping[str, Any], arrays: Mapping[str, Any], handles: Mapping[str, Any]
-) -> Callable[[State], Any]:
-    match step:
-        case Call(arguments=names) if all(name in handles for name in names):
-            call = partial(functions[step.function], *[handles[name] for name in names])
-            return lambda state: call()
-        case Take():
-            return partial(step.copy, step.view(arrays))
-    return step.run
+    steps: Sequence[Step], program: Program, code: Code, arrays: Mapping[str, Any], addresses: Any
+) -> Iterator[Run]:
+    """A run for each row of calls and for every other step."""
+    turns = {call: turn for turn, call in enumerate(calls_of(program))}
+    table = handed(addresses)
+    for is_call, row in groupby(steps, lambda step: isinstance(step, Call)):
+        if is_call:
+            numbers = [turns[call] for call in row]  # type: ignore[index]
+            yield started(partial(code.run, table, numbers[0], numbers[-1] + 1))
+            continue
+        for step in row:
+            assert isinstance(step, Host)
+            yield partial(step.copy, step.view(arrays)) if isinstance(step, Take) else step.run
+
+
+def started(calls: Callable[[], None]) -> Run:
+    """Calls find all they need in the table."""
+    return lambda state: calls()

@@ -1,14 +1,13 @@
-"""Several threads for one function: the turns of its shared loop, divided.
+"""Several threads for one program: the turns of a function's shared loop, divided, and a team that runs them.
 
 divided    for i in 0 .. n: S(i)    -->    f(.., first, last): for i in first .. last: S(i)
-Team       f(.., 0, n)              -->    f(.., 0, n / 2)  and, in another thread,  f(.., n / 2, n)
+Team       f()                      -->    f(0)  and, in other threads at once,  f(1), f(2), ..
 
 Turns are independent: two may write the same bytes to one place (the last tile of a line is moved back into
 it), never different ones. So the result is that of one thread, to the last bit.
 
-TVM's own pool launches in 9 us where its threads sleep, and a team in 14 (medians, Zen 4); in 1 us if they
-spin, which burns a core while nothing runs. But its size is one for the whole process, taken from the
-environment, and it binds threads to cores, the caller's too. A team belongs to one executable.
+TVM's own pool has one size for the whole process, taken from the environment, and binds threads to cores, the
+caller's too. A team belongs to one executable.
 """
 
 import os
@@ -23,11 +22,9 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import SHARED
 
-# A statement is a vector or two, 0.17 ns on Zen 4: 50 us become 25, and a launch costs 14.
-WORTH_SHARING = 300_000
+# A statement is a vector or two, 0.17 ns on Zen 4, and threads meet in less than a microsecond.
+WORTH_SHARING = 30_000
 NAME = "qcompiler kernels"  # of the threads, for whoever lists them
-
-Function = Callable[..., Any]
 
 
 def divided(function: Any) -> tuple[Any, int] | None:
@@ -119,16 +116,22 @@ class Team:
     desks: list[Desk] = field(default_factory=list)
     process: int = 0
 
-    def run(self, function: Function, turns: int, *arguments: Any) -> None:
-        """function(*arguments, first, last) for parts that together are 0 .. turns; returns when all have."""
-        ends = [turns * i // self.size for i in range(self.size + 1)]
+    def run(self, part: Callable[[int], Any], give_up: Callable[[], Any]) -> None:
+        """part(0) here and part(1), part(2), .. in other threads; returns when all have.
+
+        Parts may wait for each other. `give_up` must end that: it is called if one of them fails, or this
+        thread is interrupted before it has begun its own.
+        """
         busy: list[Desk] = []
         try:
-            for desk, first, last in zip(self.present(), ends[1:], ends[2:], strict=False):
-                desk.part = partial(function, *arguments, first, last)
+            for thread, desk in enumerate(self.present(), 1):
+                desk.part = partial(guarded, part, thread, give_up)
                 desk.given.release()
                 busy.append(desk)
-            function(*arguments, 0, ends[1])
+            part(0)
+        except BaseException:
+            give_up()
+            raise
         finally:
             for desk in busy:
                 await_end(desk)
@@ -145,6 +148,14 @@ class Team:
                 threading.Thread(target=work, args=(desk,), name=NAME, daemon=True).start()
             weakref.finalize(self, dismiss, self.desks)
         return self.desks
+
+
+def guarded(part: Callable[[int], Any], thread: int, give_up: Callable[[], Any]) -> None:
+    try:
+        part(thread)
+    except BaseException:
+        give_up()
+        raise
 
 
 def await_end(desk: Desk) -> None:

@@ -5,7 +5,15 @@ from dataclasses import replace
 from tvm import tirx
 
 from qcompiler.backends.tvm.builder import pure, splat
-from qcompiler.backends.tvm.isa.base import Expression, Isa, Processor, panel_of, spread_over
+from qcompiler.backends.tvm.isa.base import (
+    MFENCE,
+    PAUSE,
+    Expression,
+    Isa,
+    Processor,
+    panel_of,
+    spread_over,
+)
 
 ALL_LANES, CURRENT_ROUNDING = tirx.const(-1, "int16"), tirx.const(4, "int32")
 
@@ -29,7 +37,7 @@ def packed(four: list[Expression]) -> Expression:
 AVX512_VNNI = Isa(
     name="avx512_vnni", features=("avx512_vnni",), processor=Processor(name="cascadelake"), lanes=16, unit=4,
     registers=28, latency=4, spread=spread_over(16), panel=panel_of(64), dot=vpdpbusd,
-    nearest=vcvtps2dq, narrow=packed,
+    nearest=vcvtps2dq, narrow=packed, fence=MFENCE, pause=PAUSE,
 )  # fmt: skip
 
 

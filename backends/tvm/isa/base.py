@@ -10,6 +10,8 @@ from typing import Any
 
 from tvm import tirx
 
+from qcompiler.backends.tvm.builder import intrinsic
+
 Expression = Any
 PART = 16  # bytes within which every set packs and unpacks, however wide its registers are
 
@@ -50,6 +52,8 @@ class Isa:
     nearest: Callable[[Expression], Expression]
     narrow: Callable[[list[Expression]], Expression]
     lookup: Callable[[list[Expression], Expression], Expression] | None = None
+    fence: Callable[[], Expression]
+    pause: Callable[[], Expression]
 
     @property
     def bytes(self) -> int:
@@ -80,6 +84,15 @@ class Isa:
             for half in (0, PART // 2)
         ]  # fmt: skip
         return [tirx.Shuffle([a, b], order) for order in both]
+
+
+def effect(name: str, *numbers: int) -> Callable[[], Expression]:
+    """An LLVM intrinsic that is called for what it does; nothing moves across it."""
+    given = [tirx.const(number, "int32") for number in numbers]
+    return lambda: tirx.op.call_llvm_intrin("void", intrinsic(name), *given)
+
+
+MFENCE, PAUSE = effect("llvm.x86.sse2.mfence"), effect("llvm.x86.sse2.pause")  # of every x86-64
 
 
 def spread_over(lanes: int) -> Callable[[Any, Expression], Expression]:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable, threads
-from qcompiler.backends.tvm.build import compiled, handed, host, placed
+from qcompiler.backends.tvm.build import assembled, handed, host, placed
 from qcompiler.backends.tvm.builder import Builder, splat
+from qcompiler.backends.tvm.driver import MAIN, Started, counters, driven
+from qcompiler.backends.tvm.ready import Code
 from qcompiler.backends.tvm.threads import Team, divided
 from qcompiler.ir import Graph
 from qcompiler.proof import quantized
@@ -28,6 +34,7 @@ from tests.backends.tvm.test_transformer import Blocks
 
 __all__ = ["pytestmark"]
 TARGET = find_target("cpu", "tvm")
+ISA = Tvm(TARGET).isa
 
 
 def convolutions(seed: int) -> tuple[Graph, list[torch.Tensor]]:
@@ -54,8 +61,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shared(engine: TvmExecutable) -> int:
     """How many functions of all programs are divided."""
-    found = [function for ready in engine.programs.values() for function in ready.functions.values()]
-    return sum(isinstance(function, partial) for function in found)
+    return sum(len(ready.code.divided) for ready in engine.programs.values())
 
 
 @pytest.mark.usefixtures("eager")
@@ -86,9 +92,9 @@ def test_calls_from_several_threads_take_turns() -> None:
             assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def counting(turns: int) -> Any:
+def counting(turns: int, name: str = "count") -> Any:
     """A function that adds 1 to 16 numbers per turn."""
-    k = Builder("count")
+    k = Builder(name)
     x = k.argument("x", "int32", 16 * turns)
     with k.loop(turns, shared=True) as i:
         k.store(x, i * 16, k.load(x, i * 16, 16) + splat(1, "int32", 16), 16)
@@ -102,32 +108,95 @@ def test_what_is_small_stays_whole() -> None:
     assert Tvm().settings(convolutions(3)[0], threads=2)["threads"] == 2
 
 
+def code(turns: Sequence[int], size: int, divide: bool = True) -> tuple[Code, NDArray[np.int32], Any]:
+    """Functions that count, one after the other, as one for a team; and the table that they read."""
+    numbers = placed(np.zeros(16 * max(turns), np.int32))
+    functions, started = {}, []
+    for i, each in enumerate(turns):
+        whole = counting(each, f"count{i}")
+        found = divided(whole) if divide else None
+        functions[f"count{i}"] = whole if found is None else found[0]
+        started.append(Started(function=f"count{i}", places=(2,), turns=None if found is None else found[1]))
+    module = assembled(driven(functions, started, 3, size, ISA), host())
+    made = Code(
+        main=module[MAIN], team=Team(size), places={"x": 2}, divided=frozenset(functions),
+        meeting=placed(np.zeros(counters(size), np.int32)), workspace=placed(np.zeros(0, np.uint8)),
+    )  # fmt: skip
+    table = placed(np.array([made.meeting.ctypes.data, 0, numbers.ctypes.data], np.int64))
+    return made, numbers, handed(table)
+
+
 @pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("divide", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 5, 12])
-def test_every_turn_is_taken_once(size: int) -> None:
-    found = divided(counting(10))
+def test_every_turn_of_every_call_is_taken_once(size: int, divide: bool) -> None:
+    made, numbers, table = code((10, 3, 10, 1, 10), size, divide)
+    for runs in range(1, 6):
+        made.run(table, 0, 5)
+        assert (numbers[:16] == 5 * runs).all()
+        assert (numbers[16:48] == 4 * runs).all() and (numbers[48:] == 3 * runs).all()
+    made.run(table, 1, 2)
+    assert (numbers[32:48] == 4 * runs + 1).all() and (numbers[48:] == 3 * runs).all()
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_call_waits_for_all_parts_of_those_before() -> None:
+    """Each turn adds what its left neighbour, of another thread, had before: a part too early adds less."""
+    size, turns, calls = 4, 64, 200
+    k = Builder("shift")
+    x, y = k.argument("x", "int32", 16 * (turns + 1)), k.argument("y", "int32", 16 * (turns + 1))
+    with k.loop(turns, shared=True) as i:
+        k.store(y, (i + 1) * 16, k.load(x, i * 16, 16) + k.load(x, (i + 1) * 16, 16), 16)
+    found = divided(k.function())
     assert found is not None
-    function, turns = compiled([found[0]], host())["count"], found[1]
-    numbers = placed(np.zeros(160, np.int32))
-    Team(size).run(function, turns, handed(numbers))
-    assert (numbers == 1).all()
+    order = [(2, 3), (3, 2)] * (calls // 2)
+    started = [Started(function="shift", places=places, turns=turns) for places in order]
+    module = assembled(driven({"shift": found[0]}, started, 4, size, ISA), host())
+    meeting = placed(np.zeros(counters(size), np.int32))
+    made = Code(
+        main=module[MAIN], team=Team(size), meeting=meeting, workspace=meeting, places={}, divided=frozenset()
+    )  # fmt: skip
+    arrays = [placed(np.zeros(16 * (turns + 1), np.int32)) for _ in range(2)]
+    arrays[0][:16] = arrays[1][:16] = 1
+    made.run(
+        handed(placed(np.array([each.ctypes.data for each in (meeting, meeting, *arrays)], np.int64))),
+        0,
+        calls,
+    )
+    wanted = np.zeros(turns + 1, np.int32)
+    wanted[0] = 1
+    for _ in range(calls):
+        wanted[1:] = wanted[1:] + wanted[:-1]
+    assert np.array_equal(arrays[0][::16], wanted)
 
 
 def test_an_error_of_any_thread_is_raised_and_the_team_goes_on() -> None:
-    def fails_at(turn: int, first: int, last: int) -> None:
-        done.append((first, last))
-        if first <= turn < last:
-            raise ValueError(f"turn {turn}")
+    def fails(thread: int) -> None:
+        done.append(thread)
+        if thread == failing:
+            raise ValueError(f"thread {thread}")
+        while failing >= 0 and not given_up:  # as one that waits for the others
+            time.sleep(0.001)
 
     team = Team(3)
-    for turn in (0, 1, 2):
-        done: list[tuple[int, int]] = []
-        with pytest.raises(ValueError, match=f"turn {turn}"):
-            team.run(fails_at, 3, turn)
-        assert sorted(done) == [(0, 1), (1, 2), (2, 3)]
-    done = []
-    team.run(fails_at, 3, 99)
-    assert len(done) == 3
+    for failing in (0, 1, 2, -1):
+        done: list[int] = []
+        given_up: list[bool] = []
+        with pytest.raises(ValueError, match=f"thread {failing}") if failing >= 0 else nullcontext():
+            team.run(fails, lambda: given_up.append(True))  # noqa: B023
+        assert sorted(done) == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("eager")
+def test_who_waits_for_one_that_never_comes_can_be_released() -> None:
+    made, _, table = code((10, 10), 2)
+    waiting = threading.Thread(target=made.main, args=(table, 0, 2, 1, 2))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    made.give_up()
+    waiting.join(10)
+    assert not waiting.is_alive()
 
 
 def test_an_interrupt_waits_for_the_others() -> None:
@@ -145,6 +214,10 @@ def test_an_interrupt_waits_for_the_others() -> None:
     assert lock.calls == 2
 
 
+def nothing() -> None:
+    pass
+
+
 def helpers() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == threads.NAME}
 
@@ -153,7 +226,7 @@ def test_threads_start_when_there_is_work_and_end_with_their_team() -> None:
     before = helpers()
     team = Team(3)
     assert helpers() == before
-    team.run(lambda first, last: None, 3)
+    team.run(lambda thread: None, nothing)
     started = helpers() - before
     assert len(started) == 2
     del team
@@ -166,10 +239,10 @@ def test_threads_start_when_there_is_work_and_end_with_their_team() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
 def test_a_forked_process_has_threads_of_its_own() -> None:
     team = Team(2)
-    team.run(lambda first, last: None, 2)
+    team.run(lambda thread: None, nothing)
     child = os.fork()
     if child == 0:  # never back into the tests
         taken: list[int] = []
-        team.run(lambda first, last: taken.extend(range(first, last)), 2)
+        team.run(taken.append, nothing)
         os._exit(0 if sorted(taken) == [0, 1] else 1)
     assert os.waitpid(child, 0)[1] == 0

@@ -1,0 +1,63 @@
+"""Functions as C has them: pointers and numbers in, and memory to work in given by the caller.
+
+TVM checks and unpacks the arguments of all others, and asks the system for their memory call by call.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.ir import CallingConv, PointerType, PrimType
+
+from qcompiler.backends.tvm.build import ALIGNMENT
+
+STACK = 1024  # bytes below which TVM makes a buffer a variable of the function
+
+
+def plain(function: Any) -> Any:
+    """f(pointer, .., number, ..), with the address of its workspace behind them if it wants one."""
+    parameters, views = [], []
+    for parameter in function.params:
+        if tirx.is_buffer_var(parameter):
+            pointer = tirx.Var(parameter.name, PointerType(PrimType(str(parameter.dtype)), "global"))
+            views.append(tirx.DeclBuffer(parameter, data=pointer))
+            parameters.append(pointer)
+        else:
+            parameters.append(parameter)
+    if scratch(function):
+        start = tirx.Var("workspace", "int64")
+        parameters.append(start)
+        for buffer in scratch(function):
+            views.append(tirx.DeclBuffer(buffer, data=pointer_to(start, str(buffer.dtype))))
+            start = start + bytes_of(buffer)
+    rest = [each for each in top(function.body) if not is_scratch(each)]
+    made = tirx.PrimFunc(parameters, tirx.SeqStmt([*views, *rest]), attrs=function.attrs)
+    return made.with_attr("calling_conv", int(CallingConv.C_PACKED_FUNC))
+
+
+def workspace(function: Any) -> int:
+    """Bytes."""
+    return sum(map(bytes_of, scratch(function)))
+
+
+def scratch(function: Any) -> list[Any]:
+    return [each.buffer for each in top(function.body) if is_scratch(each)]
+
+
+def is_scratch(statement: Any) -> bool:
+    return isinstance(statement, tirx.AllocBuffer) and bytes_of(statement.buffer) >= STACK
+
+
+def top(body: Any) -> list[Any]:
+    return list(body) if isinstance(body, tirx.SeqStmt) else [body]
+
+
+def bytes_of(buffer: Any) -> int:
+    """In whole cache lines."""
+    size = math.prod(map(int, buffer.shape)) * np.dtype(str(buffer.dtype)).itemsize
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def pointer_to(address: Any, dtype: str = "void") -> Any:
+    return tirx.op.reinterpret(PointerType(PrimType(dtype)), address)
