@@ -1,6 +1,8 @@
 """Which ops become one kernel: an analysis from a target's rows and the traits of ops.
 
 anchor (conv, linear, add, ...)  +  a sum with another tensor  +  clamps that its kernel absorbs  =  Group
+
+A sum is taken along where that pays (`profit.py`); clamps cost nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,10 +68,8 @@ def sum_of_codes(anchor: Node, chain: Sequence[Node], target: Target) -> Fusion 
 
 def weighed(graph: Graph, target: Target) -> Iterator[tuple[Node, Fusion]]:
     """Anchor and verdict of every sum that a kernel could take along, whether it does or not."""
-    for anchor in fuse(graph, target):
-        row = target.row(anchor)
-        assert row is not None
-        found = sum_of_codes(anchor, absorbed(anchor, row), target)
+    for anchor, group in fuse(graph, target).items():
+        found = sum_of_codes(anchor, absorbed(anchor, group.row), target)
         if found is not None:
             yield anchor, found
 

@@ -61,7 +61,9 @@ def weigh(
         return None
     results = math.prod(shape) if shape is not None else results_of(first)
     ways = costs.behind[kind]
-    alone = max(results * macs(first) / costs.products, results / costs.bandwidth)
+    products = macs(first)
+    moved = 1 if products else 8  # bytes per result: codes written, or floats read and written
+    alone = max(results * products / costs.products, results * moved / costs.bandwidth)
     more = ways.apart.us(results, costs.bandwidth)
     predicted = Fusion(
         kind=kind, first=label(first), second=label(second), apart_us=alone + more,

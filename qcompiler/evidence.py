@@ -17,6 +17,7 @@ from qcompiler.numerics import sqnr
 from qcompiler.passes.calibrate import Statistics
 from qcompiler.passes.check import Contract, Distance, Row
 from qcompiler.passes.decide import Decision
+from qcompiler.passes.forms import apart
 from qcompiler.passes.fuse import fuse, weighed
 from qcompiler.passes.profit import Fusion
 from qcompiler.plan import Plan, ValueSpec
@@ -173,11 +174,14 @@ def refused(graph: Graph) -> list[dict[str, str]]:
 
 
 def fusions(decision: Decision, lowered: Sequence[Fusion]) -> list[dict[str, Any]]:
-    """Those weighed in planning and in lowering; equal ones are one row, refused ones come first."""
+    """Those weighed before planning, in it and in lowering; equal ones are one row, refused ones come first.
+
+    Siblings that were joined are one linear now, and not among them.
+    """
     integer = {layer.node for layer in decision.plan.layers if layer.is_integer}
     planned = (found for anchor, found in weighed(decision.graph, decision.target) if anchor.name in integer)
     where: dict[Fusion, list[str]] = {}
-    for found in (*planned, *lowered):
+    for found in (*apart(decision.graph, decision.recipe, decision.target), *planned, *lowered):
         where.setdefault(replace(found, first="", second=""), []).append(found.first)
     return [
         {"kind": like.kind, "where": layers, "fused_us": like.fused_us, "apart_us": like.apart_us,

@@ -100,7 +100,7 @@ class Target:
     attention: AttentionKernel | None = None
     by_token: bool = False  # whether attention is one op that reads heads side by side
     joins: frozenset[str] = frozenset()  # modes in which linears of one input are better one,
-    join_rows: int = 1  # if their input has no more rows than this
+    join_rows: float = 1  # if their input has no more rows than this
     carries_moves: frozenset[Any] = frozenset()
     movement_kernel: str = "on codes"
     opset: Mapping[str, int] = field(default_factory=dict)  # lowest ONNX opset by format

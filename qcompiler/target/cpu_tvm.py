@@ -4,6 +4,8 @@ A convolution adds the other branch of a residual block to its sums before it ro
 no pass over memory and one rounding less.
 """
 
+import math
+
 import torch
 from torch.fx import Node
 
@@ -69,6 +71,8 @@ COSTS = Costs(
         ),
         "table": Behind(fused=Way(rate=250e3), apart=Way(rate=45e3, bytes=2, start=CALL)),
         "codes": Behind(fused=Way(rate=19e3, bytes=1), apart=Way(rate=9.3e3, bytes=5, start=CALL)),
+        # Of linears: joined, torch takes their rows apart again; apart, each but the first is a call more.
+        "siblings": Behind(fused=Way(rate=2.4e3, start=12.0), apart=Way(rate=math.inf, start=CALL)),
         # Apart, torch computes it: copies there and back, and its own way to an op.
         "sum of floats": Behind(fused=Way(rate=50e3, bytes=4), apart=Way(rate=5e3, bytes=12, start=6.0)),
     },
@@ -91,6 +95,7 @@ OWN_KERNELS_CPU = register_target(
         rotary=True,
         attention=AttentionKernel(name="cached attention", multiple=16, rotary_multiple=16),
         joins=frozenset({"weight-only"}),
+        join_rows=math.inf,  # costs tell
         carries_moves=MOVES,
         by_token=True,
         costs=COSTS,

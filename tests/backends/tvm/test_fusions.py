@@ -20,6 +20,7 @@ from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.backends.tvm.build import processor_for
 from qcompiler.backends.tvm.schedules import predicted, versions, workload, written
 from qcompiler.backends.tvm.tuning import layers_of
+from qcompiler.evidence import fusions
 from qcompiler.passes.fuse import weighed
 from qcompiler.passes.profit import Fusion
 from qcompiler.proof import quantized
@@ -127,6 +128,43 @@ def test_a_fusion_that_loses_on_paper_is_computed_apart(case: str) -> None:
 def test_a_target_without_costs_fuses_whatever_it_can() -> None:
     _, _, told = lowered("sum of codes", replace(TARGET, costs=None))
     assert told == []
+
+
+class Heads(nn.Module):
+    """Queries, keys and values of one input, and attention in torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.out = nn.ModuleList(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (4, 16)).transpose(1, 2) for part in self.parts)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("tokens", "linears"), [(1, 2), (9, 4)])
+def test_siblings_of_several_rows_stay_apart_and_compute_the_same(tokens: int, linears: int) -> None:
+    costs = TARGET.costs
+    assert costs is not None
+    unweighed = {kind: ways for kind, ways in costs.behind.items() if kind != "siblings"}
+    torch.manual_seed(0)
+    model, x = Heads().eval(), torch.randn(1, tokens, 64)
+    found = []
+    for target in (TARGET, replace(TARGET, costs=replace(costs, behind=unweighed))):
+        decision = explain(model, x, calibration=[x], recipe="w4a16", target=target)
+        graph = quantized(decision)
+        engine = Tvm(target).lower(graph, threads=1)
+        assert torch.equal(engine([x])[0], Reference(target).lower(graph)([x])[0])
+        found.append((decision, engine([x])[0]))
+    (weighed, result), (joined, same) = found
+    count = [len(decision.plan.weights) for decision in (weighed, joined)]
+    assert count == [linears, 2] and torch.equal(result, same)
+    told = [row for row in fusions(weighed, ()) if row["kind"] == "siblings"]
+    assert [row["taken"] for row in told] == [False] * (linears > 2)
+    assert all(row["fused_us"] > row["apart_us"] for row in told)
+    refused = [note for note in weighed.graph.notes if (note.rule, note.outcome) == ("siblings", "refused")]
+    assert ["us joined with" in note.reason for note in refused] == [True] * (linears > 2)
 
 
 # ---------------------------------------------------------------- by measurement
