@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from qcompiler.ir import Graph
+from qcompiler.passes.profit import Fusion
 from qcompiler.plan import Plan
 
 
@@ -68,6 +69,14 @@ class Engine(Executable, Protocol):
 
     def verify(self, inputs: Sequence[Tensor]) -> Sequence[NodeDistance]:
         """Every integer kernel against the reference, on the inputs that it was really given."""
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """An executable that fuses ops only where that pays."""
+
+    def fusions(self, inputs: Sequence[Tensor]) -> Sequence[Fusion]:
+        """Those that were weighed for calls of these shapes, whether taken or refused."""
 
 
 class Backend(Protocol):

@@ -4,18 +4,20 @@ FORMS(recipe, target) = siblings joined >> rotary positions as one op >> attenti
                         >> attention by token >> linears of parts                  canonical --> canonical
 """
 
-import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch.fx import Node
 
-from qcompiler.ir import label, spec
+from qcompiler.ir import Graph, label
 from qcompiler.ir.spec import module_path
 from qcompiler.passes.heads import attend_by_token
 from qcompiler.passes.parts import split_parts
+from qcompiler.passes.profit import Fusion
 from qcompiler.passes.rules.attention import JOINS, attention_for
 from qcompiler.passes.rules.rotary import ROTARY
-from qcompiler.passes.siblings import join_siblings
+from qcompiler.passes.siblings import families, join_siblings, least_rows, weigh_siblings
 from qcompiler.recipe import Recipe
 from qcompiler.rewrite import Pass, Pipeline, apply_rules
 from qcompiler.target import Target
@@ -26,7 +28,7 @@ def forms(recipe: Recipe, target: Target) -> Pipeline:
     passes = []
     if target.joins:
         passes.append(named(
-            "join siblings", lambda graph: join_siblings(graph, lambda node: kind(node, recipe, target))
+            "join siblings", lambda graph: join_siblings(graph, partial(kind, recipe, target), target)
         ))  # fmt: skip
     if target.rotary:
         passes.append(named("recognise rotary positions", lambda graph: apply_rules(graph, ROTARY)))
@@ -45,7 +47,15 @@ def named(name: str, apply: Any) -> Pass:
     return Pass(name=name, apply=apply, requires="canonical", ensures="canonical")
 
 
-def kind(node: Node, recipe: Recipe, target: Target) -> Any:
+def apart(graph: Graph, recipe: Recipe, target: Target) -> Iterator[Fusion]:
+    """Siblings that were not joined, since it does not pay."""
+    for siblings in families(graph.nodes, partial(kind, recipe, target)):
+        found = weigh_siblings(siblings, target)
+        if found is not None and not found.taken:
+            yield found
+
+
+def kind(recipe: Recipe, target: Target, node: Node) -> Any:
     """How a linear will be computed, as far as siblings must agree in it; None where joining does not pay."""
     names = (module_path(node), node.name, label(node))
     layer = recipe.for_layer(*names)
@@ -55,9 +65,3 @@ def kind(node: Node, recipe: Recipe, target: Target) -> Any:
     # Siblings of which an override names some stay apart, so that the names in a recipe keep their meaning.
     patterns = tuple(override.pattern for override in recipe.overrides_of(*names))
     return (mode, patterns) if mode in target.joins else None
-
-
-def least_rows(linear: Node) -> int:
-    """How many rows a linear has at least: a size that may change counts as one."""
-    found = spec(linear)
-    return math.prod(size for size in found.shape[:-1] if isinstance(size, int)) if found else 1

@@ -1,15 +1,18 @@
 """Which ops become one kernel: an analysis from a target's rows and the traits of ops.
 
 anchor (conv, linear, add, ...)  +  a sum with another tensor  +  clamps that its kernel absorbs  =  Group
+
+A sum is taken along where that pays (`profit.py`); clamps cost nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
 from qcompiler.ir import Graph, arguments, spec
+from qcompiler.passes.profit import Fusion, pays, weigh
 from qcompiler.rewrite import traits
 from qcompiler.target import KernelRow, Target
 
@@ -46,9 +49,29 @@ def fuse(graph: Graph, target: Target) -> Mapping[Node, Group]:
         if row is None:
             continue
         chain = absorbed(node, row)
+        if not pays(sum_of_codes(node, chain, target)):
+            chain = ()
         taken.update(chain)
         groups[node] = Group(anchor=node, chain=chain, row=row)
     return groups
+
+
+def sum_of_codes(anchor: Node, chain: Sequence[Node], target: Target) -> Fusion | None:
+    """What a sum in the chain takes there, and as a kernel behind one that rounds its result first.
+
+    Decided here and never later: the sum of its own adds codes, so the plan gives the first result a range.
+    """
+    if residual_of(anchor, chain) is None:
+        return None
+    return weigh("sum of codes", anchor, chain[0], target)
+
+
+def weighed(graph: Graph, target: Target) -> Iterator[tuple[Node, Fusion]]:
+    """Anchor and verdict of every sum that a kernel could take along, whether it does or not."""
+    for anchor, group in fuse(graph, target).items():
+        found = sum_of_codes(anchor, absorbed(anchor, group.row), target)
+        if found is not None:
+            yield anchor, found
 
 
 def absorbed(anchor: Node, row: KernelRow) -> tuple[Node, ...]:

@@ -5,7 +5,7 @@
 The reference computes regions with integer arithmetic, and the lowering contract expects them to run so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from qcompiler.ir import Graph, arguments
 from qcompiler.passes.fuse import absorbed, addend, residual_of
+from qcompiler.passes.profit import Fusion, pays, weigh
 from qcompiler.target import KernelRow, Target
 
 qc = torch.ops.qcompiler
@@ -46,7 +47,7 @@ def partition(graph: Graph, target: Target) -> Mapping[Node, Region]:
         row = target.row(node) if node.op == "call_function" else None
         found = region_at(node, row) if row is not None and row.formula != "move" else None
         if found is not None:
-            region = with_addend(found)
+            region = with_addend(found, target)
             regions[region.result] = region
     return regions
 
@@ -80,14 +81,33 @@ def region_at(anchor: Node, row: KernelRow) -> Region | None:
     )  # fmt: skip
 
 
-def with_addend(region: Region) -> Region:
-    """The region with the sum behind its float result, where the kernel computes that as well."""
+def with_addend(region: Region, target: Target) -> Region:
+    """The region with the sum behind its float result, where the kernel computes that as well.
+
+    One rounding less than apart: so it is weighed by what the target says, which the reference knows too,
+    and by no measurement.
+    """
+    reader = float_sum(region)
+    if reader is None or not pays(weigh("sum of floats", region.anchor, reader, target)):
+        return region
+    return replace(region, chain=(reader,), result=reader, addend=addend(region.anchor, reader))
+
+
+def float_sum(region: Region) -> Node | None:
+    """The one reader of a float result, if it is a sum that the kernel could take along."""
     readers = list(region.anchor.users)
     if region.returns_codes or not region.row.adds_floats or len(readers) != 1:
-        return region
-    (reader,) = readers
-    found = addend(region.anchor, reader)
-    return region if found is None else replace(region, chain=(reader,), result=reader, addend=found)
+        return None
+    return readers[0] if addend(region.anchor, readers[0]) is not None else None
+
+
+def weighed(regions: Iterable[Region], target: Target) -> Iterator[Fusion]:
+    """The verdict on every sum behind a float result, whether it is taken along or not."""
+    for region in regions:
+        reader = float_sum(region)
+        found = None if reader is None else weigh("sum of floats", region.anchor, reader, target)
+        if found is not None:
+            yield found
 
 
 def operand_nodes(given: Mapping[str, object], row: KernelRow) -> list[Node]:

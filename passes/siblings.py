@@ -2,11 +2,13 @@
 
     linear(x, W1, b1), linear(x, W2, b2)   -->   split(linear(x, [W1; W2], [b1; b2]))         exact
 
-Each row of a product is computed as before, so ranges and scales per output channel stay what they were.
+Each row of a product is computed as before, so ranges and scales per output channel stay what they were. It
+saves calls; but where there is more than one row, their parts are taken apart again, which may take longer.
 """
 
+import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.ir import Draft, Graph, arguments, label, spec
+from qcompiler.passes.profit import Fusion, pays
+from qcompiler.target import Target
 
 aten = torch.ops.aten
 RULE = "siblings"
@@ -21,19 +25,49 @@ RULE = "siblings"
 Alike = Callable[[Node], Any]
 
 
-def join_siblings(graph: Graph, kind: Alike) -> Graph:
-    """Join linears of one input that `kind` maps to one value; it maps to None what stays alone."""
+def join_siblings(graph: Graph, kind: Alike, target: Target) -> Graph:
+    """Join linears of one input that `kind` maps to one value, where that pays; to None what stays alone."""
     draft = Draft(graph)
-    families: dict[Any, list[Node]] = {}
-    for node in draft.nodes:
-        if is_constant_linear(node) and (found := kind(node)) is not None:
-            families.setdefault((node.args[0], found), []).append(node)
-    for siblings in families.values():
-        if len(siblings) > 1:
+    for siblings in families(draft.nodes, kind):
+        names, found = ", ".join(map(label, siblings[1:])), weigh_siblings(siblings, target)
+        if pays(found):
             join(draft, siblings)
-            names = ", ".join(map(label, siblings[1:]))
             draft.note(RULE, siblings[0].name, "applied", f"reads the same input as {names}")
+        elif found is not None:
+            figures = f"{found.fused_us:.1f} us joined with {names}, {found.apart_us:.1f} us apart"
+            draft.note(RULE, siblings[0].name, "refused", figures)
     return draft.finish()
+
+
+def families(nodes: Iterable[Node], kind: Alike) -> list[list[Node]]:
+    """Linears that read one value and are of one kind, where there are several."""
+    found: dict[Any, list[Node]] = {}
+    for node in nodes:
+        if is_constant_linear(node) and (alike := kind(node)) is not None:
+            found.setdefault((node.args[0], alike), []).append(node)
+    return [siblings for siblings in found.values() if len(siblings) > 1]
+
+
+def weigh_siblings(siblings: Sequence[Node], target: Target) -> Fusion | None:
+    """One row lies in parts as it is, and is not copied; a call more for each but the first, apart."""
+    costs, rows = target.costs, least_rows(siblings[0])
+    ways = None if costs is None else costs.behind.get("siblings")
+    if costs is None or ways is None:
+        return None
+    weights = [spec(arguments(node)["weight"]) for node in siblings]
+    outputs, inputs = sum(int(w.shape[0]) for w in weights if w), next(int(w.shape[1]) for w in weights if w)
+    alone = rows * outputs * inputs / costs.products
+    return Fusion(
+        kind="siblings", first=label(siblings[0]), second=label(siblings[-1]),
+        fused_us=alone + (ways.fused.us(rows * outputs, costs.bandwidth) if rows > 1 else 0.0),
+        apart_us=alone + (len(siblings) - 1) * ways.apart.start,
+    )  # fmt: skip
+
+
+def least_rows(linear: Node) -> int:
+    """How many rows a linear has at least: a size that may change counts as one."""
+    found = spec(linear)
+    return math.prod(size for size in found.shape[:-1] if isinstance(size, int)) if found else 1
 
 
 def is_constant_linear(node: Node) -> bool:

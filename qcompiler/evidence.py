@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from qcompiler.numerics import sqnr
 from qcompiler.passes.calibrate import Statistics
 from qcompiler.passes.check import Contract, Distance, Row
 from qcompiler.passes.decide import Decision
-from qcompiler.passes.fuse import fuse
+from qcompiler.passes.forms import apart
+from qcompiler.passes.fuse import fuse, weighed
+from qcompiler.passes.profit import Fusion
 from qcompiler.plan import Plan, ValueSpec
 from qcompiler.target.machine import this_cpu
 from qcompiler.tune.roofline import Machine, roofline, work_of
@@ -168,6 +171,23 @@ def refused(graph: Graph) -> list[dict[str, str]]:
     """What rules and passes declined, each once, with the reason."""
     seen = Counter((note.rule, note.node, note.reason) for note in graph.notes if note.outcome == "refused")
     return [{"rule": rule, "node": node, "reason": reason} for rule, node, reason in seen]
+
+
+def fusions(decision: Decision, lowered: Sequence[Fusion]) -> list[dict[str, Any]]:
+    """Those weighed before planning, in it and in lowering; equal ones are one row, refused ones come first.
+
+    Siblings that were joined are one linear now, and not among them.
+    """
+    integer = {layer.node for layer in decision.plan.layers if layer.is_integer}
+    planned = (found for anchor, found in weighed(decision.graph, decision.target) if anchor.name in integer)
+    where: dict[Fusion, list[str]] = {}
+    for found in (*apart(decision.graph, decision.recipe, decision.target), *planned, *lowered):
+        where.setdefault(replace(found, first="", second=""), []).append(found.first)
+    return [
+        {"kind": like.kind, "where": layers, "fused_us": like.fused_us, "apart_us": like.apart_us,
+         "source": like.source, "taken": like.taken}
+        for like, layers in sorted(where.items(), key=lambda item: item[0].taken)
+    ]  # fmt: skip
 
 
 def tensors(plan: Plan, ranges: Mapping[str, Statistics]) -> list[dict[str, Any]]:

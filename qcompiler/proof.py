@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompiler import evidence
-from qcompiler.backends.base import Backend, Engine, Executable, NodeDistance
+from qcompiler.backends.base import Backend, Engine, Executable, NodeDistance, Weighing
 from qcompiler.backends.guard import Verdict
 from qcompiler.backends.reference import Reference
 from qcompiler.errors import ContractError
@@ -107,11 +107,13 @@ def facts(job: Job, proof: Proof, verdict: Verdict | None, *, threads: int | Non
     machine = measure_machine() if verdict else None
     observed = any(value.value in decision.ranges for value in decision.plan.values)
     accuracy = evidence.accuracy(proof.distance, proof.nodes, labels)
+    lowered = proof.executable.fusions(job.timed) if isinstance(proof.executable, Weighing) else ()
     return {
         "coverage": evidence.coverage(proof.contract, proof.kernels),
         "accuracy": {**accuracy, "ranges_from_example": observed and not job.has_data},
         "layers": evidence.layers(decision, proof.contract, quality, verdict, machine, job.batch),
         "speed": evidence.speed(verdict, threads=threads, batch=job.batch) if verdict else None,
         "refused": evidence.refused(proof.graph),
+        "fusions": evidence.fusions(decision, lowered),
         "tensors": evidence.tensors(decision.plan, decision.ranges),
     }

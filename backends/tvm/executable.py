@@ -25,6 +25,7 @@ from qcompiler.backends.tvm.schedules import Choose
 from qcompiler.backends.tvm.threads import Team
 from qcompiler.backends.tvm.verify import distance
 from qcompiler.ir import Graph, value
+from qcompiler.passes.profit import Fusion
 from qcompiler.plan import Plan
 from qcompiler.target import Target
 
@@ -57,6 +58,11 @@ class TvmExecutable:
             program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa, self.choose)
             self.programs[shapes] = made_ready(program, self.graph, self.isa, self.team, self.placed)
         return self.programs[shapes]
+
+    def fusions(self, inputs: Sequence[Tensor]) -> Sequence[Fusion]:
+        """Those that were weighed for calls of these shapes, whether taken or refused."""
+        with self.turn:
+            return self.ready(inputs).program.fusions
 
     def memory(self) -> Memory:
         """The cache in place, if every part of it is what a kernel of ours writes into."""

@@ -23,10 +23,11 @@ from qcompiler.backends.tvm.kernels import attention as heads
 from qcompiler.backends.tvm.kernels import depthwise as channels
 from qcompiler.backends.tvm.kernels import pool as pools
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, merged, pack
-from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.plane import Plane, pitch_of
 from qcompiler.backends.tvm.schedules import Choose
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region
+from qcompiler.passes.profit import Fusion
 from qcompiler.target import Target
 
 aten = torch.ops.aten
@@ -53,7 +54,9 @@ class Places(Protocol):
     def call(self, node: Node, layer: "Layer") -> None: ...
     def place(self, codes: Node, pair: Node) -> str: ...
     def mask(self, value: Node) -> str: ...
-    def table_behind(self, region: Region) -> Region | None: ...
+    def table_behind(self, region: Region, alone: Any) -> Region | None: ...
+    def plane_of(self, shape: Sequence[int], border: int) -> Plane: ...
+    def pays(self, fusion: Fusion | None) -> bool: ...
     def result(self, region: Region) -> Plane: ...
     def tensor(self, node: Any) -> Tensor: ...
 
@@ -123,16 +126,17 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
     isa, x = places.isa, places.plane(region.operands[0])
     residual = None if region.residual is None else places.plane(region.residual)
     addend = None if region.addend is None else places.rows(region.addend)
-    table = places.table_behind(region)
-    last = table or region
     codes, groups = merged(found.codes, found.groups, isa)
-    whole = Convolution(
-        x=places.stores[x].plane, y=places.result(last), groups=groups, kernel=codes.shape[2:],
-        to_float=not region.returns_codes, table=table is not None, **found.window,
+    y = places.plane_of(places.shapes[region.result], 0)
+    alone = Convolution(
+        x=places.stores[x].plane, y=replace(y, pitch=pitch_of(y.channels)), groups=groups,
+        kernel=codes.shape[2:], to_float=not region.returns_codes, table=False, **found.window,
         shifted=region.returns_codes and zero_point(places, region.result) != 0,
         residual=None if residual is None else places.stores[residual].plane,
         addend=None if addend is None else places.stores[addend].plane,
     )  # fmt: skip
+    table = places.table_behind(region, alone)
+    whole = replace(alone, y=places.result(table or region), table=table is not None)
     bias, multiplier = (filled(vector, whole, isa) for vector in numbers(places, region, found.codes))
     constants = {
         "weights": np.concatenate([pack(whole, codes, isa).reshape(-1), np.zeros(LINE, np.int8)]),

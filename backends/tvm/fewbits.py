@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.tvm.families import Layer, Places
+from qcompiler.backends.tvm.fusions import behind
 from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
 from qcompiler.ir import Graph, arguments
 from qcompiler.numerics import IntFormat, parse_format
@@ -102,12 +103,12 @@ def row_of(node: Node, target: Target) -> WeightOnly | None:
 
 
 def sum_behind(places: Places, node: Node) -> tuple[Node, Node | None]:
-    """The one reader of a result that only adds something known to it, and what it adds."""
+    """The one reader of a result that only adds something known to it, and what it adds, if that pays."""
     (reader,) = node.users if len(node.users) == 1 else (None,)
     added = None if reader is None else addend(node, reader)
     if reader is None or added is None or not places.known(added, before=node):
         return node, None
-    return reader, added
+    return (reader, added) if places.pays(behind(places, "sum of floats", node, reader)) else (node, None)
 
 
 def codes_of(places: Places, node: Node, source: str, layer: Gemv) -> tuple[str, str, str]:

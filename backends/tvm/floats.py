@@ -13,6 +13,7 @@ from torch.fx import Node
 from qcompiler.backends.tvm.cache import attention_over_cache
 from qcompiler.backends.tvm.families import Layer, Places
 from qcompiler.backends.tvm.fewbits import few_bit_linear
+from qcompiler.backends.tvm.fusions import behind
 from qcompiler.backends.tvm.gates import gate, gelu
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
 from qcompiler.ir import arguments
@@ -41,6 +42,8 @@ def normed(places: Places, node: Node, *, centered: bool, epsilon: float) -> Lay
     if not fits or any(constant.op != "get_attr" for constant in constants.values()):
         return None
     x, codes = places.rows(given["input"]), coding(node)
+    if codes is not None and not places.pays(behind(places, "codes", node, codes)):
+        codes = None
     layer = Norm(
         x=places.stores[x].plane, centered=centered, bias="bias" in constants, epsilon=epsilon,
         floats=places.float_rows(node) if set(node.users) != {codes} else None,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from qcompiler.backends.tvm import fusions
 from qcompiler.backends.tvm.families import FAMILIES, Layer, pair
 from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
@@ -37,7 +38,8 @@ from qcompiler.backends.tvm.program import (
 )
 from qcompiler.backends.tvm.schedules import Choose, Schedules
 from qcompiler.ir import Graph, arguments, spec
-from qcompiler.passes.partition import Region, partition
+from qcompiler.passes.partition import Region, partition, weighed
+from qcompiler.passes.profit import Fusion, pays
 from qcompiler.rewrite import Trait, has
 from qcompiler.target import Target
 
@@ -74,6 +76,7 @@ class Lowering:
         self.graph, self.target, self.shapes, self.isa, self.choose = graph, target, shapes, isa, choose
         self.regions = partition(graph, target)
         self.borders = borders(self.regions.values())
+        self.fusions = list(weighed(self.regions.values(), target))
         self.stores: dict[str, Store] = {}
         self.constants: dict[str, Any] = {}
         self.functions: dict[Any, Any] = {}  # layer, tile -> function: equal layers share one
@@ -104,7 +107,7 @@ class Lowering:
             stores=self.stores, constants=self.constants,
             functions=tuple(self.functions.values()),
             steps=alive(self.steps, self.graph.output.all_input_nodes), shapes=self.shapes,
-            kernels=self.kernels,
+            kernels=self.kernels, fusions=tuple(self.fusions),
         )  # fmt: skip
 
     # ---------------------------------------------------------------- values
@@ -317,13 +320,24 @@ class Lowering:
             )
         )  # fmt: skip
 
-    def table_behind(self, region: Region) -> Region | None:
-        """The function of one code that alone reads what a region returns, if it can be looked up at once."""
+    def pays(self, fusion: Fusion | None) -> bool:
+        """Whether a fusion is worth it; what was weighed is kept for the report."""
+        if fusion is not None:
+            self.fusions.append(fusion)
+        return pays(fusion)
+
+    def table_behind(self, region: Region, alone: Any) -> Region | None:
+        """The function of one code that alone reads what a region returns, if it pays to look it up at once.
+
+        alone: the layer without it.
+        """
         if self.isa.lookup is None or not region.returns_codes:
             return None
         reader = only_reader(only_reader(region.result))
         behind = next((r for r in self.regions.values() if r.anchor is reader), None)
-        return behind if behind is not None and behind.row.formula == "unary" else None
+        if behind is None or behind.row.formula != "unary":
+            return None
+        return behind if self.pays(fusions.table_behind(self, region, behind, alone)) else None
 
     def result(self, region: Region) -> Plane:
         """Memory for what a region returns; whole registers are written, so pixels are that far apart."""

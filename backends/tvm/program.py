@@ -21,6 +21,7 @@ from qcompiler.backends.tvm.plane import SPARE, Plane
 from qcompiler.ir import Graph
 from qcompiler.ir.graph import operator_of
 from qcompiler.passes.partition import Region
+from qcompiler.passes.profit import Fusion
 
 qc = torch.ops.qcompiler
 
@@ -266,6 +267,7 @@ class Program:
     steps: tuple[Step, ...]
     shapes: Mapping[Node, tuple[int, ...]]
     kernels: Mapping[str, str]  # op -> the family of its kernel, "" for the reference
+    fusions: tuple[Fusion, ...] = ()  # those that were weighed
 
 
 def alive(steps: Sequence[Step], returned: Iterable[Node]) -> tuple[Step, ...]:

@@ -2,8 +2,9 @@
 
 layer  -->  workload (text)  -->  the fastest row of the database, else one shipped here, else the prediction
 
-A row chooses among the schedules of a template's space, all of which compute the same numbers; what it says
-beyond that is not used. So no row can be wrong, only slow, and reading one executes nothing.
+A row chooses among the schedules of a template's space, all of which compute the same numbers, and its time
+among fusions that do as well (`fusions.py`). So no row can be wrong, only slow, and reading one executes
+nothing.
 """
 
 import importlib.metadata
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from qcompiler.backends.tvm import tiles
 from qcompiler.backends.tvm.isa import Isa
@@ -19,11 +20,19 @@ from qcompiler.backends.tvm.kernels.conv import Convolution, Tile, convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch, depthwise
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.errors import TuningError
-from qcompiler.tune.database import Core, Row, best, from_text, read_rows
+from qcompiler.tune.database import Core, Row, best, from_text, is_of, read_rows
 
 SHIPPED = Path(__file__).parent / "shipped"  # one file of rows per processor
 
-Choose = Callable[[Any], Any]  # layer -> schedule
+
+class Choose(Protocol):
+    """What lowering asks about a layer."""
+
+    def __call__(self, layer: Any) -> Any:
+        """Its schedule."""
+
+    def row(self, layer: Any) -> Row | None:
+        """What was measured of it, with the best of its schedules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +121,19 @@ def parsed(text: str, layer: Any, isa: Isa) -> Any | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedules:
-    """What lowering asks: `measured` holds the best configuration of every workload that has a row."""
+    """The best configuration of every workload that has been measured, and its row."""
 
     isa: Isa
     measured: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, Row] = field(default_factory=dict)  # of these versions: others do not compare
 
     def __call__(self, layer: Any) -> Any:
         text = self.measured.get(workload(layer))
         found = None if text is None else parsed(text, layer, self.isa)
         return predicted(layer, self.isa) if found is None else found
+
+    def row(self, layer: Any) -> Row | None:
+        return self.rows.get(workload(layer))
 
 
 def read_schedules(isa: Isa, processor: str, path: Path | None) -> Schedules:
@@ -132,7 +145,10 @@ def read_schedules(isa: Isa, processor: str, path: Path | None) -> Schedules:
             rows |= best(read_rows(path, core), versions())
         except TuningError as error:
             warnings.warn(f"{error}; meanwhile schedules are those shipped and predicted", stacklevel=3)
-    return Schedules(isa=isa, measured={name: row.configuration for name, row in rows.items()})
+    return Schedules(
+        isa=isa, measured={name: row.configuration for name, row in rows.items()},
+        rows={name: row for name, row in rows.items() if is_of(row, versions())},
+    )  # fmt: skip
 
 
 def shipped(core: Core, folder: Path = SHIPPED) -> list[Row]:

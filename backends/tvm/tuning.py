@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -62,16 +62,32 @@ class Job:
 
 
 def layers_of(graph: Graph, target: Target, inputs: Sequence[Tensor], isa: Isa) -> dict[Any, int]:
-    """One layer of every workload whose schedule is open -> how many calls have it."""
-    asked: list[Any] = []
+    """One layer of every workload whose schedule is open -> how many calls have it.
 
-    def choose(layer: Any) -> Any:
-        asked.append(layer)
-        return predicted(layer, isa)
+    None where a fusion was refused or taken against it: only measured can the two be compared.
+    """
+    asking = Asking(isa=isa)
+    lower(graph, target, shapes_of(graph, inputs), isa, asking)
+    by_name = {workload(layer): layer for layer in (*asking.chosen, *asking.weighed)}
+    calls = Counter(map(workload, asking.chosen))
+    return {layer: calls[name] for name, layer in by_name.items()}
 
-    lower(graph, target, shapes_of(graph, inputs), isa, choose)
-    by_name = {workload(layer): layer for layer in asked}
-    return {by_name[name]: calls for name, calls in Counter(map(workload, asked)).items()}
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Chooses as if nothing were measured, and keeps what it is asked about."""
+
+    isa: Isa
+    chosen: list[Any] = field(default_factory=list)
+    weighed: list[Any] = field(default_factory=list)
+
+    def __call__(self, layer: Any) -> Any:
+        self.chosen.append(layer)
+        return predicted(layer, self.isa)
+
+    def row(self, layer: Any) -> Row | None:
+        self.weighed.append(layer)
+        return None
 
 
 def jobs(layers: Iterable[Any], rows: Sequence[Row], core: Core, isa: Isa, trials: int) -> list[Job]:

@@ -1,6 +1,6 @@
 """The report's data of a model of regions: that of each part, added up, and what only regions have.
 
-coverage, nodes, layers, tensors, refused    summed or joined over the parts
+coverage, nodes, layers, tensors, refused, fusions    summed or joined over the parts
 regions, breaks, islands, uncaptured         where the graph ended, what runs where, and for how long
 """
 
@@ -36,6 +36,7 @@ def facts(session: Regions, model: nn.Module | None) -> dict[str, Any]:
         ],
         "speed": None,
         "refused": [row for _, part in parts for row in part.data["refused"]],
+        "fusions": [row for _, part in parts for row in part.data.get("fusions", ())],
         "tensors": [tensor for _, part in parts for tensor in part.data["tensors"]],
         "regions": {
             "regions": [about(number, region, session) for number, region in enumerate(session.regions)],

@@ -19,9 +19,9 @@ __all__ = ["Report"]
 class Report:
     """All that is known about one compilation, as plain JSON-able values.
 
-    `data` has the keys coverage, accuracy, layers, speed, refused, tensors and manifest, and regions where
-    the model was compiled region by region. Each may be missing or None, and so may anything inside: it is
-    then shown as not measured.
+    `data` has the keys coverage, accuracy, layers, speed, refused, fusions, tensors and manifest, and regions
+    where the model was compiled region by region. Each may be missing or None, and so may anything inside:
+    it is then shown as not measured.
     """
 
     data: Mapping[str, Any]

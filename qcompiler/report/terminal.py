@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qcompiler.report.fusions import fusions
 from qcompiler.report.regions import regions
 from qcompiler.report.summary import given_up, refusals, rows, summarize
 from qcompiler.report.words import cut, decibel, duration, plural, shorten, some
@@ -47,6 +48,8 @@ def lists(data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield "Engines", [engine(row) for row in tried]
     for title, told in regions(data):
         yield title, first([cut(line, 2 * REASON) for line in told])
+    if told := fusions(data):
+        yield "Fusions", first([cut(line, 2 * REASON) for line in told])
     surrendered, groups = given_up(data), refusals(data)
     if surrendered:
         count = sum(len(labels) for labels, _ in surrendered)

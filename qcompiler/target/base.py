@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from qcompiler.errors import TargetError
 from qcompiler.rewrite import Trait, traits
+from qcompiler.target.costs import Costs
 
 Output = Literal["required", "optional", "same"]
 
@@ -99,13 +100,14 @@ class Target:
     attention: AttentionKernel | None = None
     by_token: bool = False  # whether attention is one op that reads heads side by side
     joins: frozenset[str] = frozenset()  # modes in which linears of one input are better one,
-    join_rows: int = 1  # if their input has no more rows than this
+    join_rows: float = 1  # if their input has no more rows than this
     carries_moves: frozenset[Any] = frozenset()
     movement_kernel: str = "on codes"
     opset: Mapping[str, int] = field(default_factory=dict)  # lowest ONNX opset by format
     features: tuple[str, ...] = ()  # CPU features that the speed depends on
     range_macs: float = 0.0  # multiply-accumulates that take as long as finding the range of one element
     weight_limit: int | None = None  # largest |code| where the features are missing
+    costs: Costs | None = None  # by which fusions are taken or refused; None: all that can be are taken
 
     def row(self, node: Node) -> KernelRow | None:
         """The row for a node's op; data movement is one row for all ops of that trait that are carried."""

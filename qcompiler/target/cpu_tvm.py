@@ -4,12 +4,15 @@ A convolution adds the other branch of a residual block to its sums before it ro
 no pass over memory and one rounding less.
 """
 
+import math
+
 import torch
 from torch.fx import Node
 
 from qcompiler.ir import arguments, spec
 from qcompiler.rewrite import Trait
 from qcompiler.target.base import AttentionKernel, KernelRow, Support, Target, WeightOnly, register_target
+from qcompiler.target.costs import Behind, Costs, Way
 from qcompiler.target.cpu import INTEGER, MOVES, divides_as_torch, has_matrix, is_plain_sum
 
 aten = torch.ops.aten
@@ -56,6 +59,25 @@ ROWS = (
     *(KernelRow(op=op, kernel="table", formula="unary", operands=("self",), links=True) for op in FUNCTIONS),
 )  # fmt: skip
 
+CALL = 0.4  # microseconds from a step of a program to the next
+
+# Of one core of Zen 4, as `python -m benchmarks.fusions` measures them, with planes in the second cache.
+COSTS = Costs(
+    products=230e3,
+    bandwidth=60e3,
+    behind={
+        "sum of codes": Behind(
+            fused=Way(rate=40e3, bytes=1), apart=Way(rate=10.5e3, bytes=3, start=CALL)
+        ),
+        "table": Behind(fused=Way(rate=250e3), apart=Way(rate=45e3, bytes=2, start=CALL)),
+        "codes": Behind(fused=Way(rate=19e3, bytes=1), apart=Way(rate=9.3e3, bytes=5, start=CALL)),
+        # Of linears: joined, torch takes their rows apart again; apart, each but the first is a call more.
+        "siblings": Behind(fused=Way(rate=2.4e3, start=12.0), apart=Way(rate=math.inf, start=CALL)),
+        # Apart, torch computes it: copies there and back, and its own way to an op.
+        "sum of floats": Behind(fused=Way(rate=50e3, bytes=4), apart=Way(rate=5e3, bytes=12, start=6.0)),
+    },
+)  # fmt: skip
+
 OWN_KERNELS_CPU = register_target(
     Target(
         name="cpu-tvm",
@@ -73,7 +95,9 @@ OWN_KERNELS_CPU = register_target(
         rotary=True,
         attention=AttentionKernel(name="cached attention", multiple=16, rotary_multiple=16),
         joins=frozenset({"weight-only"}),
+        join_rows=math.inf,  # costs tell
         carries_moves=MOVES,
         by_token=True,
+        costs=COSTS,
     )
 )
