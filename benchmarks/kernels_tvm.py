@@ -24,17 +24,16 @@ from rich.progress import track
 
 from benchmarks.records import commit, machine, table, versions
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
-from qcompiler.backends.tvm.builder import Builder
 from qcompiler.backends.tvm.isa import Isa, isa_for
 from qcompiler.backends.tvm.kernels.conv import Convolution, convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, depthwise
+from qcompiler.backends.tvm.peak import TURNS, chains, operations
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.schedules import predicted
 from qcompiler.target.machine import this_cpu
 
 FARTHER = 8 << 20  # bytes that are read to empty the second cache
 CHAINS = 20  # sums that hide the latency of a multiplication
-TURNS = 20_000
 RNG = np.random.default_rng(0)
 
 
@@ -103,24 +102,6 @@ def arguments(function: Any) -> dict[str, NDArray[Any]]:
         numbers = RNG.random(shape) * 1e-3 if kind == "float32" else RNG.integers(0, 100, shape)
         found[str(parameter.name)] = placed(numbers.astype(kind))
     return found
-
-
-def chains(isa: Isa, count: int) -> Callable[[], object]:
-    """TURNS multiplications in each of some sums, from registers."""
-    k = Builder("chains")
-    x, w = k.argument("x", "uint8", isa.bytes), k.argument("w", "int8", isa.bytes)
-    y = k.argument("y", "int32", count * isa.lanes)
-    codes, held = isa.spread(x, 0), isa.panel(w, 0)
-    sums = [k.register("int32", isa.lanes) for _ in range(count)]
-    for i, register in enumerate(sums):
-        k.store(register, 0, k.load(y, i * isa.lanes, isa.lanes), isa.lanes)
-    with k.loop(TURNS):
-        for register in sums:
-            k.store(register, 0, isa.dot(k.load(register, 0, isa.lanes), codes, held), isa.lanes)
-    for i, register in enumerate(sums):
-        k.store(y, i * isa.lanes, k.load(register, 0, isa.lanes), isa.lanes)
-    function = k.function()
-    return partial(compiled([function], host())["chains"], *map(handed, arguments(function).values()))
 
 
 def spent(call: Callable[[], object]) -> float:
@@ -194,7 +175,7 @@ def main() -> None:
     found = {
         "commit": commit(), **machine(), "versions": versions(["apache-tvm", "apache-tvm-ffi"]),
         "isa": isa.name, "lanes": isa.lanes, "clock": isa.latency * TURNS / one,
-        "peak": 2 * CHAINS * TURNS * isa.bytes / many, "layers": layers,
+        "peak": operations(isa, CHAINS) / many, "layers": layers,
     }  # fmt: skip
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")

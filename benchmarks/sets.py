@@ -22,9 +22,10 @@ from tvm import tirx
 
 from benchmarks.records import commit, machine, table, versions
 from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
-from qcompiler.backends.tvm.builder import Builder, splat
+from qcompiler.backends.tvm.builder import splat
 from qcompiler.backends.tvm.isa import Isa, runnable
 from qcompiler.backends.tvm.kernels.conv import LINE, Convolution, convolution, pack
+from qcompiler.backends.tvm.peak import chains, operations
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.schedules import predicted
 from qcompiler.target.machine import this_cpu
@@ -60,25 +61,10 @@ def run_of(layer: Convolution, isa: Isa) -> Run:
 
 
 def peak_of(isa: Isa) -> Run | None:
-    """`TURNS` times `SUMS` dot products of registers."""
+    """Dot products of registers, where one is an instruction."""
     if isinstance(isa.dot(*(splat(0, kind, size) for kind, size in operands(isa))), tirx.Add):
         return None
-    k = Builder("peak")
-    codes, weights = k.argument("codes", "uint8", 64), k.argument("weights", "int8", 64)
-    result = k.argument("result", "int32", SUMS * isa.lanes)
-    spread = k.keep(isa.spread(codes, 0), "uint8", isa.bytes)
-    held = k.keep(isa.panel(weights, 0), "int8", isa.bytes)
-    sums = [k.register("int32", isa.lanes) for _ in range(SUMS)]
-    for i, register in enumerate(sums):
-        k.store(register, 0, k.load(result, i * isa.lanes, isa.lanes), isa.lanes)
-    with k.loop(TURNS):
-        for register in sums:
-            k.store(register, 0, isa.dot(k.load(register, 0, isa.lanes), spread, held), isa.lanes)
-    for i, register in enumerate(sums):
-        k.store(result, i * isa.lanes, k.load(register, 0, isa.lanes), isa.lanes)
-    function = compiled([k.function()], processor_for(isa))["peak"]
-    arrays: list[Any] = [np.ones(64, np.uint8), np.ones(64, np.int8), np.zeros(SUMS * isa.lanes, np.int32)]
-    return partial(function, *map(handed, map(placed, arrays)))
+    return chains(isa, SUMS, TURNS)
 
 
 def operands(isa: Isa) -> tuple[tuple[str, int], ...]:
@@ -92,7 +78,7 @@ def measured(isa: Isa, rounds: int) -> dict[str, Any]:
     runs |= {"peak": peak} if peak is not None else {}
     timing = interleave(runs, rounds=rounds, clock=time.thread_time)
     products = {name: layer.products for name, layer in LAYERS.items()}
-    products["peak"] = TURNS * SUMS * isa.lanes * isa.unit
+    products["peak"] = operations(isa, SUMS, TURNS) // 2
     speeds = {name: 2 * products[name] / timing.median(name) / 1e9 for name in runs}
     of_peak = {name: speed / speeds["peak"] for name, speed in speeds.items()} if peak is not None else {}
     return {"set": isa.name, "gops": speeds, "of_peak": of_peak}

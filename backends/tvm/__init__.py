@@ -4,6 +4,7 @@ builder     statements, loops, registers            isa      vector instructions
 plane       where activations lie                   tiles    the schedule without measurement
 schedules   the schedule that measured best         measure  how long a schedule takes
 kernels/    one file per family of layers           build    functions to machine code
+peak        what the arithmetic units give
 lower       a quantized graph as a program          program  its memory and its steps
 arena       which planes lie in one place           pages       constants in one block of large pages
 driver      all calls of a program as one function  plain       functions as C has them

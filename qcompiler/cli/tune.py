@@ -83,7 +83,8 @@ def measured(
 
     from qcompiler.backends.tvm import Tvm
     from qcompiler.backends.tvm.build import host
-    from qcompiler.backends.tvm.measure import LocalBench, peak
+    from qcompiler.backends.tvm.measure import LocalBench
+    from qcompiler.backends.tvm.peak import peak
     from qcompiler.backends.tvm.tuning import jobs, known, layers_of, tune
     from qcompiler.job import take
     from qcompiler.passes.decide import decide

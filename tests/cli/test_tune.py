@@ -72,9 +72,13 @@ def test_no_tracker_and_no_address_are_told(run: Run) -> None:
 def test_a_stopped_run_goes_on_with_the_layer_that_it_was_at(
     run: Run, zoo: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
-    """A real process, stopped as soon as its first layer is kept."""
+    """A real process, stopped as soon as its first layer is kept; it waits there, so that it is not done."""
     path = tmp_path / "rows.db"
-    process = started(f"tune {zoo / 'zoo.py'}:residual --database {path} --trials 20")
+    waits = (
+        "import time; from qcompiler.tune.database import Database; add = Database.add; "
+        "Database.add = lambda self, rows: (add(self, rows), time.sleep(5)); "
+    )
+    process = started(f"tune {zoo / 'zoo.py'}:residual --database {path} --trials 2", before=waits)
     while process.poll() is None and not kept(path):
         time.sleep(0.01)
     process.send_signal(sent)
@@ -82,7 +86,7 @@ def test_a_stopped_run_goes_on_with_the_layer_that_it_was_at(
     assert process.returncode == code
     before = kept(path)
     assert before
-    result = run("tune zoo:residual --database rows.db --trials 20")
+    result = run("tune zoo:residual --database rows.db --trials 2")
     assert result.exit_code == 0, result.stderr
     after = kept(path)
     assert {name: after[name] for name in before} == before and len(after) == 3

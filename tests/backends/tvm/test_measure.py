@@ -7,7 +7,8 @@ import numpy as np
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.isa import AVX512_VNNI
 from qcompiler.backends.tvm.kernels.conv import Convolution, Tile, convolution
-from qcompiler.backends.tvm.measure import LocalBench, peak
+from qcompiler.backends.tvm.measure import LocalBench
+from qcompiler.backends.tvm.peak import peak
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.probe import FAR, FEWEST, MOST, arguments_of, probe, turns
 from qcompiler.backends.tvm.schedules import ordered
