@@ -27,6 +27,7 @@ from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
 
 BLOCK = 16  # keys whose scores are made together
+PAIR = 2  # of them between two jumps
 
 
 Place = tuple[Any, Any]  # a buffer, and where in it
@@ -83,9 +84,12 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
     y = k.argument("y", "float32", layer.y.size)
     query = whole(layer.capacity, BLOCK)  # where it lies behind the scores
     shared = layer.heads // layer.kv_heads
+    last = layer.batch * layer.kv_heads - 1
     with k.loop(layer.batch) as b, k.loop(layer.tokens) as t, k.loop(layer.kv_heads) as g:
         here, line = k.load(position, 0) + t, b * layer.tokens + t
-        row, start = (b * layer.kv_heads + g) * layer.capacity, line * layer.x.pitch
+        which = b * layer.kv_heads + g
+        row, start = which * layer.capacity, line * layer.x.pitch
+        following = tirx.min(which + 1, last) * layer.capacity
         turned = Turned(half=width // 2, lanes=isa.lanes if width // 2 % isa.lanes == 0 else 8, tables=tables)
         new = (row + here) * width
         turn(k, turned, here, (x, start + (layer.heads + g) * width), (keys, new), 1.0)
@@ -98,7 +102,7 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
             turn(k, turned, here, (x, start + head * width), (scratch, query), factor)
             one = Head(
                 width=width, here=here, scratch=scratch, query=query, keys=(keys, row * width),
-                values=(values, row * width), next_keys=(keys, (row + layer.capacity) * width),
+                values=(values, row * width), next_keys=(keys, following * width),
                 y=(y, line * layer.y.pitch + head * width),
             )  # fmt: skip
             weigh(k, isa, one, scored(k, isa, one))
@@ -110,7 +114,8 @@ class Head:
     """What one head of queries reads and writes, for a token at position `here`.
 
     Rows of the cache are many pages, so what comes next is fetched while what is there is computed on: the
-    values beside their keys, and beside the values the keys of the next head.
+    values beside their keys, and beside the values the keys of the next head. Into the second cache: the
+    first is no larger than what one head reads.
     """
 
     width: int
@@ -153,15 +158,20 @@ def scored(k: Builder, isa: Isa, head: Head) -> Any:
     k.store(largest, 0, splat(-math.inf, "float32", lanes), lanes)
     steps = range(0, width, lanes)
     parts = [k.keep(k.load(head.scratch, head.query + d, lanes), "float32", lanes) for d in steps]
+    products = k.scratch("float32", lanes * lanes)
     with k.loop(tirx.floordiv(head.here + lanes, lanes)) as b:
-        sums = []
-        for j in range(lanes):  # key by key, as they lie in memory
-            product = k.register("float32", lanes)
-            for d, q in zip(steps, parts, strict=True):
-                at = (b * lanes + j) * width + d
-                key = load_beside(k, head.keys, head.values, at, lanes)
-                k.store(product, 0, tirx.op.fma(q, key, k.load(product, 0, lanes)) if d else q * key, lanes)
-            sums.append(k.load(product, 0, lanes))
+        # A loop, not statements: a processor sees a stream where the same load comes back for the next line.
+        with k.loop(lanes // PAIR) as pair:
+            for j in (pair * PAIR + one for one in range(PAIR)):  # key by key, as they lie in memory
+                row = tirx.min(b * lanes + j, head.here)  # what lies behind would be fetched in vain
+                first, *others = (
+                    load_beside(k, head.keys, head.values, row * width + d, lanes) for d in steps
+                )
+                product = k.keep(parts[0] * first, "float32", lanes)
+                for q, key in zip(parts[1:], others, strict=True):
+                    product = k.keep(tirx.op.fma(q, key, product), "float32", lanes)
+                k.store(products, j * lanes, product, lanes)
+        sums = [k.load(products, j * lanes, lanes) for j in range(lanes)]
         crossed = sums_across(k, sums)
         seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(head.here, "int32", lanes)
         score = k.keep(tirx.Select(seen, crossed, splat(-math.inf, "float32", lanes)), "float32", lanes)
@@ -172,7 +182,7 @@ def scored(k: Builder, isa: Isa, head: Head) -> Any:
 
 def load_beside(k: Builder, read: Place, fetched: Place, at: Any, lanes: int) -> Any:
     """A vector from one place, and a prefetch of what lies as far into another."""
-    k.prefetch(fetched[0], fetched[1] + at)
+    k.prefetch(fetched[0], fetched[1] + at, level=2)
     return k.load(read[0], read[1] + at, lanes)
 
 
