@@ -22,6 +22,7 @@ from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.activation import FARTHEST, POWER
 from qcompiler.backends.tvm.kernels.power import power_of_two
+from qcompiler.backends.tvm.kernels.rounding import Rounding, rounder
 from qcompiler.backends.tvm.kernels.rows import across, plus
 from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
@@ -37,7 +38,8 @@ Place = tuple[Any, Any]  # a buffer, and where in it
 class CachedAttention:
     """x [batch tokens, (heads + 2 kv_heads) width] by row, y [.., heads width], caches of `capacity` tokens.
 
-    Invariants: the width is a multiple of 16; a head of keys serves heads / kv_heads heads of queries.
+    block: numbers of a block in which y is rounded as well (`rounding.py`), or 0. Invariants: the width is a
+    multiple of 16; a head of keys serves heads / kv_heads heads of queries.
     """
 
     x: Plane
@@ -49,6 +51,7 @@ class CachedAttention:
     batch: int = 1
     scale: float
     rotary: bool
+    block: int = 0
 
     @property
     def tokens(self) -> int:
@@ -74,7 +77,9 @@ def flat(count: int) -> Plane:
 
 
 def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
-    """The function (x, position [1], [cos, sin [capacity, width / 2],] scratch, keys, values, y)."""
+    """The function (x, position [1], [cos, sin [capacity, width / 2],] scratch, keys, values, y,
+    [codes, scales, sums]).
+    """
     k, width = Builder(name), layer.width
     x = k.argument("x", "float32", layer.x.size)
     position = k.argument("position", "int32", layer.position.size)
@@ -82,30 +87,34 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
     scratch = k.argument("scratch", "float32", layer.scratch.size)
     keys, values = (k.argument(n, "float32", layer.cache.size) for n in ("keys", "values"))
     y = k.argument("y", "float32", layer.y.size)
+    round_row = rounder(k, isa, Rounding(x=layer.y, block=layer.block), y) if layer.block else None
     query = whole(layer.capacity, BLOCK)  # where it lies behind the scores
     shared = layer.heads // layer.kv_heads
     last = layer.batch * layer.kv_heads - 1
-    with k.loop(layer.batch) as b, k.loop(layer.tokens) as t, k.loop(layer.kv_heads) as g:
+    turned = Turned(half=width // 2, lanes=isa.lanes if width // 2 % isa.lanes == 0 else 8, tables=tables)
+    with k.loop(layer.batch) as b, k.loop(layer.tokens) as t:
         here, line = k.load(position, 0) + t, b * layer.tokens + t
-        which = b * layer.kv_heads + g
-        row, start = which * layer.capacity, line * layer.x.pitch
-        following = tirx.min(which + 1, last) * layer.capacity
-        turned = Turned(half=width // 2, lanes=isa.lanes if width // 2 % isa.lanes == 0 else 8, tables=tables)
-        new = (row + here) * width
-        turn(k, turned, here, (x, start + (layer.heads + g) * width), (keys, new), 1.0)
-        for d in range(0, width, isa.lanes):
-            value = k.load(x, start + (layer.heads + layer.kv_heads + g) * width + d, isa.lanes)
-            k.store(values, new + d, value, isa.lanes)
-        with k.loop(shared) as r:
-            head = g * shared + r
-            factor = layer.scale * math.log2(math.e)
-            turn(k, turned, here, (x, start + head * width), (scratch, query), factor)
-            one = Head(
-                width=width, here=here, scratch=scratch, query=query, keys=(keys, row * width),
-                values=(values, row * width), next_keys=(keys, following * width),
-                y=(y, line * layer.y.pitch + head * width),
-            )  # fmt: skip
-            weigh(k, isa, one, scored(k, isa, one))
+        with k.loop(layer.kv_heads) as g:
+            which = b * layer.kv_heads + g
+            row, start = which * layer.capacity, line * layer.x.pitch
+            following = tirx.min(which + 1, last) * layer.capacity
+            new = (row + here) * width
+            turn(k, turned, here, (x, start + (layer.heads + g) * width), (keys, new), 1.0)
+            for d in range(0, width, isa.lanes):
+                value = k.load(x, start + (layer.heads + layer.kv_heads + g) * width + d, isa.lanes)
+                k.store(values, new + d, value, isa.lanes)
+            with k.loop(shared) as r:
+                head = g * shared + r
+                factor = layer.scale * math.log2(math.e)
+                turn(k, turned, here, (x, start + head * width), (scratch, query), factor)
+                one = Head(
+                    width=width, here=here, scratch=scratch, query=query, keys=(keys, row * width),
+                    values=(values, row * width), next_keys=(keys, following * width),
+                    y=(y, line * layer.y.pitch + head * width),
+                )  # fmt: skip
+                weigh(k, isa, one, scored(k, isa, one))
+        if round_row is not None:
+            round_row(line)
     return k.function()
 
 

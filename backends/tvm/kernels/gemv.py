@@ -1,6 +1,6 @@
 """Linears of float inputs whose weights are codes of few bits: what a step of a decoder is made of.
 
-    s_x[r, b] = max |x[r, b]| / 127        q[r, k] = sat(rne(x[r, k] / s_x[r, b])) `rounded`
+    q[r, k], s_x[r, b] = codes and scales of blocks of x                           `rounding.py`
     S[r, b, n] = sum over k of block b of q[r, k] (u[n, k] - z[n, b])              int32, exact
     y[r, n]    = fma(S[r, b, n], s_x[r, b] s_w[n, b], y[r, n])   for b = 0, 1, ..  `gemv`
     then + bias[n]; or, where a column has one scale,
@@ -12,7 +12,7 @@ by its zero point (8 for 4 bits, 128 for 8), and -z times the sum of a block's q
 lie in the order in which they are read, once, as fast as the memory gives them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.rounding import Rounding
 from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
 
@@ -50,12 +51,16 @@ class Gemv:
     bias: bool = False
 
     @property
+    def rounding(self) -> Rounding:
+        return Rounding(x=self.x, block=self.block)
+
+    @property
     def rows(self) -> int:
-        return self.x.images * self.x.height * self.x.width
+        return self.rounding.rows
 
     @property
     def inputs(self) -> int:
-        return self.x.channels
+        return self.rounding.inputs
 
     @property
     def outputs(self) -> int:
@@ -63,12 +68,11 @@ class Gemv:
 
     @property
     def blocks(self) -> int:
-        return -(-self.inputs // self.block)
+        return self.rounding.blocks
 
     @property
     def padded(self) -> int:
-        """Inputs in whole blocks."""
-        return self.blocks * self.block
+        return self.rounding.padded
 
     @property
     def steps(self) -> int:
@@ -80,101 +84,6 @@ class Gemv:
         """LLVM fuses a product with a sum behind it; so that it is always this one, it may be of zeros."""
         return self.bias or self.per_column
 
-    @property
-    def codes(self) -> Plane:
-        """Where the rounded inputs lie."""
-        return replace(self.x, channels=self.padded, pitch=self.padded)
-
-    @property
-    def numbers(self) -> Plane:
-        """Where their scales lie, and their sums."""
-        return replace(self.x, channels=self.blocks, pitch=self.blocks)
-
-
-# ---------------------------------------------------------------- inputs to codes
-
-
-def rounded(layer: Gemv, isa: Isa, name: str) -> Any:
-    """The function (x, q [rows, padded], s_x [rows, blocks], sum of a block's q [rows, blocks])."""
-    k, lanes = Builder(name), isa.lanes
-    x = k.argument("x", "float32", layer.x.size)
-    codes = k.argument("codes", "int8", layer.codes.size)
-    scales = k.argument("scales", "float32", layer.numbers.size)
-    sums = k.argument("sums", "int32", layer.numbers.size)
-    full, rest = divmod(layer.inputs, layer.block)
-
-    def block(row: Any, index: Any, inputs: int) -> None:
-        start = index * layer.block
-        given = [k.load(x, row * layer.x.pitch + start + i, lanes) for i in range(0, inputs, lanes)]
-        values = [
-            k.keep(first(value, inputs - i * lanes, lanes), "float32", lanes) for i, value in enumerate(given)
-        ]
-        scale = k.keep(largest(k, values, lanes) / tirx.const(127.0, "float32"), "float32", 1)
-        divisor = tirx.Select(scale > tirx.const(0.0, "float32"), scale, tirx.const(1.0, "float32"))
-        divisor = k.keep(splat(divisor, "float32", lanes), "float32", lanes)
-        found = [k.keep(clipped(isa.nearest(value / divisor), lanes), "int32", lanes) for value in values]
-        for i in range(0, layer.block, lanes):
-            taken = tirx.Cast(f"int8x{lanes}", found[i // lanes]) if i < inputs else splat(0, "int8", lanes)
-            k.store(codes, row * layer.padded + start + i, taken, lanes)
-        k.store(scales, row * layer.blocks + index, scale)
-        k.store(
-            sums,
-            row * layer.blocks + index,
-            across(k, tree(k, found, plus, "int32", lanes), plus, "int32", lanes),
-        )
-
-    with k.loop(layer.rows) as r:
-        if full:
-            with k.loop(full) as b:
-                block(r, b, layer.block)
-        if rest:
-            block(r, full, rest)
-    return k.function()
-
-
-def first(value: Any, count: int, lanes: int) -> Any:
-    """The first `count` lanes, zeros behind them."""
-    if count >= lanes:
-        return value
-    return tirx.Select(
-        tirx.Ramp(0, 1, lanes) < splat(count, "int32", lanes), value, splat(0.0, "float32", lanes)
-    )
-
-
-def largest(k: Builder, values: list[Any], lanes: int) -> Any:
-    """max |x|; without their signs floats are ordered as integers are, and NaN is the largest."""
-    bits = [
-        k.bind(tirx.op.reinterpret(f"int32x{lanes}", value) & splat(0x7FFFFFFF, "int32", lanes))
-        for value in values
-    ]
-    found = across(k, tree(k, bits, tirx.max, "int32", lanes), tirx.max, "int32", lanes)
-    return tirx.op.reinterpret("float32", found)
-
-
-def clipped(codes: Any, lanes: int) -> Any:
-    return tirx.max(tirx.min(codes, splat(127, "int32", lanes)), splat(-128, "int32", lanes))
-
-
-def plus(a: Any, b: Any) -> Any:
-    return a + b
-
-
-def tree(k: Builder, values: list[Any], join: Any, dtype: str, lanes: int) -> Any:
-    """One vector of many, neighbours first."""
-    while len(values) > 1:
-        pairs = [k.keep(join(a, b), dtype, lanes) for a, b in zip(values[::2], values[1::2], strict=False)]
-        values = pairs + values[len(pairs) * 2 :]
-    return values[0]
-
-
-def across(k: Builder, vector: Any, join: Any, dtype: str, lanes: int) -> Any:
-    """One number of a vector: its halves joined until one lane is left."""
-    while lanes > 1:
-        lanes //= 2
-        low, high = (tirx.Shuffle([vector], list(range(start, start + lanes))) for start in (0, lanes))
-        vector = k.keep(join(low, high), dtype, lanes)
-    return vector
-
 
 # ---------------------------------------------------------------- codes times codes
 
@@ -184,9 +93,9 @@ def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
     k, lanes = Builder(name), isa.lanes
     registers = whole(layer.outputs, lanes) // lanes
     columns, rows = registers * lanes, layer.rows
-    codes = k.argument("codes", "int8", layer.codes.size)
-    scales = k.argument("scales", "float32", layer.numbers.size)
-    sums = k.argument("sums", "int32", layer.numbers.size)
+    codes = k.argument("codes", "int8", layer.rounding.codes.size)
+    scales = k.argument("scales", "float32", layer.rounding.numbers.size)
+    sums = k.argument("sums", "int32", layer.rounding.numbers.size)
     weights = k.argument("weights", "uint8", columns * layer.padded * layer.bits // 8)
     steps = k.argument("steps", layer.scales, columns * layer.steps)
     zeros = k.argument("zeros", "uint8", columns * layer.blocks) if layer.zero is None else None

@@ -15,7 +15,8 @@ from torch import Tensor
 from qcompiler.backends.reference.kernels import Codes, weight_only_linear
 from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
+from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack
+from qcompiler.backends.tvm.kernels.rounding import rounded
 from qcompiler.backends.tvm.plane import SPARE, Plane
 from tests.backends.tvm.sets import built, pytestmark, some_isa
 
@@ -84,9 +85,8 @@ def run(layer: Gemv, given_: Drawn, isa: Isa) -> Tensor:
     if given_.residual is not None and layer.residual is not None:
         constants.append(filled(layer.residual, given_.residual))
     x, y = filled(layer.x, given_.x), placed(np.zeros(layer.y.size, np.float32))
-    sizes = ((layer.codes.size, np.int8), (layer.numbers.size, np.float32), (layer.numbers.size, np.int32))
-    between = [placed(np.full(size, 99, kind)) for size, kind in sizes]
-    built(rounded(layer, isa, "rounded"), isa)(*map(handed, (x, *between)))
+    between = [placed(np.full(plane.size, 99, kind)) for plane, kind in layer.rounding.planes]
+    built(rounded(layer.rounding, isa, "rounded"), isa)(*map(handed, (x, *between)))
     built(gemv(layer, isa, "gemv"), isa)(*map(handed, (*between, *constants, y)))
     return torch.from_numpy(y[:-SPARE].reshape(layer.rows, -1)[:, : layer.outputs].copy())
 
