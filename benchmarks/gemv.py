@@ -27,7 +27,7 @@ from benchmarks.records import commit, machine, table, versions
 from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa, isa_for
-from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack
+from qcompiler.backends.tvm.kernels.gemv import Gemv, by_register, gemv, pack
 from qcompiler.backends.tvm.kernels.rounding import rounded
 from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.plane import Plane
@@ -59,7 +59,7 @@ def ours(isa: Isa, inputs: int, outputs: int, copies: int) -> dict[str, Run]:
     constants = {
         f"{name}{i}": array
         for i in range(copies)
-        for name, array in (("weights", pack(layer, codes, isa)), ("steps", by_panel(steps, isa)))
+        for name, array in (("weights", pack(layer, codes, isa)), ("steps", by_register(steps, isa)))
     }
     module = compiled([rounded(layer.rounding, isa, "rounded"), gemv(layer, isa, "gemv")], processor_for(isa))
     first, second = module["rounded"], module["gemv"]

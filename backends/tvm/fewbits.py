@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.tvm.families import Layer, Places
-from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack
+from qcompiler.backends.tvm.kernels.gemv import Gemv, by_register, gemv, pack
 from qcompiler.backends.tvm.kernels.rounding import Rounding, rounded
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.ir import Graph, arguments
@@ -61,14 +61,14 @@ def few_bit_linear(places: Places, node: Node) -> Layer | None:
     )  # fmt: skip
     constants = {
         "weights": pack(layer, weight.codes, isa),
-        "steps": by_panel(weight.scales.numpy().astype(layer.scales), isa),
+        "steps": by_register(weight.scales.numpy().astype(layer.scales), isa),
     }
     if layer.zero is None:
         full = np.broadcast_to(weight.zeros, (layer.outputs, layer.blocks))
-        constants["zeros"] = by_panel(full, isa)
+        constants["zeros"] = by_register(full, isa)
     if layer.takes_bias:
         held = torch.zeros(layer.outputs) if bias is None else places.tensor(bias).float()
-        constants["bias"] = by_panel(held.numpy()[:, None], isa)
+        constants["bias"] = by_register(held.numpy()[:, None], isa)
     known = {f"{node.name}.{kind}": array for kind, array in constants.items()}
     return Layer(
         kernel=weight.row.kernel, description=layer, make=lambda made: gemv(layer, isa, made),

@@ -9,7 +9,9 @@
 
 Codes u are unsigned, since a vector multiplication takes those beside signed ones: a signed format is shifted
 by its zero point (8 for 4 bits, 128 for 8), and -z times the sum of a block's q is where S begins. Weights
-lie in the order in which they are read, once, as fast as the memory gives them.
+lie in the order in which they are read, once, as fast as the memory gives them: of the registers of outputs
+that are computed together, each reads on at a place of its own, since memory gives more to several streams
+that are far apart than to one.
 """
 
 from dataclasses import dataclass
@@ -26,8 +28,9 @@ from qcompiler.backends.tvm.kernels.rounding import Rounding
 from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
 
-COLUMNS = 4  # registers of outputs in a panel
+COLUMNS = 4  # registers of outputs in a tile, and streams of weights
 ROWS = 4  # of a tile: with COLUMNS, sums fill 16 registers
+STREAMS = 2  # of a single row, which only reads: one takes a tenth longer, and more than two no less
 AHEAD = 4096  # bytes
 
 
@@ -89,7 +92,7 @@ class Gemv:
 
 
 def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
-    """The function (q, s_x, sums, weights, steps[, zeros][, bias][, residual], y); constants in panels."""
+    """The function (q, s_x, sums, weights, steps[, zeros][, bias][, residual], y); constants by register."""
     k, lanes = Builder(name), isa.lanes
     registers = whole(layer.outputs, lanes) // lanes
     columns, rows = registers * lanes, layer.rows
@@ -104,13 +107,12 @@ def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
     y = k.argument("y", "float32", layer.y.size)
     held = Held(codes=codes, scales=scales, sums=sums, weights=weights, steps=steps, zeros=zeros, bias=bias,
                 residual=residual, y=y)  # fmt: skip
-    for begin, turns, width in cut(registers, COLUMNS):
-        with k.loop(turns, shared=True) as panel:
+    for begin, turns, width in cut(registers, COLUMNS if rows > 1 else STREAMS):
+        with k.loop(turns, shared=True) as turn:
             for row, times, height in cut(rows, ROWS):
                 with k.loop(times) as tile:
-                    place = Tile(
-                        begin=begin + panel * width, columns=width, row=row + tile * height, rows=height
-                    )
+                    outputs = tuple(begin + turn + j * turns for j in range(width))
+                    place = Tile(registers=outputs, row=row + tile * height, rows=height)
                     emit(k, layer, isa, held, place)
     return k.function()
 
@@ -139,16 +141,15 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """`columns` registers of outputs from `begin` on, of `rows` rows from `row` on."""
+    """Some registers of outputs, by number, of `rows` rows from `row` on."""
 
-    begin: Any
-    columns: int
+    registers: tuple[Any, ...]
     row: Any
     rows: int
 
     @cached_property
     def each(self) -> list[tuple[int, int]]:
-        return [(r, j) for r in range(self.rows) for j in range(self.columns)]
+        return [(r, j) for r in range(self.rows) for j in range(len(self.registers))]
 
 
 def emit(k: Builder, layer: Gemv, isa: Isa, held: Held, tile: Tile) -> None:
@@ -161,12 +162,12 @@ def emit(k: Builder, layer: Gemv, isa: Isa, held: Held, tile: Tile) -> None:
         for r, j in tile.each:
             step = splat(k.load(held.scales, (tile.row + r) * layer.blocks + b), "float32", lanes)
             if not layer.per_column:
-                at = (tile.begin * layer.blocks + b * tile.columns + j) * lanes
+                at = (tile.registers[j] * layer.blocks + b) * lanes
                 step = step * tirx.Cast(f"float32x{lanes}", k.load(held.steps, at, lanes))
             total = tirx.Cast(f"float32x{lanes}", sums[r, j])
             k.store(y[r, j], 0, tirx.op.fma(total, step, k.load(y[r, j], 0, lanes)), lanes)
     for r, j in tile.each:
-        value, column = k.load(y[r, j], 0, lanes), (tile.begin + j) * lanes
+        value, column = k.load(y[r, j], 0, lanes), tile.registers[j] * lanes
         bias = k.load(held.bias, column, lanes) if layer.takes_bias else None
         if layer.per_column:
             value = tirx.op.fma(tirx.Cast(f"float32x{lanes}", k.load(held.steps, column, lanes)), value, bias)
@@ -203,10 +204,8 @@ def block_sums(
             )
             for r in range(tile.rows) for part in range(parts)
         }  # fmt: skip
-        for j in range(tile.columns):
-            at = (
-                tile.begin * (layer.padded // chunk) + (b * (layer.block // chunk) + c) * tile.columns + j
-            ) * width
+        for j, outputs in enumerate(tile.registers):
+            at = (outputs * (layer.padded // chunk) + b * (layer.block // chunk) + c) * width
             packed = k.keep(isa.panel(held.weights, at), "uint8", width)
             if layer.rows > 1:  # one row waits for memory anyway, and is faster without
                 k.prefetch(held.weights, at + AHEAD)
@@ -231,7 +230,7 @@ def block_sums(
 def minus_zero(k: Builder, layer: Gemv, held: Held, tile: Tile, b: Any, j: int, lanes: int) -> Any:
     if layer.zero is not None:
         return splat(-layer.zero, "int32", lanes)
-    at = (tile.begin * layer.blocks + b * tile.columns + j) * lanes
+    at = (tile.registers[j] * layer.blocks + b) * lanes
     return splat(0, "int32", lanes) - tirx.Cast(f"int32x{lanes}", k.load(held.zeros, at, lanes))
 
 
@@ -239,9 +238,9 @@ def minus_zero(k: Builder, layer: Gemv, held: Held, tile: Tile, b: Any, j: int, 
 
 
 def pack(layer: Gemv, codes: NDArray[Any], isa: Isa) -> NDArray[np.uint8]:
-    """Codes u [outputs, inputs] in the order in which they are read, zeros where a panel is not full.
+    """Codes u [outputs, inputs] in the order in which they are read, zeros where a register is not full.
 
-    (n, k)  -->  panel n / 64, chunk k / 8, register n / 16 % 4, lane n % 16, byte k % 4, nibble k / 4 % 2
+    (n, k)  -->  register n / 16, chunk k / 8, lane n % 16, byte k % 4, nibble k / 4 % 2
     where two codes share a byte; where each has one, chunks are of 4 and have no nibbles.
     """
     parts, lanes = 8 // layer.bits, isa.lanes
@@ -249,17 +248,12 @@ def pack(layer: Gemv, codes: NDArray[Any], isa: Isa) -> NDArray[np.uint8]:
     full[: layer.outputs, : layer.inputs] = codes
     split = full.reshape(len(full), -1, parts, isa.unit)  # column, chunk, part, byte
     joined = sum((split[:, :, part] << (4 * part) for part in range(1, parts)), split[:, :, 0])
-    return by_panel(np.asarray(joined, np.uint8), isa)
+    return by_register(np.asarray(joined, np.uint8), isa)
 
 
-def by_panel(columns: NDArray[Any], isa: Isa) -> NDArray[Any]:
-    """[outputs, b, ..]  -->  panels of [b, register, lane, ..], zeros where the last register is not full."""
+def by_register(columns: NDArray[Any], isa: Isa) -> NDArray[Any]:
+    """[outputs, b, ..]  -->  [register, b, lane, ..], zeros where the last register is not full."""
     lanes = isa.lanes
     full = np.zeros((whole(len(columns), lanes), *columns.shape[1:]), columns.dtype)
     full[: len(columns)] = columns
-    registers = full.reshape(-1, lanes, *columns.shape[1:])
-    panels = [
-        registers[start : start + COLUMNS].transpose(2, 0, 1, *range(3, registers.ndim)).reshape(-1)
-        for start in range(0, len(registers), COLUMNS)
-    ]
-    return np.concatenate(panels)
+    return np.ascontiguousarray(full.reshape(-1, lanes, *columns.shape[1:]).swapaxes(1, 2)).reshape(-1)

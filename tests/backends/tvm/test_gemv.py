@@ -15,7 +15,7 @@ from torch import Tensor
 from qcompiler.backends.reference.kernels import Codes, weight_only_linear
 from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack
+from qcompiler.backends.tvm.kernels.gemv import Gemv, by_register, gemv, pack
 from qcompiler.backends.tvm.kernels.rounding import rounded
 from qcompiler.backends.tvm.plane import SPARE, Plane
 from tests.backends.tvm.sets import built, pytestmark, some_isa
@@ -76,12 +76,12 @@ def run(layer: Gemv, given_: Drawn, isa: Isa) -> Tensor:
     shift = layer.zero or 0
     codes = (given_.weight.values.to(torch.int32) + shift).to(torch.uint8).numpy()
     steps = given_.weight.scale.numpy().reshape(layer.outputs, -1).astype(layer.scales)
-    constants = [placed(pack(layer, codes, isa)), placed(by_panel(steps, isa))]
+    constants = [placed(pack(layer, codes, isa)), placed(by_register(steps, isa))]
     if layer.zero is None:
-        constants.append(placed(by_panel(given_.weight.zero_point.numpy(), isa)))
+        constants.append(placed(by_register(given_.weight.zero_point.numpy(), isa)))
     if layer.takes_bias:
         bias = torch.zeros(layer.outputs) if given_.bias is None else given_.bias
-        constants.append(placed(by_panel(bias.numpy()[:, None], isa)))
+        constants.append(placed(by_register(bias.numpy()[:, None], isa)))
     if given_.residual is not None and layer.residual is not None:
         constants.append(filled(layer.residual, given_.residual))
     x, y = filled(layer.x, given_.x), placed(np.zeros(layer.y.size, np.float32))
