@@ -28,7 +28,6 @@ from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
 
 BLOCK = 16  # keys whose scores are made together
-PAIR = 2  # of them between two jumps
 
 
 Place = tuple[Any, Any]  # a buffer, and where in it
@@ -167,19 +166,17 @@ def scored(k: Builder, isa: Isa, head: Head) -> Any:
     k.store(largest, 0, splat(-math.inf, "float32", lanes), lanes)
     steps = range(0, width, lanes)
     parts = [k.keep(k.load(head.scratch, head.query + d, lanes), "float32", lanes) for d in steps]
+    # Key by key, as they lie in memory: what is stored in between keeps LLVM from moving loads to where their
+    # sums want them, and prefetches into one burst.
     products = k.scratch("float32", lanes * lanes)
     with k.loop(tirx.floordiv(head.here + lanes, lanes)) as b:
-        # A loop, not statements: a processor sees a stream where the same load comes back for the next line.
-        with k.loop(lanes // PAIR) as pair:
-            for j in (pair * PAIR + one for one in range(PAIR)):  # key by key, as they lie in memory
-                row = tirx.min(b * lanes + j, head.here)  # what lies behind would be fetched in vain
-                first, *others = (
-                    load_beside(k, head.keys, head.values, row * width + d, lanes) for d in steps
-                )
-                product = k.keep(parts[0] * first, "float32", lanes)
-                for q, key in zip(parts[1:], others, strict=True):
-                    product = k.keep(tirx.op.fma(q, key, product), "float32", lanes)
-                k.store(products, j * lanes, product, lanes)
+        for j in range(lanes):
+            row = tirx.min(b * lanes + j, head.here)  # what lies behind would be fetched in vain
+            first, *others = (load_beside(k, head.keys, head.values, row * width + d, lanes) for d in steps)
+            product = k.keep(parts[0] * first, "float32", lanes)
+            for q, key in zip(parts[1:], others, strict=True):
+                product = k.keep(tirx.op.fma(q, key, product), "float32", lanes)
+            k.store(products, j * lanes, product, lanes)
         sums = [k.load(products, j * lanes, lanes) for j in range(lanes)]
         crossed = sums_across(k, sums)
         seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(head.here, "int32", lanes)
