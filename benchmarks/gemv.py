@@ -27,7 +27,8 @@ from benchmarks.records import commit, machine, table, versions
 from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa, isa_for
-from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
+from qcompiler.backends.tvm.kernels.gemv import Gemv, by_register, gemv, pack
+from qcompiler.backends.tvm.kernels.rounding import rounded
 from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.target.machine import this_cpu
@@ -58,14 +59,13 @@ def ours(isa: Isa, inputs: int, outputs: int, copies: int) -> dict[str, Run]:
     constants = {
         f"{name}{i}": array
         for i in range(copies)
-        for name, array in (("weights", pack(layer, codes, isa)), ("steps", by_panel(steps, isa)))
+        for name, array in (("weights", pack(layer, codes, isa)), ("steps", by_register(steps, isa)))
     }
-    module = compiled([rounded(layer, isa, "rounded"), gemv(layer, isa, "gemv")], processor_for(isa))
+    module = compiled([rounded(layer.rounding, isa, "rounded"), gemv(layer, isa, "gemv")], processor_for(isa))
     first, second = module["rounded"], module["gemv"]
     given = handed(placed(RNG.standard_normal(x.size).astype(np.float32)))
     result = handed(placed(np.zeros(y.size, np.float32)))
-    sizes = ((layer.codes.size, np.int8), (layer.numbers.size, np.float32), (layer.numbers.size, np.int32))
-    between = [handed(placed(np.zeros(size, kind))) for size, kind in sizes]
+    between = [handed(placed(np.zeros(plane.size, kind))) for plane, kind in layer.rounding.planes]
 
     def over(handles: Mapping[str, Any]) -> Run:
         pairs = [(handles[f"weights{i}"], handles[f"steps{i}"]) for i in range(copies)]

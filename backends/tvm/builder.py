@@ -80,10 +80,13 @@ class Builder:
         place = tirx.Ramp(index, 1, lanes) if lanes > 1 else index
         self.emit(tirx.BufferStore(buffer, value, [place]))
 
-    def prefetch(self, buffer: Any, index: Any) -> None:
-        """Bring the cache line at an index near, for reading; an address behind the buffer does no harm."""
+    def prefetch(self, buffer: Any, index: Any, *, level: int = 1) -> None:
+        """Bring the cache line at an index near, for reading; an address behind the buffer does no harm.
+
+        level: the nearest cache that it is brought into.
+        """
         address = tirx.op.address_of(buffer[index])
-        numbers = (tirx.const(number, "int32") for number in (0, 3, 1))  # read, into all caches, data
+        numbers = (tirx.const(number, "int32") for number in (0, 4 - level, 1))  # read, locality, data
         self.emit(
             tirx.Evaluate(tirx.op.call_llvm_intrin("void", intrinsic("llvm.prefetch"), address, *numbers))
         )

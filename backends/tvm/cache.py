@@ -10,6 +10,7 @@ import operator
 from torch.fx import Node
 
 from qcompiler.backends.tvm.families import Layer, Places
+from qcompiler.backends.tvm.fewbits import rounded_behind
 from qcompiler.backends.tvm.kernels.cached_attention import CachedAttention, cached_attention
 from qcompiler.ir import arguments
 
@@ -24,9 +25,10 @@ def attention_over_cache(places: Places, node: Node) -> Layer | None:
     attended = next((user for user in node.users if user.args[1] == 0), None)
     if width % MULTIPLE or not constant or attended is None or not places.known(rows, before=node):
         return None
-    x = places.rows(rows)
+    x, y = places.rows(rows), places.float_rows(attended)
+    block, rounded = rounded_behind(places, attended, y)
     layer = CachedAttention(
-        x=places.stores[x].plane, y=places.float_rows(attended), heads=given["heads"], kv_heads=kv_heads,
+        x=places.stores[x].plane, y=y, block=block, heads=given["heads"], kv_heads=kv_heads,
         width=width, capacity=capacity, batch=batch, rotary=bool(tables),
         scale=width**-0.5 if given["scale"] is None else given["scale"],
     )  # fmt: skip
@@ -44,7 +46,7 @@ def attention_over_cache(places: Places, node: Node) -> Layer | None:
         kernel="cached attention", description=layer,
         make=lambda name: cached_attention(layer, places.isa, name),
         arguments=(x, places.first(given["positions"], layer.position), *constants, scratch, *caches),
-        results=(attended.name,), constants=constants,
+        results=(attended.name, *rounded), constants=constants,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Linears of floats with weights of few bits: their inputs as codes of a row and block, then one kernel.
 
 linear(x, dequantize(w), b) + r   -->   rounded(x), gemv(.., w, b, r)         r known before, and read by row
+norm(..), which a linear reads    -->   norm and rounded in one function         gates and attention as well
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from torch.fx import Node
 
 from qcompiler.backends.tvm.families import Layer, Places
 from qcompiler.backends.tvm.fusions import behind
-from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
+from qcompiler.backends.tvm.kernels.gemv import Gemv, by_register, gemv, pack
+from qcompiler.backends.tvm.kernels.rounding import Rounding, rounded
+from qcompiler.backends.tvm.plane import Plane
 from qcompiler.ir import Graph, arguments
 from qcompiler.numerics import IntFormat, parse_format
 from qcompiler.passes.fuse import addend
@@ -59,18 +62,18 @@ def few_bit_linear(places: Places, node: Node) -> Layer | None:
     )  # fmt: skip
     constants = {
         "weights": pack(layer, weight.codes, isa),
-        "steps": by_panel(weight.scales.numpy().astype(layer.scales), isa),
+        "steps": by_register(weight.scales.numpy().astype(layer.scales), isa),
     }
     if layer.zero is None:
         full = np.broadcast_to(weight.zeros, (layer.outputs, layer.blocks))
-        constants["zeros"] = by_panel(full, isa)
+        constants["zeros"] = by_register(full, isa)
     if layer.takes_bias:
         held = torch.zeros(layer.outputs) if bias is None else places.tensor(bias).float()
-        constants["bias"] = by_panel(held.numpy()[:, None], isa)
+        constants["bias"] = by_register(held.numpy()[:, None], isa)
     known = {f"{node.name}.{kind}": array for kind, array in constants.items()}
     return Layer(
         kernel=weight.row.kernel, description=layer, make=lambda made: gemv(layer, isa, made),
-        arguments=(*codes_of(places, node, name, layer), *known, *others), results=(result.name,),
+        arguments=(*codes_of(places, node, name, layer.rounding), *known, *others), results=(result.name,),
         constants=known,
     )  # fmt: skip
 
@@ -111,22 +114,43 @@ def sum_behind(places: Places, node: Node) -> tuple[Node, Node | None]:
     return (reader, added) if places.pays(behind(places, "sum of floats", node, reader)) else (node, None)
 
 
-def codes_of(places: Places, node: Node, source: str, layer: Gemv) -> tuple[str, str, str]:
+def codes_of(places: Places, node: Node, source: str, layer: Rounding) -> tuple[str, ...]:
     """Rows as codes, their scales and their sums; made once for all that read them in the same blocks."""
-    base = f"{source}.by{layer.block}"
-    names = f"{base}.codes", f"{base}.scales", f"{base}.sums"
+    names = names_of(source, layer.block)
     if names[0] not in places.stores:
-        planes = ((layer.codes, "int8"), (layer.numbers, "float32"), (layer.numbers, "int32"))
-        for name, (plane, dtype) in zip(names, planes, strict=True):
-            places.hold(name, plane, dtype)
+        hold_codes(places, source, layer)
         places.call(
             node,
             Layer(
-                kernel="rounding", description=("rounded", layer.x, layer.block),
-                make=lambda made: rounded(layer, places.isa, made), arguments=(source,), results=names,
+                kernel="rounding", description=layer, make=lambda made: rounded(layer, places.isa, made),
+                arguments=(source,), results=names,
             ),
         )  # fmt: skip
     return names
+
+
+def names_of(source: str, block: int) -> tuple[str, str, str]:
+    base = f"{source}.by{block}"
+    return f"{base}.codes", f"{base}.scales", f"{base}.sums"
+
+
+def hold_codes(places: Places, source: str, layer: Rounding) -> None:
+    for name, (plane, dtype) in zip(names_of(source, layer.block), layer.planes, strict=True):
+        places.hold(name, plane, dtype)
+
+
+def rounded_behind(places: Places, value: Node, floats: Plane | None) -> tuple[int, tuple[str, ...]]:
+    """The block in which the first reader of few bits takes a value, and where its codes lie; or 0, and ().
+
+    For what computes rows of floats, so that it rounds them as well.
+    """
+    reader = next((user for user in value.users if row_of(user, places.target)), None)
+    row = None if reader is None else row_of(reader, places.target)
+    if floats is None or reader is None or row is None or reader.args[0] is not value:
+        return 0, ()
+    block: int = arguments(arguments(reader)["weight"])["block"] or row.default_block
+    hold_codes(places, value.name, Rounding(x=floats, block=block))
+    return block, names_of(value.name, block)
 
 
 def reads_few_bits(graph: Graph, target: Target) -> bool:

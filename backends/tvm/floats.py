@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from qcompiler.backends.tvm.cache import attention_over_cache
 from qcompiler.backends.tvm.families import Layer, Places
-from qcompiler.backends.tvm.fewbits import few_bit_linear
+from qcompiler.backends.tvm.fewbits import few_bit_linear, rounded_behind
 from qcompiler.backends.tvm.fusions import behind
 from qcompiler.backends.tvm.gates import gate, gelu
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
@@ -44,9 +44,11 @@ def normed(places: Places, node: Node, *, centered: bool, epsilon: float) -> Lay
     x, codes = places.rows(given["input"]), coding(node)
     if codes is not None and not places.pays(behind(places, "codes", node, codes)):
         codes = None
+    floats = places.float_rows(node) if set(node.users) != {codes} else None
+    block, rounded = rounded_behind(places, node, floats)
     layer = Norm(
         x=places.stores[x].plane, centered=centered, bias="bias" in constants, epsilon=epsilon,
-        floats=places.float_rows(node) if set(node.users) != {codes} else None,
+        floats=floats, block=block,
         codes=None if codes is None else places.stores[places.place(codes, codes)].plane,
     )  # fmt: skip
     gain = places.tensor(constants["weight"]).float() if "weight" in constants else torch.ones(width)
@@ -58,7 +60,7 @@ def normed(places: Places, node: Node, *, centered: bool, epsilon: float) -> Lay
     results = [value.name for value, made in ((node, layer.floats), (codes, layer.codes)) if made and value]
     return Layer(
         kernel="norm", description=layer, make=lambda name: norm(layer, places.isa, name),
-        arguments=(x, *known), results=tuple(results), constants=known,
+        arguments=(x, *known), results=(*results, *rounded), constants=known,
     )  # fmt: skip
 
 

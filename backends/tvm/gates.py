@@ -6,6 +6,7 @@ import torch
 from torch.fx import Node
 
 from qcompiler.backends.tvm.families import Layer, Places, shape_of
+from qcompiler.backends.tvm.fewbits import rounded_behind
 from qcompiler.backends.tvm.kernels.activation import Activation, activation
 from qcompiler.ir import arguments
 
@@ -23,29 +24,34 @@ def gate(places: Places, node: Node) -> Layer | None:
         return None
     names = [places.rows(source) for source, _ in found]
     (x, first), (factor, other_first) = zip(names, (begin for _, begin in found), strict=True)
+    floats = places.float_rows(node)
+    block, rounded = rounded_behind(places, node, floats)
     layer = Activation(
         function="silu", channels=places.shapes[node][-1], x=places.stores[x].plane, first=first,
-        other=places.stores[factor].plane, other_first=other_first, floats=places.float_rows(node),
+        other=places.stores[factor].plane, other_first=other_first, floats=floats, block=block,
     )  # fmt: skip
-    return called(places, node, layer, names)
+    return called(places, node, layer, names, rounded)
 
 
 def gelu(places: Places, node: Node) -> Layer | None:
     given = arguments(node)
     if not places.known(given["self"], before=node):
         return None
-    x = places.rows(given["self"])
+    x, floats = places.rows(given["self"]), places.float_rows(node)
+    block, rounded = rounded_behind(places, node, floats)
     layer = Activation(
         function="gelu_tanh" if given["approximate"] == "tanh" else "gelu",
-        channels=places.shapes[node][-1], x=places.stores[x].plane, floats=places.float_rows(node),
+        channels=places.shapes[node][-1], x=places.stores[x].plane, floats=floats, block=block,
     )  # fmt: skip
-    return called(places, node, layer, [x])
+    return called(places, node, layer, [x], rounded)
 
 
-def called(places: Places, node: Node, layer: Activation, names: list[str]) -> Layer:
+def called(
+    places: Places, node: Node, layer: Activation, names: list[str], rounded: tuple[str, ...]
+) -> Layer:
     return Layer(
         kernel="activation", description=layer, make=lambda name: activation(layer, places.isa, name),
-        arguments=tuple(names), results=(node.name,),
+        arguments=tuple(names), results=(node.name, *rounded),
     )  # fmt: skip
 
 

@@ -79,7 +79,8 @@ class Activation:
     """One layer on borderless planes of equal pixels; each pixel is a row.
 
     x, other: float32, `channels` numbers from `first` and `other_first` on, which may lie on one plane; no
-    `other`: y = f(x). floats: where y goes, codes: where q goes; None: not wanted.
+    `other`: y = f(x). floats: where y goes, codes: where q goes; None: not wanted. block: numbers of a block
+    in which y is rounded as well (`rounding.py`), or 0.
     """
 
     function: str
@@ -90,15 +91,16 @@ class Activation:
     other_first: int = 0
     floats: Plane | None = None
     codes: Plane | None = None
+    block: int = 0
 
 
 def activation(layer: Activation, isa: Isa, name: str) -> Any:
-    """The function (x, [other,] [s of codes, z of codes,] [y,] [q])."""
+    """The function (x, [other,] [s of codes, z of codes,] [y,] [q,] [codes, scales, sums])."""
     k, lanes, function = Builder(name), isa.lanes, FUNCTIONS[layer.function]
     given = [(k.argument("x", "float32", layer.x.size), layer.x, layer.first)]
     if layer.other is not None:
         given.append((k.argument("other", "float32", layer.other.size), layer.other, layer.other_first))
-    write = results(k, isa, layer.floats, layer.codes)
+    result = results(k, isa, layer.floats, layer.codes, layer.block)
     with k.loop(rows(layer.x), shared=True) as row:
         for at, lengths in parts(k, layer.channels, lanes):
             loaded = [
@@ -108,5 +110,6 @@ def activation(layer: Activation, isa: Isa, name: str) -> Any:
             values = [function(k, k.keep(x, "float32", lanes), lanes) for x in loaded[0]]
             if layer.other is not None:
                 values = [value * factor for value, factor in zip(values, loaded[1], strict=True)]
-            write(row, at, values, lengths)
+            result.part(row, at, values, lengths)
+        result.end(row)
     return k.function()

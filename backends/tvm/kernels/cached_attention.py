@@ -22,6 +22,7 @@ from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.activation import FARTHEST, POWER
 from qcompiler.backends.tvm.kernels.power import power_of_two
+from qcompiler.backends.tvm.kernels.rounding import Rounding, rounder
 from qcompiler.backends.tvm.kernels.rows import across, plus
 from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
@@ -36,7 +37,8 @@ Place = tuple[Any, Any]  # a buffer, and where in it
 class CachedAttention:
     """x [batch tokens, (heads + 2 kv_heads) width] by row, y [.., heads width], caches of `capacity` tokens.
 
-    Invariants: the width is a multiple of 16; a head of keys serves heads / kv_heads heads of queries.
+    block: numbers of a block in which y is rounded as well (`rounding.py`), or 0. Invariants: the width is a
+    multiple of 16; a head of keys serves heads / kv_heads heads of queries.
     """
 
     x: Plane
@@ -48,6 +50,7 @@ class CachedAttention:
     batch: int = 1
     scale: float
     rotary: bool
+    block: int = 0
 
     @property
     def tokens(self) -> int:
@@ -73,7 +76,9 @@ def flat(count: int) -> Plane:
 
 
 def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
-    """The function (x, position [1], [cos, sin [capacity, width / 2],] scratch, keys, values, y)."""
+    """The function (x, position [1], [cos, sin [capacity, width / 2],] scratch, keys, values, y,
+    [codes, scales, sums]).
+    """
     k, width = Builder(name), layer.width
     x = k.argument("x", "float32", layer.x.size)
     position = k.argument("position", "int32", layer.position.size)
@@ -81,27 +86,34 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
     scratch = k.argument("scratch", "float32", layer.scratch.size)
     keys, values = (k.argument(n, "float32", layer.cache.size) for n in ("keys", "values"))
     y = k.argument("y", "float32", layer.y.size)
+    round_row = rounder(k, isa, Rounding(x=layer.y, block=layer.block), y) if layer.block else None
     query = whole(layer.capacity, BLOCK)  # where it lies behind the scores
     shared = layer.heads // layer.kv_heads
-    with k.loop(layer.batch) as b, k.loop(layer.tokens) as t, k.loop(layer.kv_heads) as g:
+    last = layer.batch * layer.kv_heads - 1
+    turned = Turned(half=width // 2, lanes=isa.lanes if width // 2 % isa.lanes == 0 else 8, tables=tables)
+    with k.loop(layer.batch) as b, k.loop(layer.tokens) as t:
         here, line = k.load(position, 0) + t, b * layer.tokens + t
-        row, start = (b * layer.kv_heads + g) * layer.capacity, line * layer.x.pitch
-        turned = Turned(half=width // 2, lanes=isa.lanes if width // 2 % isa.lanes == 0 else 8, tables=tables)
-        new = (row + here) * width
-        turn(k, turned, here, (x, start + (layer.heads + g) * width), (keys, new), 1.0)
-        for d in range(0, width, isa.lanes):
-            value = k.load(x, start + (layer.heads + layer.kv_heads + g) * width + d, isa.lanes)
-            k.store(values, new + d, value, isa.lanes)
-        with k.loop(shared) as r:
-            head = g * shared + r
-            factor = layer.scale * math.log2(math.e)
-            turn(k, turned, here, (x, start + head * width), (scratch, query), factor)
-            one = Head(
-                width=width, here=here, scratch=scratch, query=query, keys=(keys, row * width),
-                values=(values, row * width), next_keys=(keys, (row + layer.capacity) * width),
-                y=(y, line * layer.y.pitch + head * width),
-            )  # fmt: skip
-            weigh(k, isa, one, scored(k, isa, one))
+        with k.loop(layer.kv_heads) as g:
+            which = b * layer.kv_heads + g
+            row, start = which * layer.capacity, line * layer.x.pitch
+            following = tirx.min(which + 1, last) * layer.capacity
+            new = (row + here) * width
+            turn(k, turned, here, (x, start + (layer.heads + g) * width), (keys, new), 1.0)
+            for d in range(0, width, isa.lanes):
+                value = k.load(x, start + (layer.heads + layer.kv_heads + g) * width + d, isa.lanes)
+                k.store(values, new + d, value, isa.lanes)
+            with k.loop(shared) as r:
+                head = g * shared + r
+                factor = layer.scale * math.log2(math.e)
+                turn(k, turned, here, (x, start + head * width), (scratch, query), factor)
+                one = Head(
+                    width=width, here=here, scratch=scratch, query=query, keys=(keys, row * width),
+                    values=(values, row * width), next_keys=(keys, following * width),
+                    y=(y, line * layer.y.pitch + head * width),
+                )  # fmt: skip
+                weigh(k, isa, one, scored(k, isa, one))
+        if round_row is not None:
+            round_row(line)
     return k.function()
 
 
@@ -110,7 +122,8 @@ class Head:
     """What one head of queries reads and writes, for a token at position `here`.
 
     Rows of the cache are many pages, so what comes next is fetched while what is there is computed on: the
-    values beside their keys, and beside the values the keys of the next head.
+    values beside their keys, and beside the values the keys of the next head. Into the second cache: the
+    first is no larger than what one head reads.
     """
 
     width: int
@@ -153,15 +166,18 @@ def scored(k: Builder, isa: Isa, head: Head) -> Any:
     k.store(largest, 0, splat(-math.inf, "float32", lanes), lanes)
     steps = range(0, width, lanes)
     parts = [k.keep(k.load(head.scratch, head.query + d, lanes), "float32", lanes) for d in steps]
+    # Key by key, as they lie in memory: what is stored in between keeps LLVM from moving loads to where their
+    # sums want them, and prefetches into one burst.
+    products = k.scratch("float32", lanes * lanes)
     with k.loop(tirx.floordiv(head.here + lanes, lanes)) as b:
-        sums = []
-        for j in range(lanes):  # key by key, as they lie in memory
-            product = k.register("float32", lanes)
-            for d, q in zip(steps, parts, strict=True):
-                at = (b * lanes + j) * width + d
-                key = load_beside(k, head.keys, head.values, at, lanes)
-                k.store(product, 0, tirx.op.fma(q, key, k.load(product, 0, lanes)) if d else q * key, lanes)
-            sums.append(k.load(product, 0, lanes))
+        for j in range(lanes):
+            row = tirx.min(b * lanes + j, head.here)  # what lies behind would be fetched in vain
+            first, *others = (load_beside(k, head.keys, head.values, row * width + d, lanes) for d in steps)
+            product = k.keep(parts[0] * first, "float32", lanes)
+            for q, key in zip(parts[1:], others, strict=True):
+                product = k.keep(tirx.op.fma(q, key, product), "float32", lanes)
+            k.store(products, j * lanes, product, lanes)
+        sums = [k.load(products, j * lanes, lanes) for j in range(lanes)]
         crossed = sums_across(k, sums)
         seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(head.here, "int32", lanes)
         score = k.keep(tirx.Select(seen, crossed, splat(-math.inf, "float32", lanes)), "float32", lanes)
@@ -172,7 +188,7 @@ def scored(k: Builder, isa: Isa, head: Head) -> Any:
 
 def load_beside(k: Builder, read: Place, fetched: Place, at: Any, lanes: int) -> Any:
     """A vector from one place, and a prefetch of what lies as far into another."""
-    k.prefetch(fetched[0], fetched[1] + at)
+    k.prefetch(fetched[0], fetched[1] + at, level=2)
     return k.load(read[0], read[1] + at, lanes)
 
 

@@ -1,6 +1,6 @@
 """Linears of float inputs whose weights are codes of few bits: what a step of a decoder is made of.
 
-    s_x[r, b] = max |x[r, b]| / 127        q[r, k] = sat(rne(x[r, k] / s_x[r, b])) `rounded`
+    q[r, k], s_x[r, b] = codes and scales of blocks of x                           `rounding.py`
     S[r, b, n] = sum over k of block b of q[r, k] (u[n, k] - z[n, b])              int32, exact
     y[r, n]    = fma(S[r, b, n], s_x[r, b] s_w[n, b], y[r, n])   for b = 0, 1, ..  `gemv`
     then + bias[n]; or, where a column has one scale,
@@ -9,10 +9,12 @@
 
 Codes u are unsigned, since a vector multiplication takes those beside signed ones: a signed format is shifted
 by its zero point (8 for 4 bits, 128 for 8), and -z times the sum of a block's q is where S begins. Weights
-lie in the order in which they are read, once, as fast as the memory gives them.
+lie in the order in which they are read, once, as fast as the memory gives them: of the registers of outputs
+that are computed together, each reads on at a place of its own, since memory gives more to several streams
+that are far apart than to one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,11 +24,13 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.rounding import Rounding
 from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
 
-COLUMNS = 4  # registers of outputs in a panel
+COLUMNS = 4  # registers of outputs in a tile, and streams of weights
 ROWS = 4  # of a tile: with COLUMNS, sums fill 16 registers
+STREAMS = 2  # of a single row, which only reads: one takes a tenth longer, and more than two no less
 AHEAD = 4096  # bytes
 
 
@@ -50,12 +54,16 @@ class Gemv:
     bias: bool = False
 
     @property
+    def rounding(self) -> Rounding:
+        return Rounding(x=self.x, block=self.block)
+
+    @property
     def rows(self) -> int:
-        return self.x.images * self.x.height * self.x.width
+        return self.rounding.rows
 
     @property
     def inputs(self) -> int:
-        return self.x.channels
+        return self.rounding.inputs
 
     @property
     def outputs(self) -> int:
@@ -63,12 +71,11 @@ class Gemv:
 
     @property
     def blocks(self) -> int:
-        return -(-self.inputs // self.block)
+        return self.rounding.blocks
 
     @property
     def padded(self) -> int:
-        """Inputs in whole blocks."""
-        return self.blocks * self.block
+        return self.rounding.padded
 
     @property
     def steps(self) -> int:
@@ -80,113 +87,18 @@ class Gemv:
         """LLVM fuses a product with a sum behind it; so that it is always this one, it may be of zeros."""
         return self.bias or self.per_column
 
-    @property
-    def codes(self) -> Plane:
-        """Where the rounded inputs lie."""
-        return replace(self.x, channels=self.padded, pitch=self.padded)
-
-    @property
-    def numbers(self) -> Plane:
-        """Where their scales lie, and their sums."""
-        return replace(self.x, channels=self.blocks, pitch=self.blocks)
-
-
-# ---------------------------------------------------------------- inputs to codes
-
-
-def rounded(layer: Gemv, isa: Isa, name: str) -> Any:
-    """The function (x, q [rows, padded], s_x [rows, blocks], sum of a block's q [rows, blocks])."""
-    k, lanes = Builder(name), isa.lanes
-    x = k.argument("x", "float32", layer.x.size)
-    codes = k.argument("codes", "int8", layer.codes.size)
-    scales = k.argument("scales", "float32", layer.numbers.size)
-    sums = k.argument("sums", "int32", layer.numbers.size)
-    full, rest = divmod(layer.inputs, layer.block)
-
-    def block(row: Any, index: Any, inputs: int) -> None:
-        start = index * layer.block
-        given = [k.load(x, row * layer.x.pitch + start + i, lanes) for i in range(0, inputs, lanes)]
-        values = [
-            k.keep(first(value, inputs - i * lanes, lanes), "float32", lanes) for i, value in enumerate(given)
-        ]
-        scale = k.keep(largest(k, values, lanes) / tirx.const(127.0, "float32"), "float32", 1)
-        divisor = tirx.Select(scale > tirx.const(0.0, "float32"), scale, tirx.const(1.0, "float32"))
-        divisor = k.keep(splat(divisor, "float32", lanes), "float32", lanes)
-        found = [k.keep(clipped(isa.nearest(value / divisor), lanes), "int32", lanes) for value in values]
-        for i in range(0, layer.block, lanes):
-            taken = tirx.Cast(f"int8x{lanes}", found[i // lanes]) if i < inputs else splat(0, "int8", lanes)
-            k.store(codes, row * layer.padded + start + i, taken, lanes)
-        k.store(scales, row * layer.blocks + index, scale)
-        k.store(
-            sums,
-            row * layer.blocks + index,
-            across(k, tree(k, found, plus, "int32", lanes), plus, "int32", lanes),
-        )
-
-    with k.loop(layer.rows) as r:
-        if full:
-            with k.loop(full) as b:
-                block(r, b, layer.block)
-        if rest:
-            block(r, full, rest)
-    return k.function()
-
-
-def first(value: Any, count: int, lanes: int) -> Any:
-    """The first `count` lanes, zeros behind them."""
-    if count >= lanes:
-        return value
-    return tirx.Select(
-        tirx.Ramp(0, 1, lanes) < splat(count, "int32", lanes), value, splat(0.0, "float32", lanes)
-    )
-
-
-def largest(k: Builder, values: list[Any], lanes: int) -> Any:
-    """max |x|; without their signs floats are ordered as integers are, and NaN is the largest."""
-    bits = [
-        k.bind(tirx.op.reinterpret(f"int32x{lanes}", value) & splat(0x7FFFFFFF, "int32", lanes))
-        for value in values
-    ]
-    found = across(k, tree(k, bits, tirx.max, "int32", lanes), tirx.max, "int32", lanes)
-    return tirx.op.reinterpret("float32", found)
-
-
-def clipped(codes: Any, lanes: int) -> Any:
-    return tirx.max(tirx.min(codes, splat(127, "int32", lanes)), splat(-128, "int32", lanes))
-
-
-def plus(a: Any, b: Any) -> Any:
-    return a + b
-
-
-def tree(k: Builder, values: list[Any], join: Any, dtype: str, lanes: int) -> Any:
-    """One vector of many, neighbours first."""
-    while len(values) > 1:
-        pairs = [k.keep(join(a, b), dtype, lanes) for a, b in zip(values[::2], values[1::2], strict=False)]
-        values = pairs + values[len(pairs) * 2 :]
-    return values[0]
-
-
-def across(k: Builder, vector: Any, join: Any, dtype: str, lanes: int) -> Any:
-    """One number of a vector: its halves joined until one lane is left."""
-    while lanes > 1:
-        lanes //= 2
-        low, high = (tirx.Shuffle([vector], list(range(start, start + lanes))) for start in (0, lanes))
-        vector = k.keep(join(low, high), dtype, lanes)
-    return vector
-
 
 # ---------------------------------------------------------------- codes times codes
 
 
 def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
-    """The function (q, s_x, sums, weights, steps[, zeros][, bias][, residual], y); constants in panels."""
+    """The function (q, s_x, sums, weights, steps[, zeros][, bias][, residual], y); constants by register."""
     k, lanes = Builder(name), isa.lanes
     registers = whole(layer.outputs, lanes) // lanes
     columns, rows = registers * lanes, layer.rows
-    codes = k.argument("codes", "int8", layer.codes.size)
-    scales = k.argument("scales", "float32", layer.numbers.size)
-    sums = k.argument("sums", "int32", layer.numbers.size)
+    codes = k.argument("codes", "int8", layer.rounding.codes.size)
+    scales = k.argument("scales", "float32", layer.rounding.numbers.size)
+    sums = k.argument("sums", "int32", layer.rounding.numbers.size)
     weights = k.argument("weights", "uint8", columns * layer.padded * layer.bits // 8)
     steps = k.argument("steps", layer.scales, columns * layer.steps)
     zeros = k.argument("zeros", "uint8", columns * layer.blocks) if layer.zero is None else None
@@ -195,13 +107,12 @@ def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
     y = k.argument("y", "float32", layer.y.size)
     held = Held(codes=codes, scales=scales, sums=sums, weights=weights, steps=steps, zeros=zeros, bias=bias,
                 residual=residual, y=y)  # fmt: skip
-    for begin, turns, width in cut(registers, COLUMNS):
-        with k.loop(turns, shared=True) as panel:
+    for begin, turns, width in cut(registers, COLUMNS if rows > 1 else STREAMS):
+        with k.loop(turns, shared=True) as turn:
             for row, times, height in cut(rows, ROWS):
                 with k.loop(times) as tile:
-                    place = Tile(
-                        begin=begin + panel * width, columns=width, row=row + tile * height, rows=height
-                    )
+                    outputs = tuple(begin + turn + j * turns for j in range(width))
+                    place = Tile(registers=outputs, row=row + tile * height, rows=height)
                     emit(k, layer, isa, held, place)
     return k.function()
 
@@ -230,16 +141,15 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """`columns` registers of outputs from `begin` on, of `rows` rows from `row` on."""
+    """Some registers of outputs, by number, of `rows` rows from `row` on."""
 
-    begin: Any
-    columns: int
+    registers: tuple[Any, ...]
     row: Any
     rows: int
 
     @cached_property
     def each(self) -> list[tuple[int, int]]:
-        return [(r, j) for r in range(self.rows) for j in range(self.columns)]
+        return [(r, j) for r in range(self.rows) for j in range(len(self.registers))]
 
 
 def emit(k: Builder, layer: Gemv, isa: Isa, held: Held, tile: Tile) -> None:
@@ -252,12 +162,12 @@ def emit(k: Builder, layer: Gemv, isa: Isa, held: Held, tile: Tile) -> None:
         for r, j in tile.each:
             step = splat(k.load(held.scales, (tile.row + r) * layer.blocks + b), "float32", lanes)
             if not layer.per_column:
-                at = (tile.begin * layer.blocks + b * tile.columns + j) * lanes
+                at = (tile.registers[j] * layer.blocks + b) * lanes
                 step = step * tirx.Cast(f"float32x{lanes}", k.load(held.steps, at, lanes))
             total = tirx.Cast(f"float32x{lanes}", sums[r, j])
             k.store(y[r, j], 0, tirx.op.fma(total, step, k.load(y[r, j], 0, lanes)), lanes)
     for r, j in tile.each:
-        value, column = k.load(y[r, j], 0, lanes), (tile.begin + j) * lanes
+        value, column = k.load(y[r, j], 0, lanes), tile.registers[j] * lanes
         bias = k.load(held.bias, column, lanes) if layer.takes_bias else None
         if layer.per_column:
             value = tirx.op.fma(tirx.Cast(f"float32x{lanes}", k.load(held.steps, column, lanes)), value, bias)
@@ -294,10 +204,8 @@ def block_sums(
             )
             for r in range(tile.rows) for part in range(parts)
         }  # fmt: skip
-        for j in range(tile.columns):
-            at = (
-                tile.begin * (layer.padded // chunk) + (b * (layer.block // chunk) + c) * tile.columns + j
-            ) * width
+        for j, outputs in enumerate(tile.registers):
+            at = (outputs * (layer.padded // chunk) + b * (layer.block // chunk) + c) * width
             packed = k.keep(isa.panel(held.weights, at), "uint8", width)
             if layer.rows > 1:  # one row waits for memory anyway, and is faster without
                 k.prefetch(held.weights, at + AHEAD)
@@ -322,7 +230,7 @@ def block_sums(
 def minus_zero(k: Builder, layer: Gemv, held: Held, tile: Tile, b: Any, j: int, lanes: int) -> Any:
     if layer.zero is not None:
         return splat(-layer.zero, "int32", lanes)
-    at = (tile.begin * layer.blocks + b * tile.columns + j) * lanes
+    at = (tile.registers[j] * layer.blocks + b) * lanes
     return splat(0, "int32", lanes) - tirx.Cast(f"int32x{lanes}", k.load(held.zeros, at, lanes))
 
 
@@ -330,9 +238,9 @@ def minus_zero(k: Builder, layer: Gemv, held: Held, tile: Tile, b: Any, j: int, 
 
 
 def pack(layer: Gemv, codes: NDArray[Any], isa: Isa) -> NDArray[np.uint8]:
-    """Codes u [outputs, inputs] in the order in which they are read, zeros where a panel is not full.
+    """Codes u [outputs, inputs] in the order in which they are read, zeros where a register is not full.
 
-    (n, k)  -->  panel n / 64, chunk k / 8, register n / 16 % 4, lane n % 16, byte k % 4, nibble k / 4 % 2
+    (n, k)  -->  register n / 16, chunk k / 8, lane n % 16, byte k % 4, nibble k / 4 % 2
     where two codes share a byte; where each has one, chunks are of 4 and have no nibbles.
     """
     parts, lanes = 8 // layer.bits, isa.lanes
@@ -340,17 +248,12 @@ def pack(layer: Gemv, codes: NDArray[Any], isa: Isa) -> NDArray[np.uint8]:
     full[: layer.outputs, : layer.inputs] = codes
     split = full.reshape(len(full), -1, parts, isa.unit)  # column, chunk, part, byte
     joined = sum((split[:, :, part] << (4 * part) for part in range(1, parts)), split[:, :, 0])
-    return by_panel(np.asarray(joined, np.uint8), isa)
+    return by_register(np.asarray(joined, np.uint8), isa)
 
 
-def by_panel(columns: NDArray[Any], isa: Isa) -> NDArray[Any]:
-    """[outputs, b, ..]  -->  panels of [b, register, lane, ..], zeros where the last register is not full."""
+def by_register(columns: NDArray[Any], isa: Isa) -> NDArray[Any]:
+    """[outputs, b, ..]  -->  [register, b, lane, ..], zeros where the last register is not full."""
     lanes = isa.lanes
     full = np.zeros((whole(len(columns), lanes), *columns.shape[1:]), columns.dtype)
     full[: len(columns)] = columns
-    registers = full.reshape(-1, lanes, *columns.shape[1:])
-    panels = [
-        registers[start : start + COLUMNS].transpose(2, 0, 1, *range(3, registers.ndim)).reshape(-1)
-        for start in range(0, len(registers), COLUMNS)
-    ]
-    return np.concatenate(panels)
+    return np.ascontiguousarray(full.reshape(-1, lanes, *columns.shape[1:]).swapaxes(1, 2)).reshape(-1)

@@ -37,25 +37,27 @@ Floats = list[Any]
 class Norm:
     """One layer on borderless planes of equal pixels; each pixel is a row, whatever its pitch.
 
-    x: float32. floats: where y goes, codes: where q goes; None: not wanted. centered: around the mean of the
-    row. bias: whether b is added.
+    x: float32. floats: where y goes, codes: where q goes; None: not wanted. block: numbers of a block in
+    which y is rounded as well (`rounding.py`), or 0. centered: around the mean of the row. bias: whether b
+    is added.
     """
 
     x: Plane
     floats: Plane | None = None
     codes: Plane | None = None
+    block: int = 0
     centered: bool = True
     bias: bool = True
     epsilon: float = 1e-5
 
 
 def norm(layer: Norm, isa: Isa, name: str) -> Any:
-    """The function (x, gain [C], [bias [C],] [s of codes, z of codes,] [y,] [q])."""
+    """The function (x, gain [C], [bias [C],] [s of codes, z of codes,] [y,] [q,] [codes, scales, sums])."""
     k, lanes, channels = Builder(name), isa.lanes, layer.x.channels
     x = k.argument("x", "float32", layer.x.size)
     gain = k.argument("gain", "float32", channels)
     bias = k.argument("bias", "float32", channels) if layer.bias else None
-    write = results(k, isa, layer.floats, layer.codes)
+    result = results(k, isa, layer.floats, layer.codes, layer.block)
     with k.loop(rows(layer.x), shared=True) as row:
         begin = row * layer.x.pitch
         middle = None
@@ -83,7 +85,8 @@ def norm(layer: Norm, isa: Isa, name: str) -> Any:
             else:
                 offsets = vectors(k, bias, at, lengths, lanes)
                 values = [tirx.op.fma(*three) for three in zip(values, gains, offsets, strict=True)]
-            write(row, at, values, lengths)
+            result.part(row, at, values, lengths)
+        result.end(row)
     return k.function()
 
 
@@ -91,10 +94,10 @@ def encode_rows(x: Plane, y: Plane, isa: Isa, name: str) -> Any:
     """The function (x, [s], [z], y): rows of floats to codes, on borderless planes of equal pixels."""
     k = Builder(name)
     source = k.argument("x", "float32", x.size)
-    write = results(k, isa, None, y)
+    result = results(k, isa, None, y)
     with k.loop(rows(x), shared=True) as row:
         for at, lengths in parts(k, x.channels, isa.lanes):
-            write(row, at, vectors(k, source, row * x.pitch + at, lengths, isa.lanes), lengths)
+            result.part(row, at, vectors(k, source, row * x.pitch + at, lengths, isa.lanes), lengths)
     return k.function()
 
 

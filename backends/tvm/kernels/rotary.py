@@ -42,7 +42,7 @@ def rotary(layer: Rotary, isa: Isa, name: str) -> Any:
     k, lanes, half = Builder(name), isa.lanes, layer.width // 2
     x = k.argument("x", "float32", layer.x.size)
     tables = [k.argument(name, "float32", layer.positions * layer.pitch) for name in ("cosines", "sines")]
-    write = results(k, isa, layer.floats, layer.codes)
+    result = results(k, isa, layer.floats, layer.codes)
     with k.loop(rows(layer.x) // layer.positions) as sequence, k.loop(layer.positions, shared=True) as t:
         row = sequence * layer.positions + t
         for at, lengths in parts(k, half, lanes):
@@ -56,7 +56,7 @@ def rotary(layer: Rotary, isa: Isa, name: str) -> Any:
                     [tirx.op.fma(a, s, b * c) for a, b, c, s in zip(low, high, cosines, sines, strict=True)],
                 ]
                 for more, values in zip((0, half), turned, strict=True):
-                    write(row, head * layer.width + at + more, values, lengths)
+                    result.part(row, head * layer.width + at + more, values, lengths)
     return k.function()
 
 

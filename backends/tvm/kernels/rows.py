@@ -5,12 +5,13 @@ A row that does not fill whole vectors ends in a shorter one: nothing beyond a r
 
 from collections.abc import Callable, Iterator
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.rounding import Rounding, rounder
 from qcompiler.backends.tvm.kernels.strips import bounded, store_codes
 from qcompiler.backends.tvm.plane import Plane
 
@@ -58,10 +59,15 @@ def store_steps(
     store_codes(k, isa, buffer, at, rounded, count)
 
 
-def results(
-    k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None
-) -> Callable[[Any, Any, list[Any], list[int]], None]:
-    """What writes a part of a row wherever it is wanted; ([s, z,] [y,] [q]) become arguments here."""
+class Results(NamedTuple):
+    """What writes a part of a row (row, at, values, lengths) wherever it is wanted, and what ends a row."""
+
+    part: Callable[[Any, Any, list[Any], list[int]], None]
+    end: Callable[[Any], None]
+
+
+def results(k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None, block: int = 0) -> Results:
+    """([s, z,] [y,] [q,] [codes of y by block, their scales, their sums]) become arguments here."""
     scale = None if codes is None else k.argument("scale", "float32", 1)
     zero = None if codes is None else k.argument("zero", "int32", 1)
     y = None if floats is None else k.argument("y", "float32", floats.size)
@@ -70,7 +76,7 @@ def results(
         splat(k.load(scale, 0), "float32", isa.lanes), "float32", isa.lanes
     )  # fmt: skip
 
-    def write(row: Any, at: Any, values: list[Any], lengths: list[int]) -> None:
+    def part(row: Any, at: Any, values: list[Any], lengths: list[int]) -> None:
         values = [k.keep(value, "float32", isa.lanes) for value in values]
         if floats is not None:
             store_floats(k, y, row * floats.pitch + at, values, lengths, isa.lanes)
@@ -78,7 +84,9 @@ def results(
             steps = [value / step for value in values]
             store_steps(k, isa, q, row * codes.pitch + at, steps, k.load(zero, 0), sum(lengths))
 
-    return write
+    if floats is None or not block:
+        return Results(part, lambda row: None)
+    return Results(part, rounder(k, isa, Rounding(x=floats, block=block), y))
 
 
 def rows(plane: Plane) -> int:

@@ -13,6 +13,7 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.cached_attention import CachedAttention, cached_attention
 from qcompiler.backends.tvm.plane import SPARE, Plane
 from tests.backends.tvm.sets import built, pytestmark, some_isa
+from tests.backends.tvm.test_rounding import BLOCKS, between, is_rounded
 
 __all__ = ["pytestmark"]
 UNIT = 2.0**-24
@@ -33,6 +34,7 @@ def layers(draw: st.DrawFn) -> CachedAttention:
         y=lines(batch * tokens, heads * width, heads * width),
         batch=batch, heads=heads, kv_heads=kv_heads, width=width, capacity=draw(st.integers(tokens, 70)),
         scale=draw(st.sampled_from([width**-0.5, 1.0])), rotary=draw(st.booleans()),
+        block=draw(BLOCKS),
     )  # fmt: skip
 
 
@@ -78,6 +80,7 @@ def test_within_the_bound(isa: Isa, layer: CachedAttention, place: float, seed: 
     caches = [np.full(layer.cache.size, np.nan, np.float32) for _ in past]
     for cache, rows in zip(caches, past, strict=True):
         cache[: rows.numel()] = rows.numpy().reshape(-1)
+    rounded = between(layer.y, layer.block)
     arrays = [
         placed(array)
         for array in (
@@ -85,10 +88,12 @@ def test_within_the_bound(isa: Isa, layer: CachedAttention, place: float, seed: 
             np.full(layer.scratch.size, np.nan, np.float32), *caches, np.zeros(layer.y.size, np.float32),
         )
     ]  # fmt: skip
-    built(cached_attention(layer, isa, "kernel"), isa)(*map(handed, arrays))
+    built(cached_attention(layer, isa, "kernel"), isa)(*map(handed, arrays + rounded))
     y, keys, values = exact(layer, qkv, past, position, tables)
     found = torch.from_numpy(arrays[-1][:-SPARE])
     assert float((found.reshape(y.shape) - y).abs().max()) <= bound(layer, qkv, past, position, tables)
+    rows = found.reshape(len(qkv), -1)
+    assert not layer.block or is_rounded(rows, layer.block, rounded)
     # Three roundings of at most |a| + |b|.
     for cache, wanted in zip(arrays[-3:-1], (keys, values), strict=True):
         torch.testing.assert_close(

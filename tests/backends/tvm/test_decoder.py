@@ -12,12 +12,13 @@ from qcompiler import api
 from qcompiler.backends.memory import HeldMemory, memory_of
 from qcompiler.backends.tvm import TvmExecutable
 from qcompiler.backends.tvm.memory import KeptMemory
+from qcompiler.backends.tvm.program import Call
 from qcompiler.errors import InputError
 from tests.backends.tvm.sets import pytestmark
 from tests.models.test_decoder import small
 
 __all__ = ["pytestmark"]
-CAPACITY = 32
+CAPACITY, DEPTH = 32, 2
 RECIPE: Any = {"base": "w4a16", "name": "groups of 16", "group_size": 16, "weight_method": "nearest"}
 
 
@@ -62,6 +63,18 @@ def test_a_cache_in_place_gives_what_is_handed_on_gives(pair: Pair) -> None:
     assert torch.equal(resumed.feed(torch.tensor([[7]])), held.feed(torch.tensor([[7]])))
     with pytest.raises(InputError, match="do not fit"):
         kept.feed(torch.zeros(1, CAPACITY - 27 + 1, dtype=torch.int64))
+
+
+def test_rows_are_rounded_where_they_are_computed(pair: Pair) -> None:
+    """By norms, gates and attention; alone only the last token, with which the last layer goes on."""
+    executable = pair[0].compiled.executable
+    assert isinstance(executable, TvmExecutable)
+    executable.memory().feed(torch.tensor([[7]]))
+    for ready in executable.programs.values():
+        calls = [step.arguments for step in ready.program.steps if isinstance(step, Call)]
+        rounding = [names for names in calls if names[-1].endswith(".sums")]  # floats, codes, scales, sums
+        assert len({names[-4] for names in rounding}) == len(rounding) == 4 * DEPTH + 1
+        assert [names[0] for names in rounding if len(names) == 4] == ["select_int"]
 
 
 def test_programs_share_their_weights(pair: Pair) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from qcompiler.backends.reference.kernels import Codes, weight_only_linear
 from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.gemv import Gemv, by_panel, gemv, pack, rounded
+from qcompiler.backends.tvm.kernels.gemv import Gemv, by_register, gemv, pack
+from qcompiler.backends.tvm.kernels.rounding import rounded
 from qcompiler.backends.tvm.plane import SPARE, Plane
 from tests.backends.tvm.sets import built, pytestmark, some_isa
 
@@ -75,18 +76,17 @@ def run(layer: Gemv, given_: Drawn, isa: Isa) -> Tensor:
     shift = layer.zero or 0
     codes = (given_.weight.values.to(torch.int32) + shift).to(torch.uint8).numpy()
     steps = given_.weight.scale.numpy().reshape(layer.outputs, -1).astype(layer.scales)
-    constants = [placed(pack(layer, codes, isa)), placed(by_panel(steps, isa))]
+    constants = [placed(pack(layer, codes, isa)), placed(by_register(steps, isa))]
     if layer.zero is None:
-        constants.append(placed(by_panel(given_.weight.zero_point.numpy(), isa)))
+        constants.append(placed(by_register(given_.weight.zero_point.numpy(), isa)))
     if layer.takes_bias:
         bias = torch.zeros(layer.outputs) if given_.bias is None else given_.bias
-        constants.append(placed(by_panel(bias.numpy()[:, None], isa)))
+        constants.append(placed(by_register(bias.numpy()[:, None], isa)))
     if given_.residual is not None and layer.residual is not None:
         constants.append(filled(layer.residual, given_.residual))
     x, y = filled(layer.x, given_.x), placed(np.zeros(layer.y.size, np.float32))
-    sizes = ((layer.codes.size, np.int8), (layer.numbers.size, np.float32), (layer.numbers.size, np.int32))
-    between = [placed(np.full(size, 99, kind)) for size, kind in sizes]
-    built(rounded(layer, isa, "rounded"), isa)(*map(handed, (x, *between)))
+    between = [placed(np.full(plane.size, 99, kind)) for plane, kind in layer.rounding.planes]
+    built(rounded(layer.rounding, isa, "rounded"), isa)(*map(handed, (x, *between)))
     built(gemv(layer, isa, "gemv"), isa)(*map(handed, (*between, *constants, y)))
     return torch.from_numpy(y[:-SPARE].reshape(layer.rows, -1)[:, : layer.outputs].copy())
 
@@ -103,7 +103,7 @@ def layers(draw: st.DrawFn) -> tuple[Gemv, bool]:
     inputs, outputs = draw(st.integers(1, 400)), draw(st.integers(1, 200))
     per_column, signed = draw(st.booleans()), draw(st.booleans())
     has_zeros = not signed and not per_column
-    rows, up = draw(st.integers(1, 9)), -(-outputs // 16) * 16
+    rows, up = draw(st.just(1) | st.integers(2, 9)), -(-outputs // 16) * 16  # one row has a tile of its own
     layer = Gemv(
         x=lines(rows, inputs, inputs + draw(st.integers(0, 20))),
         y=lines(rows, outputs, up + draw(st.integers(0, 5))),

@@ -28,7 +28,7 @@ from qcompiler.backends.tvm.kernels.cached_attention import CachedAttention, cac
 from qcompiler.backends.tvm.kernels.conv import Convolution, convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, depthwise
 from qcompiler.backends.tvm.kernels.edge import decode, encode
-from qcompiler.backends.tvm.kernels.gemv import Gemv, gemv, rounded
+from qcompiler.backends.tvm.kernels.gemv import Gemv, gemv
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
 from qcompiler.backends.tvm.kernels.pool import (
     Average,
@@ -38,6 +38,7 @@ from qcompiler.backends.tvm.kernels.pool import (
     max_pool,
 )
 from qcompiler.backends.tvm.kernels.rotary import Rotary, rotary
+from qcompiler.backends.tvm.kernels.rounding import rounded
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.schedules import predicted
 from tests.backends.tvm.sets import built, every_isa, pytestmark
@@ -100,7 +101,7 @@ def functions_of_rows(isa: Isa) -> dict[str, Any]:
         "encode rows": encode_rows(x, y, isa, "encode_rows"),
         "attention": attention(some, isa, "attention"),
         "cached attention": cached_attention(cached, isa, "cached_attention"),
-        "rounded": rounded(few, isa, "rounded"),
+        "rounded": rounded(few.rounding, isa, "rounded"),
         "gemv": gemv(few, isa, "gemv"),
         "activation": activation(curve, isa, "activation"),
         "rotary": rotary(turned, isa, "rotary"),

@@ -18,6 +18,7 @@ from qcompiler.backends.tvm.plane import Plane
 from qcompiler.numerics import quantize
 from tests.backends.tvm.sets import built, pytestmark, some_isa
 from tests.backends.tvm.test_edge import ODD, SCALES, ZEROS, params
+from tests.backends.tvm.test_rounding import BLOCKS, between, is_rounded
 
 __all__ = ["pytestmark"]
 WIDTHS = st.sampled_from([1, 2, 5, 15, 16, 17, 31, 48, 63, 64, 65, 100, 129, 192, 300, 768, 1000])
@@ -52,11 +53,11 @@ def kept(plane: Plane, memory: NDArray[Any], mark: float) -> bool:
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 3),
     centered=st.booleans(), bias=st.booleans(), shift=st.sampled_from([0.0, 1.0, -100.0]),
     spread=st.sampled_from([1e-3, 1.0, 50.0]), wanted=st.sampled_from(["floats", "codes", "both"]),
-    zero=ZEROS, seed=st.integers(0, 1000),
+    zero=ZEROS, block=BLOCKS, seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_norm(
     isa: Isa, rows: int, channels: int, wider: tuple[int, int, int], centered: bool, bias: bool, shift: float,
-    spread: float, wanted: str, zero: int, seed: int,
+    spread: float, wanted: str, zero: int, block: int, seed: int,
 ) -> None:  # fmt: skip
     draw = np.random.default_rng(seed)
     values = (spread * (draw.standard_normal((rows, channels)) + shift)).astype(np.float32)
@@ -64,19 +65,22 @@ def test_norm(
     x, y, q = (plane(rows, channels, more) for more in wider)
     layer = Norm(
         x=x, floats=y if wanted != "codes" else None, codes=q if wanted != "floats" else None,
-        centered=centered, bias=bias, epsilon=1e-5,
+        block=block if wanted != "codes" else 0, centered=centered, bias=bias, epsilon=1e-5,
     )  # fmt: skip
+    rounded = between(y, layer.block)
     floats, codes = placed(np.full(y.size, 99, np.float32)), placed(np.full(q.size, 99, np.uint8))
     given_ = [laid(x, values), placed(gain)] + [placed(offset)] * bias
     if layer.codes is not None:
         given_ += [placed(np.array([0.02], np.float32)), placed(np.array([zero], np.int32))]
     given_ += [floats] * (layer.floats is not None) + [codes] * (layer.codes is not None)
-    built(norm(layer, isa, "norm"), isa)(*map(handed, given_))
+    built(norm(layer, isa, "norm"), isa)(*map(handed, given_ + rounded))
 
     exact, allowed = wanted_of(values, gain, offset if bias else None, centered)
     if layer.floats is not None:
         assert (np.abs(taken(y, floats) - exact) <= allowed).all()
         assert kept(y, floats, 99)
+    if layer.block:
+        assert is_rounded(torch.from_numpy(taken(y, floats)), block, rounded)
     if layer.codes is not None:
         assert kept(q, codes, 99)
     if wanted == "both":
