@@ -35,6 +35,7 @@ from qcompiler.backends.tvm.program import (
     Store,
     Take,
     alive,
+    early,
 )
 from qcompiler.backends.tvm.schedules import Choose, Schedules
 from qcompiler.ir import Graph, arguments, spec
@@ -106,7 +107,7 @@ class Lowering:
         return Program(
             stores=self.stores, constants=self.constants,
             functions=tuple(self.functions.values()),
-            steps=alive(self.steps, self.graph.output.all_input_nodes), shapes=self.shapes,
+            steps=early(alive(self.steps, self.graph.output.all_input_nodes)), shapes=self.shapes,
             kernels=self.kernels, fusions=tuple(self.fusions),
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ TVM checks and unpacks the arguments of all others, and asks the system for thei
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ def plain(function: Any) -> Any:
         for buffer in scratch(function):
             views.append(tirx.DeclBuffer(buffer, data=pointer_to(start, str(buffer.dtype))))
             start = start + bytes_of(buffer)
-    rest = [each for each in top(function.body) if not is_scratch(each)]
-    made = tirx.PrimFunc(parameters, tirx.SeqStmt([*views, *rest]), attrs=function.attrs)
+    made = tirx.PrimFunc(
+        parameters, tirx.SeqStmt([*views, without_scratch(function.body)]), attrs=function.attrs
+    )
     return made.with_attr("calling_conv", int(CallingConv.C_PACKED_FUNC))
 
 
@@ -42,15 +44,34 @@ def workspace(function: Any) -> int:
 
 
 def scratch(function: Any) -> list[Any]:
-    return [each.buffer for each in top(function.body) if is_scratch(each)]
+    """The buffers that TVM would ask the system for."""
+    return [each.buffer for each in leaves(function.body) if is_scratch(each)]
+
+
+def leaves(statement: Any) -> Iterator[Any]:
+    match statement:
+        case tirx.For():
+            yield from leaves(statement.body)
+        case tirx.SeqStmt():
+            for each in statement:
+                yield from leaves(each)
+        case _:
+            yield statement
+
+
+def without_scratch(statement: Any) -> Any:
+    match statement:
+        case tirx.For():
+            body = without_scratch(statement.body)
+            loop = (statement.loop_var, statement.min, statement.extent, statement.kind, body)
+            return tirx.For(*loop, annotations=statement.annotations)
+        case tirx.SeqStmt():
+            return tirx.SeqStmt([without_scratch(each) for each in statement if not is_scratch(each)])
+    return statement
 
 
 def is_scratch(statement: Any) -> bool:
     return isinstance(statement, tirx.AllocBuffer) and bytes_of(statement.buffer) >= STACK
-
-
-def top(body: Any) -> list[Any]:
-    return list(body) if isinstance(body, tirx.SeqStmt) else [body]
 
 
 def bytes_of(buffer: Any) -> int:

@@ -120,32 +120,43 @@ class Load(Moving):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Put(Moving):
-    """A tensor of codes or floats, by channel or by row, onto its plane."""
+class OnPlane(Moving):
+    """What all steps between torch and the pixels of a plane have: where these lie is known before a call."""
 
     store: Store
 
+    def view(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
+        """The pixels themselves [N, H, W, C]."""
+        return self.store.inside(arrays[self.name])
+
     def run(self, state: State) -> None:
-        value: Any = decoded(state.values[self.node])
-        self.store.inside(state.arrays[self.name])[:] = by_pixel(value.numpy())
+        self.move(self.view(state.arrays), state)
+
+    def move(self, view: Any, state: State) -> None:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Take(Moving):
+class Put(OnPlane):
+    """A tensor of codes or floats, by channel or by row, onto its plane."""
+
+    def move(self, view: Any, state: State) -> None:
+        value: Any = decoded(state.values[self.node])
+        view[:] = by_pixel(value.numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take(OnPlane):
     """What is on a plane as a tensor of a shape."""
 
-    store: Store
     shape: tuple[int, ...]
 
-    def view(self, arrays: Mapping[str, NDArray[Any]]) -> Tensor:
+    def view(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
         """The plane itself, in that shape."""
-        pixels = torch.from_numpy(self.store.inside(arrays[self.name]))
+        pixels = torch.from_numpy(super().view(arrays))
         return pixels.permute(0, 3, 1, 2) if len(self.shape) == 4 else pixels.view(self.shape)
 
-    def run(self, state: State) -> None:
-        self.copy(self.view(state.arrays), state)
-
-    def copy(self, view: Tensor, state: State) -> None:
+    def move(self, view: Any, state: State) -> None:
         state.values[self.node] = view.clone(memory_format=torch.contiguous_format)
 
 
@@ -191,20 +202,21 @@ class First(Moving):
     """The first of some whole numbers, where our functions find it."""
 
     def run(self, state: State) -> None:
-        state.arrays[self.name][0] = int(state.values[self.node].reshape(-1)[0])
+        state.arrays[self.name][0] = state.values[self.node].numpy().flat[0]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gather(Moving):
+class Gather(OnPlane):
     """Rows of a table of floats onto a plane."""
 
     indices: Node
     table: Node
-    store: Store
 
-    def run(self, state: State) -> None:
-        found = state.values[self.table].index_select(0, state.values[self.indices].reshape(-1))
-        self.store.inside(state.arrays[self.name])[:] = by_pixel(found.numpy())
+    def view(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
+        return torch.from_numpy(super().view(arrays)[0, 0])
+
+    def move(self, view: Any, state: State) -> None:
+        torch.index_select(state.values[self.table], 0, state.values[self.indices].reshape(-1), out=view)
 
 
 def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
@@ -278,6 +290,17 @@ def alive(steps: Sequence[Step], returned: Iterable[Node]) -> tuple[Step, ...]:
             read.update(reads(step))
             kept.append(step)
     return tuple(reversed(kept))
+
+
+def early(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """First what only wants the inputs of a call, so that calls stand side by side."""
+    return tuple(sorted(steps, key=lambda step: not is_at_once(step)))
+
+
+def is_at_once(step: Step) -> bool:
+    given = step.node.all_input_nodes if isinstance(step, Gather) else [step.node]
+    enters = isinstance(step, Moving) and not isinstance(step, Take | Leave)
+    return enters and all(node.op in ("placeholder", "get_attr") for node in given)
 
 
 def reads(step: Step) -> tuple[Node, ...]:

@@ -21,7 +21,7 @@ from qcompiler.backends.tvm.build import assembled, handed, placed, processor_fo
 from qcompiler.backends.tvm.driver import FIRST, MAIN, MEETING, WORKSPACE, Started, counters, driven, largest
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.pages import arranged
-from qcompiler.backends.tvm.program import Call, Host, Program, State, Step, Take, reads, tensors
+from qcompiler.backends.tvm.program import Call, Host, OnPlane, Program, State, Step, reads, tensors
 from qcompiler.backends.tvm.threads import Team, divided
 from qcompiler.ir import Graph
 
@@ -188,7 +188,7 @@ def bound(
             continue
         for step in row:
             assert isinstance(step, Host)
-            yield partial(step.copy, step.view(arrays)) if isinstance(step, Take) else step.run
+            yield partial(step.move, step.view(arrays)) if isinstance(step, OnPlane) else step.run
 
 
 def started(calls: Callable[[], None]) -> Run:
