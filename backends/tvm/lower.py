@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.tvm.families import FAMILIES, Layer, pair
+from qcompiler.backends.tvm.floatpath.steps import computed, with_functions
 from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
@@ -35,7 +36,7 @@ from qcompiler.backends.tvm.program import (
     Take,
     alive,
 )
-from qcompiler.backends.tvm.schedules import Choose, Schedules
+from qcompiler.backends.tvm.schedules import Choose, Schedules, measured_by
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region, partition
 from qcompiler.rewrite import Trait, has
@@ -65,6 +66,13 @@ def lower(
     return Lowering(graph, target, shapes, isa, choose or Schedules(isa=isa)).program()
 
 
+def lowered_steps(
+    graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa, choose: Choose
+) -> tuple[Step, ...]:
+    """What a program does before ops of torch become functions."""
+    return Lowering(graph, target, shapes, isa, choose).planned()
+
+
 class Lowering:
     """One lowering under way: what has been given a place so far."""
 
@@ -85,7 +93,7 @@ class Lowering:
         self.masks: set[str] = set()
         self.computed: set[Region] = set()  # by a kernel that computes another as well
 
-    def program(self) -> Program:
+    def planned(self) -> tuple[Step, ...]:
         inside = {
             node for region in self.regions.values() for node in (region.anchor, *region.chain, region.result)
         }
@@ -100,11 +108,16 @@ class Lowering:
             elif node.op == "output":
                 for read in node.all_input_nodes:
                     self.bring(read)
+        return alive(self.steps, self.graph.output.all_input_nodes)
+
+    def program(self) -> Program:
+        steps = with_functions(
+            self.planned(), self.graph.output.all_input_nodes, self.shapes, measured_by(self.choose),
+            self.function,
+        )  # fmt: skip
         return Program(
-            stores=self.stores, constants=self.constants,
-            functions=tuple(self.functions.values()),
-            steps=alive(self.steps, self.graph.output.all_input_nodes), shapes=self.shapes,
-            kernels=self.kernels,
+            stores=self.stores, constants=self.constants, functions=tuple(self.functions.values()),
+            steps=steps, shapes=self.shapes, kernels={**self.kernels, **computed(steps)},
         )  # fmt: skip
 
     # ---------------------------------------------------------------- values

@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from qcompiler.backends.reference import coded, compute_region, decoded
 from qcompiler.backends.tvm.build import ALIGNMENT
+from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.plane import SPARE, Plane
 from qcompiler.ir import Graph
 from qcompiler.ir.graph import operator_of
@@ -277,6 +278,8 @@ def reads(step: Step) -> tuple[Node, ...]:
         case Refer(region=region):
             more = [node for node in (region.residual, region.addend) if node is not None]
             return (step.node, *more, *step.node.all_input_nodes)
+        case Floats(group=group):
+            return group.inputs
     return (step.node, *step.node.all_input_nodes)
 
 

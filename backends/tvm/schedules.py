@@ -123,6 +123,11 @@ class Schedules:
         return predicted(layer, self.isa) if found is None else found
 
 
+def measured_by(choose: Choose) -> Mapping[str, str]:
+    """Workload -> configuration, of everything that has rows; nothing where schedules come from elsewhere."""
+    return choose.measured if isinstance(choose, Schedules) else {}
+
+
 def read_schedules(isa: Isa, processor: str, path: Path | None) -> Schedules:
     """The rows of a database over those shipped; if it cannot be read, it is left out with a warning."""
     core = Core(isa=isa.name, processor=processor)
