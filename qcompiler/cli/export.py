@@ -1,6 +1,7 @@
 """`qcompiler export`: a QDQ ONNX file, or the float ops of a model as CUDA C++."""
 
 from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,11 +93,12 @@ def export_cuda(source: "Source", folder: Path, architecture: str) -> None:
     found = emitted(graph, shapes_of(graph), architecture)
     files = write(found, folder)
     table = Table(box=None, pad_edge=False)
-    for name in ("function", "ops", "threads", "bytes"):
+    for name in ("function", "ops", "blocks x threads", "bytes"):
         table.add_column(name, overflow="fold", header_style="dim")
     for each in found.functions:
         ops = ", ".join(op.split(".")[1] for op in each.ops)
-        table.add_row(each.name, Text(ops), ", ".join(map(str, each.threads)), str(each.bytes))
+        launches = ", ".join(f"{prod(one.blocks)} x {prod(one.threads)}" for one in each.launches)
+        table.add_row(each.name, Text(ops), launches, str(each.bytes))
     if found.functions:
         show(table)
     reasons = Counter(found.left.values())

@@ -25,13 +25,23 @@ from qcompiler.ir import Graph, spec
 from qcompiler.ir.text import operator_name
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90")
-KERNEL = re.compile(r"__global__ void __launch_bounds__\((\d+)\) (\w+)\(")
+KERNEL = re.compile(r"__global__ void __launch_bounds__\(\d+\) (\w+)\(")
+BINDING = re.compile(r'T\.thread_binding\((\d+), thread="(blockIdx|threadIdx)\.([xyz])"\)')
 BLOCK, SHARED = 1024, 49152  # threads of a block, and bytes that they share, on all of these
 
 
 @dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One kernel, and how many blocks and threads of a block it is started with, by x, y and z."""
+
+    kernel: str
+    blocks: tuple[int, int, int]
+    threads: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CudaFunction:
-    """One file: its kernels run one after the other, with so many threads in a block each.
+    """One file: its kernels are launched one after the other.
 
     bytes: of the inputs and outputs, which is the least that a call moves. arguments: inputs, then outputs.
     """
@@ -40,8 +50,7 @@ class CudaFunction:
     ops: tuple[str, ...]
     nodes: tuple[str, ...]
     arguments: tuple[str, ...]
-    kernels: tuple[str, ...]
-    threads: tuple[int, ...]
+    launches: tuple[Launch, ...]
     bytes: int
     source: str
 
@@ -101,34 +110,58 @@ def compiled(group: Group, name: str, target: Any) -> CudaFunction:
     plain = function(arguments, name)
     special = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction())
     try:
-        source = source_of(plain, name, target, (*special, gpu.Fallback()))
+        source, launches = source_of(plain, name, target, (*special, gpu.Fallback()))
     except Exception:  # a rule that takes a function may still fail on it; the last one takes nearly all
         try:
-            source = source_of(plain, name, target, (gpu.Fallback(),))
+            source, launches = source_of(plain, name, target, (gpu.Fallback(),))
         except Exception as error:  # TVM's refusals have no class of their own
             raise LoweringError(
                 f"{', '.join(node.name for node in group.nodes)} cannot be compiled for CUDA",
                 why=f"DLight has no schedule for it ({type(error).__name__})", fix="leave it to torch",
             ) from error  # fmt: skip
-    kernels = list(dict.fromkeys(KERNEL.findall(source)))  # each is declared and defined
     return CudaFunction(
         name=name, ops=tuple(operator_name(node.target) for node in group.nodes),
         nodes=tuple(node.name for node in group.nodes),
         arguments=tuple(f"{node.name}: {group.kind(node)}" for node in (*group.inputs, *group.outputs)),
-        kernels=tuple(kernel for _, kernel in kernels), threads=tuple(int(count) for count, _ in kernels),
-        bytes=group.bytes((*group.inputs, *group.outputs)), source=source,
+        launches=launches, bytes=group.bytes((*group.inputs, *group.outputs)), source=source,
     )  # fmt: skip
 
 
-def source_of(plain: Any, name: str, target: Any, rules: Sequence[Any]) -> str:
-    """CUDA C++ of a function under the first rule that takes it."""
+def source_of(plain: Any, name: str, target: Any, rules: Sequence[Any]) -> tuple[str, tuple[Launch, ...]]:
+    """CUDA C++ of a function under the first rule that takes it, and its launches in order."""
     import tvm
     from tvm.s_tir import dlight
 
     with target:
         module = dlight.ApplyDefaultSchedule(*rules)(tvm.IRModule({name: plain}))
     library = tvm.compile(module, target)
-    return "\n".join(str(each.inspect_source("cuda")) for each in library.mod.imports if each.kind == "cuda")
+    source = "\n".join(
+        str(each.inspect_source("cuda")) for each in library.mod.imports if each.kind == "cuda"
+    )
+    kernels = dict.fromkeys(KERNEL.findall(source))  # each is declared and defined
+    return source, tuple(
+        Launch(kernel=kernel, blocks=blocks, threads=threads)
+        for kernel, (blocks, threads) in zip(kernels, sizes(module.script()), strict=True)
+    )
+
+
+Sizes = tuple[int, int, int]
+
+
+def sizes(script: str) -> list[tuple[Sizes, Sizes]]:
+    """Blocks and threads of every kernel; loops bound to blocks stand around those bound to threads."""
+    found: list[dict[str, dict[str, int]]] = []
+    last = "threadIdx"
+    for extent, kind, axis in BINDING.findall(script):
+        if kind == "blockIdx" and last == "threadIdx":
+            found.append({"blockIdx": {}, "threadIdx": {}})
+        found[-1][kind][axis] = int(extent)
+        last = kind
+
+    def by_axis(known: dict[str, int]) -> Sizes:
+        return known.get("x", 1), known.get("y", 1), known.get("z", 1)
+
+    return [(by_axis(each["blockIdx"]), by_axis(each["threadIdx"])) for each in found]
 
 
 def write(found: Emitted, folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,12 @@ def test_fusions_become_kernels_and_the_rest_is_told(architecture: str) -> None:
     ops = [[op.split(".")[1] for op in each.ops] for each in found.functions]
     assert ops == [["mul", "add", "softmax"], ["gelu", "add"], ["mul"]]
     for each in found.functions:
-        assert each.kernels and all(0 < count <= 1024 for count in each.threads)
-        assert all(f"__launch_bounds__({count})" in each.source for count in each.threads)
-        assert all(f" {kernel}(" in each.source for kernel in each.kernels)
+        assert each.launches
+        for launch in each.launches:
+            assert f"__launch_bounds__({math.prod(launch.threads)}) {launch.kernel}(" in each.source
+            assert math.prod(launch.blocks) >= 1
     softmax = found.functions[0]
+    assert softmax.launches[0].blocks == (64, 1, 1)  # one for each row
     assert "expf(" in softmax.source and softmax.bytes == 4 * (64 * 80 + 80 + 64 * 80)
     assert found.left == {
         "cumsum": "aten.cumsum.default is not in the table of float ops",
@@ -55,6 +58,7 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [row["file"] for row in manifest["functions"]] == [path.name for path in files[:-1]]
     assert files[0].read_text() == found.functions[0].source
     assert manifest["functions"][0]["arguments"][0].endswith("f32[64, 80]")
+    assert manifest["functions"][0]["launches"][0]["blocks"] == [64, 1, 1]
 
 
 def test_what_no_rule_binds_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
