@@ -24,8 +24,7 @@ def drawn(function: Any, target: Any, count: int) -> list[str]:
     from tvm import s_tir
 
     module = tvm.IRModule({"main": function})
-    context = context_of(module, target)
-    designs = list(context.generate_design_space())
+    context, designs = space_of(module, target)
     found: dict[str, None] = {}
     for seed in range(ATTEMPTS * count):
         if len(found) == count or not designs:
@@ -43,7 +42,17 @@ def drawn(function: Any, target: Any, count: int) -> list[str]:
     return list(found)
 
 
-def context_of(module: Any, target: Any) -> Any:
+def space_of(module: Any, target: Any) -> tuple[Any, list[Any]]:
+    """The designs of the widest space that there is: a rule may fail on what it takes, and ends them all."""
+    for tiles, writes in ((True, True), (True, False), (False, False)):
+        context = context_of(module, target, tiles=tiles, writes=writes)
+        with contextlib.suppress(Exception):  # TVM's refusals have no class of their own
+            return context, list(context.generate_design_space())
+    return None, []
+
+
+def context_of(module: Any, target: Any, *, tiles: bool, writes: bool) -> Any:
+    """tiles: loops are split, for what is read again; writes: and what is stored is written by tile."""
     from tvm.s_tir import meta_schedule as ms
 
     rule, after = ms.schedule_rule, ms.postproc
@@ -55,7 +64,8 @@ def context_of(module: Any, target: Any) -> Any:
         rule.AddRFactor(max_jobs_per_core=-1, max_innermost_factor=64),
         rule.MultiLevelTiling(
             structure="SSRSRS", tile_binds=None, max_innermost_factor=64, vector_load_lens=None,
-            reuse_read=None, reuse_write=rule.ReuseType(req="may", levels=[1, 2], scope="global"),
+            reuse_read=None,
+            reuse_write=rule.ReuseType(req="may", levels=[1, 2], scope="global") if writes else None,
         ),
         rule.ParallelizeVectorizeUnroll(
             max_jobs_per_core=-1, max_vectorize_extent=64, unroll_max_steps=[0, 16, 64, 512],
@@ -63,6 +73,7 @@ def context_of(module: Any, target: Any) -> Any:
         ),
         rule.RandomComputeLocation(),
     ]  # fmt: skip
+    rules = [each for each in rules if tiles or not isinstance(each, rule.MultiLevelTiling)]
     postprocs = [
         after.DisallowDynamicLoop(), after.RewriteParallelVectorizeUnroll(), after.RewriteReductionBlock(),
     ]  # fmt: skip

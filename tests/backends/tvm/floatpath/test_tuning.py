@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qcompiler.backends.tvm.build import host
 from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, chosen, made, unscheduled, workload
@@ -47,6 +47,30 @@ def test_draws_are_the_same_in_every_run_and_compute_the_same() -> None:
     for trace in traces:
         ((found,),) = computed([group], by_torch(graph, INPUTS), trace)
         torch.testing.assert_close(found, function(*INPUTS), rtol=2e-6, atol=1e-7)
+
+
+class Weighed(nn.Module):
+    """Two reductions behind a convolution, where writing by tile is refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(x)
+        weights = torch.softmax(self.line(x.mean(3)) * 0.5, -1)
+        return x * weights.unsqueeze(-1)
+
+
+def test_a_rule_that_fails_on_a_function_leaves_the_others() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 8, 48, 48)]
+    graph = graph_of(Weighed(), inputs)
+    (group,) = groups_in(graph, inputs)
+    traces = drawn(unscheduled(group, "f"), target_of(BEST), 2)
+    assert traces
+    ((found,),) = computed([group], by_torch(graph, inputs), traces[0])
+    torch.testing.assert_close(found, by_torch(graph, inputs)[group.outputs[0]], rtol=1e-5, atol=1e-6)
 
 
 def test_rows_are_kept_and_used_again(tmp_path: Path) -> None:
