@@ -6,6 +6,7 @@ ops          the table of them            group       which ops become one funct
 build        its TIR                      schedule    without measurement
 traces       a schedule as data           choice      TVM or torch
 step         a call of one                steps       ops of a program that torch would compute
-tuning       schedules that MetaSchedule draws, measured against torch
+draw         schedules from MetaSchedule's space
+tuning       torch, the schedule without measurement, and drawn ones, measured side by side
 cuda         the same functions as CUDA C++
 """

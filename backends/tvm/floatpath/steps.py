@@ -3,6 +3,7 @@
 [.., Compute(a), Compute(b), Call, ..]  -->  [.., Floats(a, b), Call, ..]
 """
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -34,8 +35,14 @@ def with_functions(
     for group in groups_of(steps, returned, shapes):
         configuration = checked(group, chosen(group, measured))
         if configuration != TORCH:
-            name = function((group.text, configuration), partial(made, group, configuration))
-            calls.append(Floats(group=group, function=name))
+            make = partial(made, group, configuration)
+            try:
+                calls.append(Floats(group=group, function=function((group.text, configuration), make)))
+            except Exception as error:  # TVM's refusals have no class of their own; torch computes everything
+                warnings.warn(
+                    f"{', '.join(node.name for node in group.nodes)} stay with torch, because TVM has no "
+                    f"schedule for them together ({type(error).__name__})", stacklevel=2,
+                )  # fmt: skip
     return placed_last(steps, calls)
 
 

@@ -14,6 +14,7 @@ from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.backends.tvm.build import host
+from qcompiler.backends.tvm.floatpath import steps as steps_of_floats
 from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, by_rule, workload
 from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.program import Compute
@@ -138,3 +139,19 @@ def test_a_row_decides_and_a_damaged_one_is_told(tmp_path: Path) -> None:
         steps = damaged.ready([x]).program.steps
     assert sum(isinstance(step, Floats) for step in steps) == len(groups)
     torch.testing.assert_close(damaged([x])[0], plain([x])[0], rtol=0, atol=0)
+
+
+def test_what_tvm_cannot_schedule_stays_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise ValueError
+
+    torch.manual_seed(0)
+    network, x = Odd().eval(), torch.randn(1, 3, 6, 6)
+    graph = quantized(explain(network, x, calibration=[torch.randn(4, 3, 6, 6)], target=TARGET))
+    monkeypatch.setattr(steps_of_floats, "made", refused)
+    engine = Tvm(TARGET).lower(graph, threads=1)
+    assert isinstance(engine, TvmExecutable)
+    with pytest.warns(UserWarning, match=r"softmax.* stay with torch, because TVM has no schedule"):
+        (found,) = engine([x])
+    assert not any(isinstance(step, Floats) for step in engine.ready([x]).program.steps)
+    assert torch.equal(found, Reference(TARGET).lower(graph)([x])[0])
