@@ -16,6 +16,7 @@ from torch.fx import Node
 from qcompiler.backends.base import Executed, Execution, NodeDistance
 from qcompiler.backends.memory import HeldMemory, Memory, cache_shapes
 from qcompiler.backends.reference import decoded
+from qcompiler.backends.tvm.floatpath.steps import KERNEL
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.memory import KeptMemory
@@ -110,7 +111,7 @@ class TvmExecutable:
             Executed(
                 node=layer.node,
                 kernel=kernels.get(layer.node, "torch") or "reference",
-                precision=layer.precision if layer.node in kernels else "float",
+                precision=layer.precision if kernels.get(layer.node, KERNEL) != KERNEL else "float",
             )
             for layer in plan.layers
         )

@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from qcompiler.backends.tvm import fusions
 from qcompiler.backends.tvm.families import FAMILIES, Layer, pair
+from qcompiler.backends.tvm.floatpath.steps import computed, with_functions
 from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
@@ -37,7 +38,7 @@ from qcompiler.backends.tvm.program import (
     alive,
     early,
 )
-from qcompiler.backends.tvm.schedules import Choose, Schedules
+from qcompiler.backends.tvm.schedules import Choose, Schedules, measured_by
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region, partition, weighed
 from qcompiler.passes.profit import Fusion, pays
@@ -68,6 +69,13 @@ def lower(
     return Lowering(graph, target, shapes, isa, choose or Schedules(isa=isa)).program()
 
 
+def lowered_steps(
+    graph: Graph, target: Target, shapes: Mapping[Node, tuple[int, ...]], isa: Isa, choose: Choose
+) -> tuple[Step, ...]:
+    """What a program does before ops of torch become functions."""
+    return Lowering(graph, target, shapes, isa, choose).planned()
+
+
 class Lowering:
     """One lowering under way: what has been given a place so far."""
 
@@ -89,7 +97,7 @@ class Lowering:
         self.masks: set[str] = set()
         self.computed: set[Region] = set()  # by a kernel that computes another as well
 
-    def program(self) -> Program:
+    def planned(self) -> tuple[Step, ...]:
         inside = {
             node for region in self.regions.values() for node in (region.anchor, *region.chain, region.result)
         }
@@ -104,11 +112,17 @@ class Lowering:
             elif node.op == "output":
                 for read in node.all_input_nodes:
                     self.bring(read)
+        return alive(self.steps, self.graph.output.all_input_nodes)
+
+    def program(self) -> Program:
+        steps = with_functions(
+            self.planned(), self.graph.output.all_input_nodes, self.shapes, measured_by(self.choose),
+            self.function,
+        )  # fmt: skip
         return Program(
-            stores=self.stores, constants=self.constants,
-            functions=tuple(self.functions.values()),
-            steps=early(alive(self.steps, self.graph.output.all_input_nodes)), shapes=self.shapes,
-            kernels=self.kernels, fusions=tuple(self.fusions),
+            stores=self.stores, constants=self.constants, functions=tuple(self.functions.values()),
+            steps=early(steps), shapes=self.shapes, kernels={**self.kernels, **computed(steps)},
+            fusions=tuple(self.fusions),
         )  # fmt: skip
 
     # ---------------------------------------------------------------- values

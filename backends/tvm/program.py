@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from qcompiler.backends.reference import coded, compute_region, decoded
 from qcompiler.backends.tvm.build import ALIGNMENT
+from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.plane import SPARE, Plane
 from qcompiler.ir import Graph
 from qcompiler.ir.graph import operator_of
@@ -50,14 +51,15 @@ class Store:
 class State:
     """One run: memory and constants by name, where functions find them, and torch's values.
 
-    addresses, places: name -> its place in the table of addresses that functions read. loaded: what lies in
-    memory of torch, which lives as long as this.
+    addresses, places: name -> its place in the table of addresses that functions read. functions: those that
+    take torch's tensors. loaded: what lies in memory of torch, which lives as long as this.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     values: dict[Node, Any]
     addresses: NDArray[np.int64]
     places: Mapping[str, int]
+    functions: Mapping[str, Any]
     loaded: dict[str, Tensor] = field(default_factory=dict)
 
     def load(self, name: str, floats: Tensor) -> None:
@@ -311,6 +313,8 @@ def reads(step: Step) -> tuple[Node, ...]:
         case Refer(region=region):
             more = [node for node in (region.residual, region.addend) if node is not None]
             return (step.node, *more, *step.node.all_input_nodes)
+        case Floats(group=group):
+            return group.inputs
     return (step.node, *step.node.all_input_nodes)
 
 

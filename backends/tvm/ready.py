@@ -32,11 +32,12 @@ Run = Callable[[State], Any]
 class Code:
     """The calls of a program as one compiled function, and the threads that run it.
 
-    meeting, workspace: memory of the team. places: name -> its place in the table of addresses.
-    divided: functions whose work threads divide.
+    functions: those that steps call with torch's tensors. meeting, workspace: memory of the team.
+    places: name -> its place in the table of addresses. divided: functions whose work threads divide.
     """
 
     main: Callable[..., Any]
+    functions: Mapping[str, Callable[..., Any]]
     team: Team
     meeting: NDArray[np.int32]
     workspace: NDArray[np.uint8]
@@ -74,7 +75,10 @@ class Ready:
 
     def state(self, inputs: Mapping[Node, Tensor]) -> State:
         values = {**self.constants, **inputs}
-        return State(arrays=self.arrays, values=values, addresses=self.addresses, places=self.code.places)
+        return State(
+            arrays=self.arrays, values=values, addresses=self.addresses, places=self.code.places,
+            functions=self.code.functions,
+        )  # fmt: skip
 
     def run(self, inputs: Mapping[Node, Tensor]) -> dict[Node, Any]:
         """What torch knows afterwards."""
@@ -140,10 +144,11 @@ def built(program: Program, isa: Isa, team: Team) -> Code:
     calls = calls_of(program)
     names = dict.fromkeys(name for call in calls for name in call.arguments)
     places = {name: place for place, name in enumerate(names, FIRST)}
-    shared = {name: found for name, each in named(program).items() if (found := divided(each))}
-    if team.size == 1:
-        shared = {}
-    functions = {name: shared[name][0] if name in shared else each for name, each in named(program).items()}
+    called = {call.function for call in calls}
+    whole = {name: each for name, each in named(program).items() if name in called}
+    others = {name: each for name, each in named(program).items() if name not in called}
+    shared = {name: found for name, each in whole.items() if team.size > 1 and (found := divided(each))}
+    functions = {name: shared[name][0] if name in shared else each for name, each in whole.items()}
     started = [
         Started(
             function=call.function, places=tuple(places[name] for name in call.arguments),
@@ -152,9 +157,10 @@ def built(program: Program, isa: Isa, team: Team) -> Code:
         for call in calls
     ]  # fmt: skip
     size = len(places) + FIRST
-    module = assembled(driven(functions, started, size, team.size, isa), processor_for(isa))
+    module = assembled({**driven(functions, started, size, team.size, isa), **others}, processor_for(isa))
     return Code(
-        main=module[MAIN], team=team, places=places, divided=frozenset(shared),
+        main=module[MAIN], functions={name: module[name] for name in others}, team=team, places=places,
+        divided=frozenset(shared),
         meeting=placed(np.zeros(counters(team.size), np.int32)),
         workspace=placed(np.zeros(largest(functions) * team.size, np.uint8)),
     )  # fmt: skip

@@ -136,6 +136,11 @@ class Schedules:
         return self.rows.get(workload(layer))
 
 
+def measured_by(choose: Choose) -> Mapping[str, str]:
+    """Workload -> configuration, of everything that has rows; nothing where schedules come from elsewhere."""
+    return choose.measured if isinstance(choose, Schedules) else {}
+
+
 def read_schedules(isa: Isa, processor: str, path: Path | None) -> Schedules:
     """The rows of a database over those shipped; if it cannot be read, it is left out with a warning."""
     core = Core(isa=isa.name, processor=processor)

@@ -1,6 +1,7 @@
 """`qcompiler tune`: measure the schedules of a model's layers, so that backend "tvm" takes the fastest."""
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from qcompiler.cli.screen import complain, say, show, write_json
 from qcompiler.errors import InputError
 
 if TYPE_CHECKING:
+    from qcompiler.backends.tvm.floatpath.tuning import Tuned as TunedFloats
     from qcompiler.backends.tvm.tuning import Tuned
 
 BACKEND = "tvm"
@@ -61,12 +63,13 @@ def run(
             complain(rows.remark, kind="warning")
         began, worked = time.monotonic(), time.process_time()
         until = float("inf") if time_budget is None else began + time_budget
-        known, left, peak = measured(source, wanted, aim, rows, (tracker, key), trials, until, seed)
+        known, floats, left, peak = measured(source, wanted, aim, rows, (tracker, key), trials, until, seed)
         told = {
             "model": model, "database": str(rows.path), "seconds": round(time.monotonic() - began, 1),
             "cpu_seconds": round(time.process_time() - worked, 1), "left": left,
             "peak_gops": None if peak is None else peak / 1e9,
             "layers": [figures(layer, peak) for layer in known],
+            "floats": [asdict(group) for group in floats],
         }  # fmt: skip
     if json is not None:
         write_json(told, json)
@@ -77,12 +80,16 @@ def run(
 def measured(
     source: Any, recipe: Any, aim: Any, rows: Any, where: tuple[str | None, str], trials: int, until: float,
     seed: int,
-) -> "tuple[list[Tuned], int, float | None]":  # fmt: skip
-    """What is known of the layers afterwards, how many were left out for time, and this machine's peak."""
+) -> "tuple[list[Tuned], list[TunedFloats], int, float | None]":  # fmt: skip
+    """What is known of layers and float ops afterwards, how many were not reached, and this machine's peak.
+
+    Float ops are measured beside torch, so here and on no other machine.
+    """
     import torch
 
     from qcompiler.backends.tvm import Tvm
     from qcompiler.backends.tvm.build import host
+    from qcompiler.backends.tvm.floatpath import tuning as floats
     from qcompiler.backends.tvm.measure import LocalBench
     from qcompiler.backends.tvm.peak import peak
     from qcompiler.backends.tvm.tuning import jobs, known, layers_of, tune
@@ -112,7 +119,11 @@ def measured(
         waiting = jobs(layers, rows.rows(core), core, isa, trials)
         crew = remote.crew if tracker else lambda: [LocalBench]
         left = tune(waiting, rows, crew, core, isa, until=until, peak=top, tell=steps.tell)
-    return known(layers, rows.rows(core), isa), left, top
+        groups = {} if tracker else floats.groups_in(graph, aim, job.timed, isa)
+        behind = floats.jobs(list(groups), rows.rows(core), core, isa, trials)
+        left += floats.tune(behind, rows, core, isa, until=until, tell=steps.tell)
+    found = rows.rows(core)
+    return known(layers, found, isa), floats.known(groups, found), left, top
 
 
 def figures(layer: "Tuned", peak: float | None) -> dict[str, Any]:
@@ -125,6 +136,25 @@ def figures(layer: "Tuned", peak: float | None) -> dict[str, Any]:
         "predicted": layer.predicted,
         "predicted_ratio": None if guess is None else guess / seconds,
     }  # fmt: skip
+
+
+def draw_floats(groups: list[dict[str, Any]]) -> None:
+    """Who computes the ops on floats, beside what torch takes."""
+    if not groups:
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("ops on floats", "computed by"):
+        table.add_column(name, overflow="fold", header_style="dim")
+    for name in ("calls", "us", "torch", "predicted"):
+        table.add_column(name, justify="right", header_style="dim")
+    for group in groups:
+        others = (group["torch_seconds"], group["predicted_seconds"])
+        ratios = ["" if one is None else f"{one / group['seconds']:.2f}x" for one in others]
+        table.add_row(
+            Text(group["title"]), Text(group["best"]), str(group["calls"]), f"{group['seconds'] * 1e6:.1f}",
+            *ratios,
+        )  # fmt: skip
+    show(table)
 
 
 def draw(told: dict[str, Any]) -> None:
@@ -149,6 +179,7 @@ def draw(told: dict[str, Any]) -> None:
         say(
             f"\n{total / 1e3:.2f} ms in all; {guess / total:.3f}x of it with the schedules predicted on paper"
         )
+    draw_floats(told["floats"])
     say(f"Rows in {told['database']}; {told['seconds']:.0f} s")
     if told["left"]:
         complain(

@@ -119,7 +119,7 @@ def code(turns: Sequence[int], size: int, divide: bool = True) -> tuple[Code, ND
         started.append(Started(function=f"count{i}", places=(2,), turns=None if found is None else found[1]))
     module = assembled(driven(functions, started, 3, size, ISA), host())
     made = Code(
-        main=module[MAIN], team=Team(size), places={"x": 2}, divided=frozenset(functions),
+        main=module[MAIN], functions={}, team=Team(size), places={"x": 2}, divided=frozenset(functions),
         meeting=placed(np.zeros(counters(size), np.int32)), workspace=placed(np.zeros(0, np.uint8)),
     )  # fmt: skip
     table = placed(np.array([made.meeting.ctypes.data, 0, numbers.ctypes.data], np.int64))
@@ -154,7 +154,8 @@ def test_a_call_waits_for_all_parts_of_those_before() -> None:
     module = assembled(driven({"shift": found[0]}, started, 4, size, ISA), host())
     meeting = placed(np.zeros(counters(size), np.int32))
     made = Code(
-        main=module[MAIN], team=Team(size), meeting=meeting, workspace=meeting, places={}, divided=frozenset()
+        main=module[MAIN], functions={}, team=Team(size), meeting=meeting, workspace=meeting, places={},
+        divided=frozenset(),
     )  # fmt: skip
     arrays = [placed(np.zeros(16 * (turns + 1), np.int32)) for _ in range(2)]
     arrays[0][:16] = arrays[1][:16] = 1

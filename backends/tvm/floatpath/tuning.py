@@ -1,0 +1,206 @@
+"""Float functions measured against torch, and what was found kept at once.
+
+group  -->  torch, the schedule without measurement, traces that are drawn  -->  race  -->  rows
+
+The candidates are steps as programs run them, so a figure is what the model pays, calls and all. Rows of all
+candidates of a group are kept together: a run that is stopped begins with the group that it was at.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.backends.tvm.build import compiled, processor_for
+from qcompiler.backends.tvm.executable import shapes_of
+from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, by_rule, made, unscheduled, workload
+from qcompiler.backends.tvm.floatpath.draw import drawn
+from qcompiler.backends.tvm.floatpath.group import Group
+from qcompiler.backends.tvm.floatpath.step import Floats
+from qcompiler.backends.tvm.floatpath.steps import groups_of
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.lower import lowered_steps
+from qcompiler.backends.tvm.program import Compute, Host, State
+from qcompiler.backends.tvm.schedules import Schedules, versions
+from qcompiler.ir import Graph, arguments, spec
+from qcompiler.progress import Tell, silent
+from qcompiler.target import Target
+from qcompiler.tune.database import Core, Database, Row, best, is_of
+from qcompiler.tune.search import ROUNDS, Measured, race
+
+SHORTEST = 1e-3  # seconds of a sample, so that the clock does not count
+
+
+def groups_in(graph: Graph, target: Target, inputs: Sequence[Tensor], isa: Isa) -> dict[Group, int]:
+    """One group of every workload in the program of a graph -> how many calls have it."""
+    shapes = shapes_of(graph, inputs)
+    steps = lowered_steps(graph, target, shapes, isa, Schedules(isa=isa))
+    found = groups_of(steps, graph.output.all_input_nodes, shapes)
+    one = {workload(group): group for group in found}
+    return {one[name]: count for name, count in Counter(map(workload, found)).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One group, and the configurations to compare: torch's, ours without measurement, and traces."""
+
+    group: Group
+    configurations: tuple[str, ...]
+
+
+def jobs(groups: Sequence[Group], rows: Sequence[Row], core: Core, isa: Isa, trials: int) -> list[Job]:
+    """What is left to measure: groups with fewer rows of these versions than configurations."""
+    measured = Counter(row.workload for row in rows if row.core == core and is_of(row, versions()))
+    target = target_of(isa)
+    found = []
+    for group in groups:
+        if measured[workload(group)] >= trials + 2:
+            continue
+        traces = drawn(unscheduled(group, "drawn"), target, trials)
+        if measured[workload(group)] < len(traces) + 2:
+            found.append(Job(group=group, configurations=(TORCH, FUSED, *traces)))
+    return found
+
+
+def target_of(isa: Isa) -> Any:
+    import tvm
+
+    return tvm.target.Target({"kind": "llvm", "mcpu": processor_for(isa).name, "num-cores": 1})
+
+
+class Bench:
+    """The configurations of one group, ready to run; a trace that LLVM does not take is left out."""
+
+    def __init__(self, job: Job, isa: Isa, clock: Callable[[], float] = time.thread_time) -> None:
+        self.clock, group = clock, job.group
+        self.values = numbers_for(group)
+        torch_steps: tuple[Host, ...] = tuple(Compute(node=node) for node in group.nodes)
+        self.steps: dict[int, tuple[Host, ...]] = {}
+        functions: dict[str, Any] = {}
+        for i, configuration in enumerate(job.configurations):
+            name = f"float_{i}"
+            if configuration == TORCH:
+                self.steps[i] = torch_steps
+                continue
+            try:
+                module = compiled([made(group, configuration, name)], processor_for(isa))
+            except Exception:  # a schedule may be valid and have no code
+                if configuration == FUSED:
+                    raise
+                continue
+            functions[name] = module[name]
+            self.steps[i] = (Floats(group=group, function=name),)
+        self.state = State(
+            functions=functions, arrays={}, values=dict(self.values), addresses=np.zeros(0, np.int64),
+            places={},
+        )  # fmt: skip
+        self.repeats = {i: max(1, round(SHORTEST / self.run(i, 1))) for i in self.steps}
+
+    def sample(self, index: int) -> float:
+        return self.run(index, self.repeats[index])
+
+    @torch.no_grad()
+    def run(self, index: int, repeats: int) -> float:
+        steps, state = self.steps[index], self.state
+        begin = self.clock()
+        for _ in range(repeats):
+            for step in steps:
+                step.run(state)
+        return max(self.clock() - begin, 1e-9) / repeats
+
+
+def numbers_for(group: Group) -> dict[Node, Any]:
+    """Numbers for what a group reads: those of a normal distribution; sizes are those of the results."""
+    generator = torch.Generator().manual_seed(0)
+    values: dict[Node, Any] = {
+        node: torch.randn(group.shapes[node], generator=generator).abs() + 0.1 for node in group.inputs
+    }
+    for node in group.nodes:
+        for size, found in zip(arguments(node).get("size") or (), group.shapes[node], strict=False):
+            if isinstance(size, Node) and spec(size) is None:
+                values[size] = found
+    return values
+
+
+def tune(
+    waiting: Sequence[Job],
+    database: Database,
+    core: Core,
+    isa: Isa,
+    *,
+    rounds: int = ROUNDS,
+    until: float = float("inf"),
+    clock: Callable[[], float] = time.monotonic,
+    tell: Tell = silent,
+) -> int:
+    """Measure jobs until `clock` shows `until`, and keep each one's rows; returns how many are left."""
+    for done, job in enumerate(waiting):
+        if clock() > until:
+            return len(waiting) - done
+        label = title(job.group)
+        tell(label, done, len(waiting))
+        bench = Bench(job, isa)
+
+        def tick(found: Measured[int], done: int = done, label: str = label) -> None:
+            tell(f"{label}: best {found.median * 1e6:.1f} us", done, len(waiting))
+
+        found = race(list(bench.steps), bench.sample, rounds=rounds, until=until, clock=clock, tick=tick)
+        database.add(row(job, result, core) for result in found)
+    return 0
+
+
+def row(job: Job, found: Measured[int], core: Core) -> Row:
+    return Row(
+        workload=workload(job.group), configuration=job.configurations[found.candidate], isa=core.isa,
+        processor=core.processor, seconds=found.median, spread=found.spread, rounds=len(found.seconds),
+        **versions(),
+    )  # fmt: skip
+
+
+def title(group: Group) -> str:
+    """mul, add, softmax, [64, 197]"""
+    names = [str(node.target).split(".")[1] for node in group.nodes]
+    return f"{', '.join(names)}, {list(group.shapes[group.nodes[-1]])}"
+
+
+# ---------------------------------------------------------------- what is known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What rows say of one group: who is best, and what torch and the choice without rows take."""
+
+    title: str
+    workload: str
+    calls: int
+    best: str  # "torch", "tvm, rows" or "tvm, trace"
+    seconds: float
+    spread: float
+    torch_seconds: float | None
+    predicted: str
+    predicted_seconds: float | None
+
+
+def known(groups: dict[Group, int], rows: Sequence[Row]) -> list[Tuned]:
+    """The groups that have rows."""
+    fastest = best(rows, versions())
+    seconds = {(row.workload, row.configuration): row.seconds for row in rows if is_of(row, versions())}
+    found = []
+    for group, calls in groups.items():
+        name, guess = workload(group), by_rule(group)
+        if name in fastest:
+            held = fastest[name]
+            configuration = held.configuration
+            found.append(Tuned(
+                title=title(group), workload=name, calls=calls, seconds=held.seconds, spread=held.spread,
+                best=configuration if configuration in (TORCH, FUSED) else "tvm, trace",
+                torch_seconds=seconds.get((name, TORCH)), predicted=guess,
+                predicted_seconds=seconds.get((name, guess)),
+            ))  # fmt: skip
+    return found

@@ -1,0 +1,130 @@
+"""Float functions measured against torch: what is drawn, kept, gone on with, reused and refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qcompiler.backends.tvm.build import host
+from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, chosen, made, unscheduled, workload
+from qcompiler.backends.tvm.floatpath.draw import drawn
+from qcompiler.backends.tvm.floatpath.group import Group
+from qcompiler.backends.tvm.floatpath.traces import applied
+from qcompiler.backends.tvm.floatpath.tuning import Bench, Job, jobs, known, target_of, tune
+from qcompiler.backends.tvm.schedules import read_schedules
+from qcompiler.errors import TuningError
+from qcompiler.tune.database import Core, open_database
+from tests.backends.tvm.floatpath.example import by_torch, computed, graph_of, groups_in
+from tests.backends.tvm.sets import BEST, pytestmark
+
+__all__ = ["pytestmark"]
+CORE = Core(isa=BEST.name, processor=host().name)
+
+
+def function(x: Tensor, y: Tensor) -> Tensor:
+    return torch.softmax(x * 0.125 + y, -1)
+
+
+INPUTS = [torch.randn(6, 50), torch.randn(50)]
+
+
+def one_group() -> Group:
+    (group,) = groups_in(graph_of(function, INPUTS), INPUTS)
+    return group
+
+
+def test_draws_are_the_same_in_every_run_and_compute_the_same() -> None:
+    graph = graph_of(function, INPUTS)
+    (group,) = groups_in(graph, INPUTS)
+    plain, target = unscheduled(group, "f"), target_of(BEST)
+    traces = drawn(plain, target, 4)
+    assert len(set(traces)) == 4 and traces == drawn(plain, target, 4)
+    for trace in traces:
+        ((found,),) = computed([group], by_torch(graph, INPUTS), trace)
+        torch.testing.assert_close(found, function(*INPUTS), rtol=2e-6, atol=1e-7)
+
+
+class Weighed(nn.Module):
+    """Two reductions behind a convolution, where writing by tile is refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(x)
+        weights = torch.softmax(self.line(x.mean(3)) * 0.5, -1)
+        return x * weights.unsqueeze(-1)
+
+
+def test_a_rule_that_fails_on_a_function_leaves_the_others() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 8, 48, 48)]
+    graph = graph_of(Weighed(), inputs)
+    (group,) = groups_in(graph, inputs)
+    traces = drawn(unscheduled(group, "f"), target_of(BEST), 2)
+    assert traces
+    ((found,),) = computed([group], by_torch(graph, inputs), traces[0])
+    torch.testing.assert_close(found, by_torch(graph, inputs)[group.outputs[0]], rtol=1e-5, atol=1e-6)
+
+
+def test_rows_are_kept_and_used_again(tmp_path: Path) -> None:
+    group = one_group()
+    with open_database(tmp_path / "rows.db") as database:
+        waiting = jobs([group], [], CORE, BEST, 2)
+        assert [len(job.configurations) for job in waiting] == [4]
+        assert tune(waiting, database, CORE, BEST, rounds=3) == 0
+        rows = database.rows()
+        assert {row.configuration for row in rows} >= {TORCH, FUSED}
+        assert len(rows) == 4 and {row.workload for row in rows} == {workload(group)}
+        assert jobs([one_group()], rows, CORE, BEST, 2) == []  # the same group of another model
+        assert [job.group for job in jobs([group], rows, CORE, BEST, 3)] == [group]  # more trials go on
+        (told,) = known({group: 2}, rows)
+        assert told.title == "mul, add, softmax, [6, 50]" and told.predicted == FUSED and told.calls == 2
+    fastest = min(rows, key=lambda row: (row.seconds, row.configuration)).configuration
+    measured = read_schedules(BEST, host().name, tmp_path / "rows.db").measured
+    assert chosen(one_group(), measured) == fastest
+
+
+def test_the_budget_of_time_ends_between_groups(tmp_path: Path) -> None:
+    now = itertools.count()
+    job = Job(group=one_group(), configurations=(TORCH, FUSED))
+    with open_database(tmp_path / "rows.db") as database:
+        left = tune([job, job], database, CORE, BEST, rounds=3, until=0.5, clock=lambda: float(next(now)))
+        assert left == 1 and len(database.rows()) == 2
+
+
+def test_candidates_are_the_steps_that_run() -> None:
+    bench = Bench(Job(group=one_group(), configurations=(TORCH, FUSED)), BEST)
+    assert [len(steps) for steps in bench.steps.values()] == [3, 1]
+    assert all(bench.sample(i) > 0 for i in bench.steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("torch", "it is no trace"),
+        ("[[1], []]", "it is no trace"),
+        ('[[["Tensorize",["b0"],["dot",true],[]]],[]]', "it holds 'Tensorize', which is not proven"),
+        ('[[["Annotate",["b0",1],["script"],[]]],[]]', "it holds 'script', which is not proven"),
+        ('[[["GetSBlock",[],["none","main"],["b0"]]],[]]', "TVM refuses it"),
+    ],
+)
+def test_a_damaged_trace_is_refused(text: str, why: str) -> None:
+    with pytest.raises(TuningError, match=f"cannot be used, because {why}"):
+        applied(unscheduled(one_group(), "f"), text)
+
+
+def test_a_trace_of_another_function_is_refused() -> None:
+    group = one_group()
+    (trace,) = drawn(unscheduled(group, "f"), target_of(BEST), 1)
+    assert json.loads(trace)  # it is data
+    inputs = [torch.randn(4, 4)]
+    (other,) = groups_in(graph_of(lambda x: torch.relu(x) * 2, inputs), inputs)
+    with pytest.raises(TuningError, match="TVM refuses it"):
+        made(other, trace, "f")
