@@ -10,12 +10,14 @@ TVM's own pool has one size for the whole process, taken from the environment, a
 caller's too. A team belongs to one executable.
 """
 
+import contextlib
+import ctypes
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from tvm import tirx
@@ -114,6 +116,8 @@ class Team:
 
     size: int
     desks: list[Desk] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+    core: int | None = None  # where the caller runs, and the others do not
     process: int = 0
 
     def run(self, part: Callable[[int], Any], give_up: Callable[[], Any]) -> None:
@@ -124,7 +128,9 @@ class Team:
         """
         busy: list[Desk] = []
         try:
-            for thread, desk in enumerate(self.present(), 1):
+            desks = self.present()
+            self.leave_alone(current_core())
+            for thread, desk in enumerate(desks, 1):
                 desk.part = partial(guarded, part, thread, give_up)
                 desk.given.release()
                 busy.append(desk)
@@ -144,10 +150,35 @@ class Team:
         if self.process != os.getpid():
             self.process = os.getpid()
             self.desks = [Desk(given=held(), done=held()) for _ in range(self.size - 1)]
-            for desk in self.desks:
-                threading.Thread(target=work, args=(desk,), name=NAME, daemon=True).start()
+            self.threads = [
+                threading.Thread(target=work, args=(desk,), name=NAME, daemon=True) for desk in self.desks
+            ]
+            for thread in self.threads:
+                thread.start()
+            self.core = None
             weakref.finalize(self, dismiss, self.desks)
         return self.desks
+
+    def leave_alone(self, core: int | None) -> None:
+        """Keep the others off a core: the system wakes a thread where its caller runs, which is busy."""
+        if core == self.core or not self.threads:
+            return
+        self.core = core
+        others = os.sched_getaffinity(0) - {core}
+        for thread in self.threads if others else ():
+            with contextlib.suppress(OSError):  # a wish: where it is not granted, they may meet there
+                os.sched_setaffinity(thread.native_id or 0, others)
+
+
+@cache
+def system() -> Any:
+    """The C library of this process, if it tells where a thread runs: Linux."""
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "sched_getcpu") and hasattr(os, "sched_setaffinity") else None
+
+
+def current_core() -> int | None:
+    return None if system() is None else int(system().sched_getcpu())
 
 
 def guarded(part: Callable[[int], Any], thread: int, give_up: Callable[[], Any]) -> None:

@@ -237,6 +237,19 @@ def test_threads_start_when_there_is_work_and_end_with_their_team() -> None:
     assert not helpers() & started
 
 
+@pytest.mark.skipif(threads.current_core() is None, reason="the system does not tell where a thread runs")
+def test_the_others_leave_the_core_of_their_caller() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) == 1:
+        pytest.skip("there is one core for all")
+    team = Team(3)
+    team.run(lambda thread: None, nothing)
+    for core in sorted(allowed)[:2]:
+        team.leave_alone(core)
+        found = [os.sched_getaffinity(thread.native_id or 0) for thread in team.threads]
+        assert found == [allowed - {core}] * 2 and os.sched_getaffinity(0) == allowed
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
 def test_a_forked_process_has_threads_of_its_own() -> None:
     team = Team(2)
