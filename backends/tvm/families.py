@@ -47,6 +47,7 @@ class Places(Protocol):
     def rows(self, value: Node) -> str: ...
     def float_rows(self, value: Node) -> Plane: ...
     def hold(self, name: str, plane: Plane, dtype: str) -> None: ...
+    def keep(self, value: Node, plane: Plane, dtype: str) -> None: ...
     def cached(self, past: Node, plane: Plane, cache: Sequence[Node]) -> str: ...
     def first(self, value: Node, plane: Plane) -> str: ...
     def known(self, value: Node, *, before: Node) -> bool: ...
@@ -98,7 +99,7 @@ def contraction(places: Places, region: Region) -> Layer | None:
         return None
     x = places.stores[places.plane(region.operands[0])].plane
     by_channel = found.groups == x.channels == len(codes) and x.pitch % channels.PART == 0
-    if by_channel and region.residual is None:
+    if by_channel and region.residual is None and not is_ranged(region.operands[0]):
         return depthwise(places, region, found)
     return convolved(places, region, found)
 
@@ -121,6 +122,9 @@ def depthwise(places: Places, region: Region, found: Contraction) -> Layer:
 def convolved(places: Places, region: Region, found: Contraction) -> Layer:
     """With what the kernel does behind the sums: a residual of codes, an addend of floats, a table."""
     isa, x = places.isa, places.plane(region.operands[0])
+    now = ()
+    if is_ranged(region.operands[0]):
+        now = tuple(arguments(region.operands[0])[name].name for name in ("scale", "zero_point"))
     residual = None if region.residual is None else places.plane(region.residual)
     addend = None if region.addend is None else places.rows(region.addend)
     table = places.table_behind(region)
@@ -132,12 +136,15 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
         shifted=region.returns_codes and zero_point(places, region.result) != 0,
         residual=None if residual is None else places.stores[residual].plane,
         addend=None if addend is None else places.stores[addend].plane,
+        ranged=bool(now), offset=bool(now) and region.bias is not None,
     )  # fmt: skip
     bias, multiplier = (filled(vector, whole, isa) for vector in numbers(places, region, found.codes))
     constants = {
         "weights": np.concatenate([pack(whole, codes, isa).reshape(-1), np.zeros(LINE, np.int8)]),
         "bias": bias, "multiplier": multiplier,
     }  # fmt: skip
+    if whole.offset:
+        constants["offset"] = filled(places.tensor(region.bias).float().numpy(), whole, isa)
     if region.residual is not None:
         ratio = scale(places, region.residual) / scale(places, region.result)
         offset = -places.tensor(arguments(region.residual)["zero_point"]).float() * ratio
@@ -146,7 +153,7 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
         constants["table"] = entries(places, table, table.operands[0])
     if whole.shifted:
         constants["zero"] = np.array([zero_point(places, region.result)], np.int32)
-    planes = tuple(name for name in (x, residual, addend) if name is not None)
+    planes = (*(name for name in (x, residual, addend) if name is not None), *now)
     tile = places.choose(whole)
     made = layer(
         "convolution", whole, lambda name: convolution(whole, tile, isa, name), planes,
@@ -156,9 +163,15 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
 
 
 def numbers(places: Places, region: Region, codes: NDArray[np.int8]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Bias, with the input's zero point in it, and multiplier of every output."""
+    """Bias, with the input's zero point in it, and multiplier of every output.
+
+    Where the input's range is taken at run time, what its zero point and its scale are multiplied with.
+    """
     assert region.weight is not None
     operand = region.operands[0]
+    if is_ranged(operand):
+        sums = codes.astype(np.int64).reshape(len(codes), -1).sum(1)
+        return -sums.astype(np.int32), scale(places, region.weight).expand(len(codes)).numpy()
     bias = -zero_point(places, operand) * codes.astype(np.int64).reshape(len(codes), -1).sum(1)
     if region.bias is not None:
         bias = bias + places.tensor(arguments(region.bias)["q"]).numpy()
@@ -409,6 +422,11 @@ def shape_of(node: Node) -> list[str]:
     """A shape that can be compared: symbolic sizes by name."""
     found = spec(node)
     return [str(size) for size in found.shape] if found else []
+
+
+def is_ranged(operand: Node) -> bool:
+    """Whether scale and zero point are numbers of the call: the range is taken at run time."""
+    return bool(arguments(operand)["scale"].op != "get_attr")
 
 
 def zero_point(places: Places, node: Node) -> int:

@@ -35,6 +35,7 @@ from qcompiler.backends.tvm.program import (
     Take,
     alive,
 )
+from qcompiler.backends.tvm.ranges import floats_of, ranged
 from qcompiler.backends.tvm.schedules import Choose, Schedules
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region, partition
@@ -52,8 +53,8 @@ RESHAPES = (
 
 # Ops that are computed only if somebody wants their result by itself: a kernel may take them along.
 WAITING = (
-    qc.quantize.default, qc.dequantize.default, aten.silu.default, aten.split_with_sizes.default,
-    operator.getitem,
+    qc.quantize.default, qc.dequantize.default, qc.dynamic_quantize.default, aten.silu.default,
+    aten.split_with_sizes.default, operator.getitem,
 )  # fmt: skip
 
 
@@ -173,7 +174,9 @@ class Lowering:
         assert isinstance(codes, Node)
         if codes not in self.on_plane:
             is_image = codes.target is qc.quantize.default and len(self.shapes[codes]) == 4
-            if is_image and codes not in self.on_host:
+            if (layer := ranged(self, decoded)) is not None:
+                self.call(decoded, layer)
+            elif is_image and codes not in self.on_host:
                 self.enter(codes)
             elif codes not in self.on_host and (layer := encoded(self, codes)) is not None:
                 self.call(codes, layer)
@@ -215,6 +218,11 @@ class Lowering:
     def hold(self, name: str, plane: Plane, dtype: str) -> None:
         """Memory that belongs to no value."""
         self.stores[name] = Store(plane=plane, dtype=dtype)
+
+    def keep(self, value: Node, plane: Plane, dtype: str) -> None:
+        """Memory of a value, on a plane that is given."""
+        self.hold(value.name, plane, dtype)
+        self.on_plane[value] = value.name
 
     def cached(self, past: Node, plane: Plane, cache: Sequence[Node]) -> str:
         """Have a cache in memory, where it becomes the one that is returned."""
@@ -293,7 +301,7 @@ class Lowering:
         if region in self.computed:
             return
         family = FAMILIES.get(region.row.formula)
-        layer = family(self, region) if family is not None and has_constant_scales(region) else None
+        layer = family(self, region) if family is not None and has_known_scales(region) else None
         if layer is not None:
             self.call(region.anchor, layer)
             return
@@ -359,9 +367,10 @@ def only_reader(node: Node | None) -> Node | None:
     return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
-def has_constant_scales(region: Region) -> bool:
-    """A range that is taken at run time has no multiplier yet."""
-    return all(arguments(operand)["scale"].op == "get_attr" for operand in region.operands)
+def has_known_scales(region: Region) -> bool:
+    """Of a range that is taken at run time a linear alone can make use."""
+    known = (arguments(operand)["scale"].op == "get_attr" for operand in region.operands)
+    return all(known) or (region.row.formula == "linear" and floats_of(region.operands[0]) is not None)
 
 
 def as_image(shape: Sequence[int]) -> tuple[int, int, int, int]:

@@ -70,9 +70,11 @@ OWN_KERNELS_CPU = register_target(
             WeightOnly(format=name, kernel="few-bit linear", blocks=(0, 16, 32, 64, 128))
             for name in ("int4", "uint4", "int8")
         ),
+        dynamic_kernel="convolution",
         rotary=True,
         attention=AttentionKernel(name="cached attention", multiple=16, rotary_multiple=16),
         joins=frozenset({"weight-only"}),
+        range_macs=9.0,
         carries_moves=MOVES,
         by_token=True,
     )
