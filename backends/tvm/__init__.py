@@ -9,7 +9,7 @@ arena       which planes lie in one place           pages       constants in one
 driver      all calls of a program as one function  plain       functions as C has them
 ready       a program with its memory               executable  programs that run, profiled and verified
 floats      families of ops on floats               memory      a decoder whose cache stays in place
-ranges      ranges taken at run time
+ranges      ranges taken at run time                 layout      which values are images, which rows
 threads     the work of one function, divided       selftest    what must hold before the first kernel
 """
 

@@ -42,6 +42,7 @@ class Places(Protocol):
     stores: dict[str, Any]
     shapes: Mapping[Node, tuple[int, ...]]
     choose: Choose
+    images: frozenset[Node]
 
     def plane(self, decoded: Node) -> str: ...
     def rows(self, value: Node) -> str: ...
@@ -92,6 +93,8 @@ def contraction(places: Places, region: Region) -> Layer | None:
     given = arguments(region.anchor)
     codes = places.tensor(arguments(region.weight)["q"]).numpy()
     found = Contraction(codes=codes[..., None, None], window={}, groups=1)
+    if region.row.formula == "linear" and region.operands[0] in places.images:
+        return None  # along a line of an image
     if region.row.formula == "conv":
         window = {name: pair(given[name]) for name in ("stride", "padding", "dilation")}
         found = Contraction(codes=codes, window=window, groups=given["groups"])
@@ -384,7 +387,8 @@ def entries(places: Places, region: Region, operand: Node) -> NDArray[np.uint8]:
 def concatenate(places: Places, region: Region) -> Layer | None:
     """Along channels only: side by side in every pixel."""
     rank = len(shape_of(region.anchor))
-    if int(arguments(region.anchor)["dim"]) % rank != (1 if rank == 4 else rank - 1):
+    channels_last = region.anchor not in places.images
+    if int(arguments(region.anchor)["dim"]) % rank != (rank - 1 if channels_last else 1):
         return None
     names = [places.plane(operand) for operand in region.operands]
     inputs = tuple(places.stores[name].plane for name in names)

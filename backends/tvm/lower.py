@@ -17,6 +17,7 @@ from qcompiler.backends.tvm.families import FAMILIES, Layer, pair
 from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
+from qcompiler.backends.tvm.layout import images
 from qcompiler.backends.tvm.plane import GRAIN, Plane, pitch_of
 from qcompiler.backends.tvm.program import (
     Call,
@@ -74,6 +75,7 @@ class Lowering:
     ) -> None:
         self.graph, self.target, self.shapes, self.isa, self.choose = graph, target, shapes, isa, choose
         self.regions = partition(graph, target)
+        self.images = images(graph, self.regions.values(), shapes)
         self.borders = borders(self.regions.values())
         self.stores: dict[str, Store] = {}
         self.constants: dict[str, Any] = {}
@@ -139,13 +141,13 @@ class Lowering:
         store, before, after = self.stores[name], self.shapes[read], self.shapes[node]
         if store.plane.border:
             return None
-        if before[2:] == (1, 1) and after == before[:2]:
+        if read in self.images and before[2:] == (1, 1) and after == before[:2]:
             plane = replace(store.plane, images=1, width=store.plane.images)
-        elif is_reshape(node, before) and 4 not in (len(before), len(after)) and before[-1] == after[-1]:
+        elif is_reshape(node, before) and not {read, node} & self.images and before[-1] == after[-1]:
             plane = store.plane
         else:
             return None
-        return replace(store, plane=plane, shares=store.shares or name)
+        return replace(store, plane=plane, is_image=False, shares=store.shares or name)
 
     def bring(self, node: Node) -> None:
         """Have a value as a tensor of torch."""
@@ -165,7 +167,12 @@ class Lowering:
     def known(self, value: Node, *, before: Node) -> bool:
         """Whether a value is floats that can lie by row, and is computed before a node."""
         held = spec(value)
-        is_rows = held is not None and held.dtype == torch.float32 and len(held.shape) not in (0, 4)
+        is_rows = (
+            held is not None
+            and held.dtype == torch.float32
+            and len(held.shape) > 0
+            and value not in self.images
+        )
         return is_rows and value < before
 
     def plane(self, decoded: Node) -> str:
@@ -173,7 +180,7 @@ class Lowering:
         codes = decoded.args[0]
         assert isinstance(codes, Node)
         if codes not in self.on_plane:
-            is_image = codes.target is qc.quantize.default and len(self.shapes[codes]) == 4
+            is_image = codes.target is qc.quantize.default and codes in self.images
             if (layer := ranged(self, decoded)) is not None:
                 self.call(decoded, layer)
             elif is_image and codes not in self.on_host:
@@ -209,9 +216,9 @@ class Lowering:
 
     def float_rows(self, value: Node) -> Plane:
         """Memory for a float value, by row; whole registers are written."""
-        plane = self.plane_of(self.shapes[value], 0)
+        plane = self.plane_of(value, 0)
         plane = replace(plane, pitch=pitch_of(plane.channels))
-        self.stores[value.name] = Store(plane=plane, dtype="float32")
+        self.stores[value.name] = Store(plane=plane, dtype="float32", is_image=value in self.images)
         self.on_plane[value] = value.name
         return plane
 
@@ -281,13 +288,13 @@ class Lowering:
     def place(self, codes: Node, pair: Node) -> str:
         """Memory for codes; its border holds the zero point, which is what padding stands for."""
         zero = int(self.tensor(arguments(pair)["zero_point"]))
-        plane = self.plane_of(self.shapes[codes], self.borders.get(codes, 0))
-        self.stores[codes.name] = Store(plane=plane, fill=zero)
+        plane = self.plane_of(codes, self.borders.get(codes, 0))
+        self.stores[codes.name] = Store(plane=plane, fill=zero, is_image=codes in self.images)
         self.on_plane[codes] = codes.name
         return codes.name
 
-    def plane_of(self, shape: Sequence[int], border: int) -> Plane:
-        images, channels, height, width = as_image(shape)
+    def plane_of(self, value: Node, border: int) -> Plane:
+        images, channels, height, width = as_image(self.shapes[value], value in self.images)
         pitch = channels if channels < GRAIN else pitch_of(channels)
         return Plane(images=images, height=height, width=width, channels=channels, pitch=pitch, border=border)
 
@@ -373,9 +380,9 @@ def has_known_scales(region: Region) -> bool:
     return all(known) or (region.row.formula == "linear" and floats_of(region.operands[0]) is not None)
 
 
-def as_image(shape: Sequence[int]) -> tuple[int, int, int, int]:
+def as_image(shape: Sequence[int], is_image: bool) -> tuple[int, int, int, int]:
     """[N, C, H, W] as it is; rows [.., K] as one image of a single line."""
-    if len(shape) == 4:
+    if is_image:
         return shape[0], shape[1], shape[2], shape[3]
     return 1, shape[-1], 1, int(np.prod(shape[:-1]))
 

@@ -27,9 +27,10 @@ qc = torch.ops.qcompiler
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Memory of one plane: `fill` is what its border holds."""
+    """Memory of one plane: `fill` is what its border holds; of an image [N, C, H, W], or of rows [.., K]."""
 
     plane: Plane
+    is_image: bool = False
     dtype: str = "uint8"
     fill: int = 0
     shares: str = ""  # the store whose memory this is, by another description
@@ -126,7 +127,7 @@ class Put(Moving):
 
     def run(self, state: State) -> None:
         value: Any = decoded(state.values[self.node])
-        self.store.inside(state.arrays[self.name])[:] = by_pixel(value.numpy())
+        self.store.inside(state.arrays[self.name])[:] = by_pixel(value.numpy(), self.store.is_image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class Take(Moving):
     def view(self, arrays: Mapping[str, NDArray[Any]]) -> Tensor:
         """The plane itself, in that shape."""
         pixels = torch.from_numpy(self.store.inside(arrays[self.name]))
-        return pixels.permute(0, 3, 1, 2) if len(self.shape) == 4 else pixels.view(self.shape)
+        return pixels.permute(0, 3, 1, 2) if self.store.is_image else pixels.view(self.shape)
 
     def run(self, state: State) -> None:
         self.copy(self.view(state.arrays), state)
@@ -203,12 +204,12 @@ class Gather(Moving):
 
     def run(self, state: State) -> None:
         found = state.values[self.table].index_select(0, state.values[self.indices].reshape(-1))
-        self.store.inside(state.arrays[self.name])[:] = by_pixel(found.numpy())
+        self.store.inside(state.arrays[self.name])[:] = by_pixel(found.numpy(), self.store.is_image)
 
 
-def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
+def by_pixel(codes: NDArray[Any], is_image: bool) -> NDArray[Any]:
     """[N, C, H, W] -> [N, H, W, C]; rows [.., K] -> [1, 1, rows, K]"""
-    return codes.transpose(0, 2, 3, 1) if codes.ndim == 4 else codes.reshape(1, 1, -1, codes.shape[-1])
+    return codes.transpose(0, 2, 3, 1) if is_image else codes.reshape(1, 1, -1, codes.shape[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
