@@ -96,7 +96,12 @@ def contraction(places: Places, region: Region) -> Layer | None:
     if region.row.formula == "linear" and region.operands[0] in places.images:
         return None  # along a line of an image
     if region.row.formula == "conv":
-        window = {name: pair(given[name]) for name in ("stride", "padding", "dilation")}
+        flat = codes.ndim == 3  # along a line: an image of height 1
+        window = {
+            name: (still, pair(given[name])[0]) if flat else pair(given[name])
+            for name, still in (("stride", 1), ("padding", 0), ("dilation", 1))
+        }
+        codes = codes[:, :, None] if flat else codes
         found = Contraction(codes=codes, window=window, groups=given["groups"])
     if region.returns_codes and reach(places, region, codes) >= FARTHEST:
         return None
@@ -231,8 +236,8 @@ def average_pool(places: Places, region: Region) -> Layer | None:
 
 
 def global_average(places: Places, region: Region) -> Layer | None:
-    if len(shape_of(region.operands[0])) != 4:
-        return None  # not an image
+    if region.operands[0] not in places.images:
+        return None  # three axes of space
     name = places.plane(region.operands[0])
     x = places.stores[name].plane
     if x.pitch % places.isa.lanes:

@@ -1,4 +1,4 @@
-"""Which values of four axes are images [N, C, H, W], and which rows [.., K]: what reads and makes them says.
+"""Which values are images [N, C, H, W] or [N, C, W], and which rows [.., K]: what reads and makes them says.
 
 conv, pool              what they read and return is an image
 linear, norm            what they read and return are rows, unless it is an image already
@@ -26,8 +26,9 @@ KEEPING = (qc.quantize.default, qc.dequantize.default, qc.dynamic_quantize.defau
 def images(
     graph: Graph, regions: Iterable[Region], shapes: Mapping[Node, tuple[int, ...]]
 ) -> frozenset[Node]:
-    """Of all values of four axes those that are images; so are those of which nothing is said."""
-    four = {node for node, shape in shapes.items() if len(shape) == 4}
+    """All values that are images; of those of which nothing is said, the ones of four axes."""
+    three, four = ({node for node, shape in shapes.items() if len(shape) == axes} for axes in (3, 4))
+    several = three | four
     alike: dict[Node, list[Node]] = defaultdict(list)
     rows: list[Node] = []
     for node in graph.fx.nodes:
@@ -35,7 +36,7 @@ def images(
             rows += [node, *node.all_input_nodes[:1]]
         elif node.target in KEEPING or traits(node) & (Trait.ELEMENTWISE | Trait.JOINS):
             for read in node.all_input_nodes:
-                if all(x in four or x.target is qc.dynamic_quantize.default for x in (node, read)):
+                if all(x in several or x.target is qc.dynamic_quantize.default for x in (node, read)):
                     alike[node].append(read)
                     alike[read].append(node)
     spatial = [
@@ -44,7 +45,8 @@ def images(
         if region.row.formula in SPATIAL
         for node in (region.anchor, *region.operands)
     ]
-    return frozenset(four - (reached(rows, alike) - reached(spatial, alike)))
+    found = reached(spatial, alike)
+    return frozenset((several & found) | (four - reached(rows, alike)))
 
 
 def reached(nodes: Iterable[Node], alike: Mapping[Node, Iterable[Node]]) -> set[Node]:

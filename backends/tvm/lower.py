@@ -141,8 +141,10 @@ class Lowering:
         store, before, after = self.stores[name], self.shapes[read], self.shapes[node]
         if store.plane.border:
             return None
-        if read in self.images and before[2:] == (1, 1) and after == before[:2]:
+        if read in self.images and set(before[2:]) == {1} and after == before[:2]:
             plane = replace(store.plane, images=1, width=store.plane.images)
+        elif {read, node} <= self.images and is_reshape(node, before) and sizes(before) == sizes(after):
+            return replace(store, shares=store.shares or name)
         elif is_reshape(node, before) and not {read, node} & self.images and before[-1] == after[-1]:
             plane = store.plane
         else:
@@ -380,10 +382,15 @@ def has_known_scales(region: Region) -> bool:
     return all(known) or (region.row.formula == "linear" and floats_of(region.operands[0]) is not None)
 
 
+def sizes(image: Sequence[int]) -> tuple[int, int, int, int]:
+    """[N, C, H, W] and [N, C, W] as four numbers."""
+    return image[0], image[1], image[2] if len(image) == 4 else 1, image[-1]
+
+
 def as_image(shape: Sequence[int], is_image: bool) -> tuple[int, int, int, int]:
-    """[N, C, H, W] as it is; rows [.., K] as one image of a single line."""
+    """[N, C, H, W] as it is, and [N, C, W] of a single line; rows [.., K] as one image of a single line."""
     if is_image:
-        return shape[0], shape[1], shape[2], shape[3]
+        return sizes(shape)
     return 1, shape[-1], 1, int(np.prod(shape[:-1]))
 
 

@@ -140,7 +140,7 @@ class Take(Moving):
     def view(self, arrays: Mapping[str, NDArray[Any]]) -> Tensor:
         """The plane itself, in that shape."""
         pixels = torch.from_numpy(self.store.inside(arrays[self.name]))
-        return pixels.permute(0, 3, 1, 2) if self.store.is_image else pixels.view(self.shape)
+        return pixels.permute(0, 3, 1, 2).view(self.shape) if self.store.is_image else pixels.view(self.shape)
 
     def run(self, state: State) -> None:
         self.copy(self.view(state.arrays), state)
@@ -208,8 +208,10 @@ class Gather(Moving):
 
 
 def by_pixel(codes: NDArray[Any], is_image: bool) -> NDArray[Any]:
-    """[N, C, H, W] -> [N, H, W, C]; rows [.., K] -> [1, 1, rows, K]"""
-    return codes.transpose(0, 2, 3, 1) if is_image else codes.reshape(1, 1, -1, codes.shape[-1])
+    """[N, C, H, W] or [N, C, W] -> [N, H, W, C]; rows [.., K] -> [1, 1, rows, K]"""
+    if is_image:
+        return (codes[:, :, None] if codes.ndim == 3 else codes).transpose(0, 2, 3, 1)
+    return codes.reshape(1, 1, -1, codes.shape[-1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,16 @@ def is_by_token(attention: Node) -> bool:
     return queries is not None and len(queries.shape) == 3
 
 
+def convolution(op: object) -> KernelRow:
+    return KernelRow(
+        op=op, kernel="convolution", formula="conv", operands=("input",), weight="weight", bias="bias",
+        absorbs=Trait.CLAMPS, adds=True, starts=True,
+    )  # fmt: skip
+
+
 ROWS = (
-    KernelRow(
-        op=aten.conv2d.default, kernel="convolution", formula="conv", operands=("input",), weight="weight",
-        bias="bias", absorbs=Trait.CLAMPS, adds=True, starts=True,
-    ),
+    convolution(aten.conv1d.default),
+    convolution(aten.conv2d.default),
     KernelRow(
         op=aten.linear.default, kernel="convolution", formula="linear", operands=("input",), weight="weight",
         bias="bias", output="optional", absorbs=Trait.CLAMPS, adds_floats=True, starts=True, where=has_matrix,
