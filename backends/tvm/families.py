@@ -98,7 +98,7 @@ def contraction(places: Places, region: Region) -> Layer | None:
     if region.row.formula == "conv":
         flat = codes.ndim == 3  # along a line: an image of height 1
         window = {
-            name: (still, pair(given[name])[0]) if flat else pair(given[name])
+            name: across(given[name], flat, still)
             for name, still in (("stride", 1), ("padding", 0), ("dilation", 1))
         }
         codes = codes[:, :, None] if flat else codes
@@ -223,7 +223,7 @@ def average_pool(places: Places, region: Region) -> Layer | None:
         return None
     average = pools.Average(
         count_include_pad=given["count_include_pad"],
-        divisor=given["divisor_override"],
+        divisor=given.get("divisor_override"),
         x_zero=zero_point(places, region.operands[0]),
         y_zero=zero_point(places, region.result),
     )
@@ -257,15 +257,16 @@ def global_average(places: Places, region: Region) -> Layer | None:
 def sliding(places: Places, region: Region) -> pools.Pool | None:
     """The window of a pool; None where the kernel does not take the plane."""
     given = arguments(region.anchor)
-    if len(shape_of(region.operands[0])) != 4:
-        return None  # not a batch of images
+    flat = region.anchor.target in (aten.avg_pool1d.default, aten.max_pool1d.default)
+    if len(shape_of(region.operands[0])) != (3 if flat else 4):
+        return None  # not a batch of images, or of lines
     x = places.stores[places.plane(region.operands[0])].plane
     if x.pitch % places.isa.lanes:
         return None
     return pools.Pool(
-        x=x, y=places.result(region), kernel=pair(given["kernel_size"]),
-        stride=pair(given["stride"] or given["kernel_size"]), padding=pair(given["padding"]),
-        dilation=pair(given.get("dilation", 1)),
+        x=x, y=places.result(region), kernel=across(given["kernel_size"], flat, 1),
+        stride=across(given["stride"] or given["kernel_size"], flat, 1),
+        padding=across(given["padding"], flat, 0), dilation=across(given.get("dilation", 1), flat, 1),
     )  # fmt: skip
 
 
@@ -445,6 +446,11 @@ def zero_point(places: Places, node: Node) -> int:
 def pair(value: Any) -> tuple[int, int]:
     first, *rest = value if isinstance(value, list | tuple) else [value]
     return int(first), int(rest[0] if rest else first)
+
+
+def across(value: Any, flat: bool, still: int) -> tuple[int, int]:
+    """Numbers of a window, down and across; along a line it stands still in the other direction."""
+    return (still, pair(value)[0]) if flat else pair(value)
 
 
 FAMILIES: Mapping[str, Callable[[Places, Region], Layer | None]] = {

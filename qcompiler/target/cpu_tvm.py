@@ -51,10 +51,10 @@ ROWS = (
               absorbs=Trait.CLAMPS),
     KernelRow(op=qc.global_avg_pool.default, kernel="global average", formula="global_avg_pool",
               operands=("x",)),
-    KernelRow(op=aten.avg_pool2d.default, kernel="average", formula="avg_pool", operands=("self",),
-              where=divides_as_torch),
-    KernelRow(op=aten.max_pool2d.default, kernel="maximum", formula="max_pool", operands=("self",),
-              output="same"),
+    *(KernelRow(op=op, kernel="average", formula="avg_pool", operands=("self",), where=divides_as_torch)
+      for op in (aten.avg_pool1d.default, aten.avg_pool2d.default)),
+    *(KernelRow(op=op, kernel="maximum", formula="max_pool", operands=("self",), output="same")
+      for op in (aten.max_pool1d.default, aten.max_pool2d.default)),
     KernelRow(op=aten.cat.default, kernel="concatenation", formula="concat", operands=("tensors",)),
     KernelRow(op=qc.attention.default, kernel="attention", formula="attention", operands=("q", "k", "v"),
               starts=True, where=is_by_token),
