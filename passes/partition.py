@@ -67,7 +67,9 @@ def region_at(anchor: Node, row: KernelRow) -> Region | None:
         return None
     last = chain[-1] if chain else anchor
     (reader,) = last.users if len(last.users) == 1 else (None,)
-    returns_codes = reader is not None and reader.target is qc.quantize.default
+    # Behind a range that is taken at run time there is no multiplier yet, and the bias is one of floats.
+    known = all(arguments(operand)["scale"].op == "get_attr" for operand in operands)
+    returns_codes = known and reader is not None and reader.target is qc.quantize.default
     if not returns_codes and row.output != "optional":
         return None
     if not returns_codes or reader is None:

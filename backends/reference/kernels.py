@@ -4,7 +4,9 @@
     q_y  = sat(rne(float32(acc) * m[c]) + z_y)                  m[c] = float32(float32(s_x s_w[c]) / s_y)
     q_y  = sat(rne(fma(q_r, m_r, fma(float32(acc), m[c], -z_r m_r))) + z_y)     a residual r, m_r = s_r / s_y
     y    = float32(acc) * float32(s_x s_w[c])                   where a linear returns float,
-    y    = fma(float32(acc), float32(s_x s_w[c]), a)            and adds another float to it
+    y    = fma(float32(acc), float32(s_x s_w[c]), a)            and adds another float to it,
+    y    = float32(acc) float32(s_x s_w[c]) + b[c]              or a bias of floats, where ranges are taken
+    y    = fma(float32(acc), float32(s_x s_w[c]), b[c] + a)     at run time; or both
 
 Sums are formed in float64, which holds every int32 accumulator exactly.
 """
@@ -93,7 +95,10 @@ def finish(call: Call, accumulator: Tensor, axis: int) -> Tensor:
     if isinstance(call.bias, Codes):
         accumulator = accumulator + along_channels(call.bias.values.double(), accumulator, axis)
     if call.output is None and call.addend is not None:
-        return multiply_add(accumulator.float(), along_channels(scale, accumulator, axis), call.addend)
+        added = call.addend
+        if isinstance(call.bias, Tensor):
+            added = along_channels(call.bias, accumulator, axis) + added
+        return multiply_add(accumulator.float(), along_channels(scale, accumulator, axis), added)
     if call.output is None:
         result = accumulator.float() * along_channels(scale, accumulator, axis)
         return result + along_channels(call.bias, result, axis) if isinstance(call.bias, Tensor) else result

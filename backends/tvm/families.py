@@ -43,11 +43,13 @@ class Places(Protocol):
     stores: dict[str, Any]
     shapes: Mapping[Node, tuple[int, ...]]
     choose: Choose
+    images: frozenset[Node]
 
     def plane(self, decoded: Node) -> str: ...
     def rows(self, value: Node) -> str: ...
     def float_rows(self, value: Node) -> Plane: ...
     def hold(self, name: str, plane: Plane, dtype: str) -> None: ...
+    def keep(self, value: Node, plane: Plane, dtype: str) -> None: ...
     def cached(self, past: Node, plane: Plane, cache: Sequence[Node]) -> str: ...
     def first(self, value: Node, plane: Plane) -> str: ...
     def known(self, value: Node, *, before: Node) -> bool: ...
@@ -55,7 +57,7 @@ class Places(Protocol):
     def place(self, codes: Node, pair: Node) -> str: ...
     def mask(self, value: Node) -> str: ...
     def table_behind(self, region: Region, alone: Any) -> Region | None: ...
-    def plane_of(self, shape: Sequence[int], border: int) -> Plane: ...
+    def plane_of(self, value: Node, border: int) -> Plane: ...
     def pays(self, fusion: Fusion | None) -> bool: ...
     def result(self, region: Region) -> Plane: ...
     def tensor(self, node: Any) -> Tensor: ...
@@ -94,14 +96,21 @@ def contraction(places: Places, region: Region) -> Layer | None:
     given = arguments(region.anchor)
     codes = places.tensor(arguments(region.weight)["q"]).numpy()
     found = Contraction(codes=codes[..., None, None], window={}, groups=1)
+    if region.row.formula == "linear" and region.operands[0] in places.images:
+        return None  # along a line of an image
     if region.row.formula == "conv":
-        window = {name: pair(given[name]) for name in ("stride", "padding", "dilation")}
+        flat = codes.ndim == 3  # along a line: an image of height 1
+        window = {
+            name: across(given[name], flat, still)
+            for name, still in (("stride", 1), ("padding", 0), ("dilation", 1))
+        }
+        codes = codes[:, :, None] if flat else codes
         found = Contraction(codes=codes, window=window, groups=given["groups"])
     if region.returns_codes and reach(places, region, codes) >= FARTHEST:
         return None
     x = places.stores[places.plane(region.operands[0])].plane
     by_channel = found.groups == x.channels == len(codes) and x.pitch % channels.PART == 0
-    if by_channel and region.residual is None:
+    if by_channel and region.residual is None and not is_ranged(region.operands[0]):
         return depthwise(places, region, found)
     return convolved(places, region, found)
 
@@ -124,16 +133,20 @@ def depthwise(places: Places, region: Region, found: Contraction) -> Layer:
 def convolved(places: Places, region: Region, found: Contraction) -> Layer:
     """With what the kernel does behind the sums: a residual of codes, an addend of floats, a table."""
     isa, x = places.isa, places.plane(region.operands[0])
+    now = ()
+    if is_ranged(region.operands[0]):
+        now = tuple(arguments(region.operands[0])[name].name for name in ("scale", "zero_point"))
     residual = None if region.residual is None else places.plane(region.residual)
     addend = None if region.addend is None else places.rows(region.addend)
     codes, groups = merged(found.codes, found.groups, isa)
-    y = places.plane_of(places.shapes[region.result], 0)
+    y = places.plane_of(region.result, 0)
     alone = Convolution(
         x=places.stores[x].plane, y=replace(y, pitch=pitch_of(y.channels)), groups=groups,
         kernel=codes.shape[2:], to_float=not region.returns_codes, table=False, **found.window,
         shifted=region.returns_codes and zero_point(places, region.result) != 0,
         residual=None if residual is None else places.stores[residual].plane,
         addend=None if addend is None else places.stores[addend].plane,
+        ranged=bool(now), offset=bool(now) and region.bias is not None,
     )  # fmt: skip
     table = places.table_behind(region, alone)
     whole = replace(alone, y=places.result(table or region), table=table is not None)
@@ -142,6 +155,8 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
         "weights": np.concatenate([pack(whole, codes, isa).reshape(-1), np.zeros(LINE, np.int8)]),
         "bias": bias, "multiplier": multiplier,
     }  # fmt: skip
+    if whole.offset:
+        constants["offset"] = filled(places.tensor(region.bias).float().numpy(), whole, isa)
     if region.residual is not None:
         ratio = scale(places, region.residual) / scale(places, region.result)
         offset = -places.tensor(arguments(region.residual)["zero_point"]).float() * ratio
@@ -150,7 +165,7 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
         constants["table"] = entries(places, table, table.operands[0])
     if whole.shifted:
         constants["zero"] = np.array([zero_point(places, region.result)], np.int32)
-    planes = tuple(name for name in (x, residual, addend) if name is not None)
+    planes = (*(name for name in (x, residual, addend) if name is not None), *now)
     tile = places.choose(whole)
     made = layer(
         "convolution", whole, lambda name: convolution(whole, tile, isa, name), planes,
@@ -160,9 +175,15 @@ def convolved(places: Places, region: Region, found: Contraction) -> Layer:
 
 
 def numbers(places: Places, region: Region, codes: NDArray[np.int8]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Bias, with the input's zero point in it, and multiplier of every output."""
+    """Bias, with the input's zero point in it, and multiplier of every output.
+
+    Where the input's range is taken at run time, what its zero point and its scale are multiplied with.
+    """
     assert region.weight is not None
     operand = region.operands[0]
+    if is_ranged(operand):
+        sums = codes.astype(np.int64).reshape(len(codes), -1).sum(1)
+        return -sums.astype(np.int32), scale(places, region.weight).expand(len(codes)).numpy()
     bias = -zero_point(places, operand) * codes.astype(np.int64).reshape(len(codes), -1).sum(1)
     if region.bias is not None:
         bias = bias + places.tensor(arguments(region.bias)["q"]).numpy()
@@ -206,7 +227,7 @@ def average_pool(places: Places, region: Region) -> Layer | None:
         return None
     average = pools.Average(
         count_include_pad=given["count_include_pad"],
-        divisor=given["divisor_override"],
+        divisor=given.get("divisor_override"),
         x_zero=zero_point(places, region.operands[0]),
         y_zero=zero_point(places, region.result),
     )
@@ -219,8 +240,8 @@ def average_pool(places: Places, region: Region) -> Layer | None:
 
 
 def global_average(places: Places, region: Region) -> Layer | None:
-    if len(shape_of(region.operands[0])) != 4:
-        return None  # not an image
+    if region.operands[0] not in places.images:
+        return None  # three axes of space
     name = places.plane(region.operands[0])
     x = places.stores[name].plane
     if x.pitch % places.isa.lanes:
@@ -240,15 +261,16 @@ def global_average(places: Places, region: Region) -> Layer | None:
 def sliding(places: Places, region: Region) -> pools.Pool | None:
     """The window of a pool; None where the kernel does not take the plane."""
     given = arguments(region.anchor)
-    if len(shape_of(region.operands[0])) != 4:
-        return None  # not a batch of images
+    flat = region.anchor.target in (aten.avg_pool1d.default, aten.max_pool1d.default)
+    if len(shape_of(region.operands[0])) != (3 if flat else 4):
+        return None  # not a batch of images, or of lines
     x = places.stores[places.plane(region.operands[0])].plane
     if x.pitch % places.isa.lanes:
         return None
     return pools.Pool(
-        x=x, y=places.result(region), kernel=pair(given["kernel_size"]),
-        stride=pair(given["stride"] or given["kernel_size"]), padding=pair(given["padding"]),
-        dilation=pair(given.get("dilation", 1)),
+        x=x, y=places.result(region), kernel=across(given["kernel_size"], flat, 1),
+        stride=across(given["stride"] or given["kernel_size"], flat, 1),
+        padding=across(given["padding"], flat, 0), dilation=across(given.get("dilation", 1), flat, 1),
     )  # fmt: skip
 
 
@@ -375,7 +397,8 @@ def entries(places: Places, region: Region, operand: Node) -> NDArray[np.uint8]:
 def concatenate(places: Places, region: Region) -> Layer | None:
     """Along channels only: side by side in every pixel."""
     rank = len(shape_of(region.anchor))
-    if int(arguments(region.anchor)["dim"]) % rank != (1 if rank == 4 else rank - 1):
+    channels_last = region.anchor not in places.images
+    if int(arguments(region.anchor)["dim"]) % rank != (rank - 1 if channels_last else 1):
         return None
     names = [places.plane(operand) for operand in region.operands]
     inputs = tuple(places.stores[name].plane for name in names)
@@ -415,6 +438,11 @@ def shape_of(node: Node) -> list[str]:
     return [str(size) for size in found.shape] if found else []
 
 
+def is_ranged(operand: Node) -> bool:
+    """Whether scale and zero point are numbers of the call: the range is taken at run time."""
+    return bool(arguments(operand)["scale"].op != "get_attr")
+
+
 def zero_point(places: Places, node: Node) -> int:
     return int(places.tensor(arguments(node)["zero_point"]))
 
@@ -422,6 +450,11 @@ def zero_point(places: Places, node: Node) -> int:
 def pair(value: Any) -> tuple[int, int]:
     first, *rest = value if isinstance(value, list | tuple) else [value]
     return int(first), int(rest[0] if rest else first)
+
+
+def across(value: Any, flat: bool, still: int) -> tuple[int, int]:
+    """Numbers of a window, down and across; along a line it stands still in the other direction."""
+    return (still, pair(value)[0]) if flat else pair(value)
 
 
 FAMILIES: Mapping[str, Callable[[Places, Region], Layer | None]] = {

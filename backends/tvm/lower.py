@@ -19,6 +19,7 @@ from qcompiler.backends.tvm.floatpath.steps import computed, with_functions
 from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.edge import encode
+from qcompiler.backends.tvm.layout import images
 from qcompiler.backends.tvm.plane import GRAIN, Plane, pitch_of
 from qcompiler.backends.tvm.program import (
     Call,
@@ -38,6 +39,7 @@ from qcompiler.backends.tvm.program import (
     alive,
     early,
 )
+from qcompiler.backends.tvm.ranges import floats_of, ranged
 from qcompiler.backends.tvm.schedules import Choose, Schedules, measured_by
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.partition import Region, partition, weighed
@@ -56,8 +58,8 @@ RESHAPES = (
 
 # Ops that are computed only if somebody wants their result by itself: a kernel may take them along.
 WAITING = (
-    qc.quantize.default, qc.dequantize.default, aten.silu.default, aten.split_with_sizes.default,
-    operator.getitem,
+    qc.quantize.default, qc.dequantize.default, qc.dynamic_quantize.default, aten.silu.default,
+    aten.split_with_sizes.default, operator.getitem,
 )  # fmt: skip
 
 
@@ -84,6 +86,7 @@ class Lowering:
     ) -> None:
         self.graph, self.target, self.shapes, self.isa, self.choose = graph, target, shapes, isa, choose
         self.regions = partition(graph, target)
+        self.images = images(graph, self.regions.values(), shapes)
         self.borders = borders(self.regions.values())
         self.fusions = list(weighed(self.regions.values(), target))
         self.stores: dict[str, Store] = {}
@@ -156,13 +159,15 @@ class Lowering:
         store, before, after = self.stores[name], self.shapes[read], self.shapes[node]
         if store.plane.border:
             return None
-        if before[2:] == (1, 1) and after == before[:2]:
+        if read in self.images and set(before[2:]) == {1} and after == before[:2]:
             plane = replace(store.plane, images=1, width=store.plane.images)
-        elif is_reshape(node, before) and 4 not in (len(before), len(after)) and before[-1] == after[-1]:
+        elif {read, node} <= self.images and is_reshape(node, before) and sizes(before) == sizes(after):
+            return replace(store, shares=store.shares or name)
+        elif is_reshape(node, before) and not {read, node} & self.images and before[-1] == after[-1]:
             plane = store.plane
         else:
             return None
-        return replace(store, plane=plane, shares=store.shares or name)
+        return replace(store, plane=plane, is_image=False, shares=store.shares or name)
 
     def bring(self, node: Node) -> None:
         """Have a value as a tensor of torch."""
@@ -182,7 +187,12 @@ class Lowering:
     def known(self, value: Node, *, before: Node) -> bool:
         """Whether a value is floats that can lie by row, and is computed before a node."""
         held = spec(value)
-        is_rows = held is not None and held.dtype == torch.float32 and len(held.shape) not in (0, 4)
+        is_rows = (
+            held is not None
+            and held.dtype == torch.float32
+            and len(held.shape) > 0
+            and value not in self.images
+        )
         return is_rows and value < before
 
     def plane(self, decoded: Node) -> str:
@@ -190,8 +200,10 @@ class Lowering:
         codes = decoded.args[0]
         assert isinstance(codes, Node)
         if codes not in self.on_plane:
-            is_image = codes.target is qc.quantize.default and len(self.shapes[codes]) == 4
-            if is_image and codes not in self.on_host:
+            is_image = codes.target is qc.quantize.default and codes in self.images
+            if (layer := ranged(self, decoded)) is not None:
+                self.call(decoded, layer)
+            elif is_image and codes not in self.on_host:
                 self.enter(codes)
             elif codes not in self.on_host and (layer := encoded(self, codes)) is not None:
                 self.call(codes, layer)
@@ -224,15 +236,20 @@ class Lowering:
 
     def float_rows(self, value: Node) -> Plane:
         """Memory for a float value, by row; whole registers are written."""
-        plane = self.plane_of(self.shapes[value], 0)
+        plane = self.plane_of(value, 0)
         plane = replace(plane, pitch=pitch_of(plane.channels))
-        self.stores[value.name] = Store(plane=plane, dtype="float32")
+        self.stores[value.name] = Store(plane=plane, dtype="float32", is_image=value in self.images)
         self.on_plane[value] = value.name
         return plane
 
     def hold(self, name: str, plane: Plane, dtype: str) -> None:
         """Memory that belongs to no value."""
         self.stores[name] = Store(plane=plane, dtype=dtype)
+
+    def keep(self, value: Node, plane: Plane, dtype: str) -> None:
+        """Memory of a value, on a plane that is given."""
+        self.hold(value.name, plane, dtype)
+        self.on_plane[value] = value.name
 
     def cached(self, past: Node, plane: Plane, cache: Sequence[Node]) -> str:
         """Have a cache in memory, where it becomes the one that is returned."""
@@ -291,13 +308,13 @@ class Lowering:
     def place(self, codes: Node, pair: Node) -> str:
         """Memory for codes; its border holds the zero point, which is what padding stands for."""
         zero = int(self.tensor(arguments(pair)["zero_point"]))
-        plane = self.plane_of(self.shapes[codes], self.borders.get(codes, 0))
-        self.stores[codes.name] = Store(plane=plane, fill=zero)
+        plane = self.plane_of(codes, self.borders.get(codes, 0))
+        self.stores[codes.name] = Store(plane=plane, fill=zero, is_image=codes in self.images)
         self.on_plane[codes] = codes.name
         return codes.name
 
-    def plane_of(self, shape: Sequence[int], border: int) -> Plane:
-        images, channels, height, width = as_image(shape)
+    def plane_of(self, value: Node, border: int) -> Plane:
+        images, channels, height, width = as_image(self.shapes[value], value in self.images)
         pitch = channels if channels < GRAIN else pitch_of(channels)
         return Plane(images=images, height=height, width=width, channels=channels, pitch=pitch, border=border)
 
@@ -311,7 +328,7 @@ class Lowering:
         if region in self.computed:
             return
         family = FAMILIES.get(region.row.formula)
-        layer = family(self, region) if family is not None and has_constant_scales(region) else None
+        layer = family(self, region) if family is not None and has_known_scales(region) else None
         if layer is not None:
             self.call(region.anchor, layer)
             return
@@ -388,15 +405,21 @@ def only_reader(node: Node | None) -> Node | None:
     return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
-def has_constant_scales(region: Region) -> bool:
-    """A range that is taken at run time has no multiplier yet."""
-    return all(arguments(operand)["scale"].op == "get_attr" for operand in region.operands)
+def has_known_scales(region: Region) -> bool:
+    """Of a range that is taken at run time a linear alone can make use."""
+    known = (arguments(operand)["scale"].op == "get_attr" for operand in region.operands)
+    return all(known) or (region.row.formula == "linear" and floats_of(region.operands[0]) is not None)
 
 
-def as_image(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """[N, C, H, W] as it is; rows [.., K] as one image of a single line."""
-    if len(shape) == 4:
-        return shape[0], shape[1], shape[2], shape[3]
+def sizes(image: Sequence[int]) -> tuple[int, int, int, int]:
+    """[N, C, H, W] and [N, C, W] as four numbers."""
+    return image[0], image[1], image[2] if len(image) == 4 else 1, image[-1]
+
+
+def as_image(shape: Sequence[int], is_image: bool) -> tuple[int, int, int, int]:
+    """[N, C, H, W] as it is, and [N, C, W] of a single line; rows [.., K] as one image of a single line."""
+    if is_image:
+        return sizes(shape)
     return 1, shape[-1], 1, int(np.prod(shape[:-1]))
 
 

@@ -42,3 +42,6 @@ class Plane:
     def origin(self) -> int:
         """Where pixel (0, 0) of the first image lies."""
         return self.border * (self.line + self.pitch)
+
+
+NUMBER = Plane(images=1, height=1, width=1, channels=1, pitch=1)  # of the call: a scale, a zero point

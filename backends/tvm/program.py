@@ -29,9 +29,10 @@ qc = torch.ops.qcompiler
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Memory of one plane: `fill` is what its border holds."""
+    """Memory of one plane: `fill` is what its border holds; of an image [N, C, H, W], or of rows [.., K]."""
 
     plane: Plane
+    is_image: bool = False
     dtype: str = "uint8"
     fill: int = 0
     shares: str = ""  # the store whose memory this is, by another description
@@ -144,7 +145,7 @@ class Put(OnPlane):
 
     def move(self, view: Any, state: State) -> None:
         value: Any = decoded(state.values[self.node])
-        view[:] = by_pixel(value.numpy())
+        view[:] = by_pixel(value.numpy(), self.store.is_image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ class Take(OnPlane):
     def view(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
         """The plane itself, in that shape."""
         pixels = torch.from_numpy(super().view(arrays))
-        return pixels.permute(0, 3, 1, 2) if len(self.shape) == 4 else pixels.view(self.shape)
+        return pixels.permute(0, 3, 1, 2).view(self.shape) if self.store.is_image else pixels.view(self.shape)
 
     def move(self, view: Any, state: State) -> None:
         state.values[self.node] = view.clone(memory_format=torch.contiguous_format)
@@ -221,9 +222,11 @@ class Gather(OnPlane):
         torch.index_select(state.values[self.table], 0, state.values[self.indices].reshape(-1), out=view)
 
 
-def by_pixel(codes: NDArray[Any]) -> NDArray[Any]:
-    """[N, C, H, W] -> [N, H, W, C]; rows [.., K] -> [1, 1, rows, K]"""
-    return codes.transpose(0, 2, 3, 1) if codes.ndim == 4 else codes.reshape(1, 1, -1, codes.shape[-1])
+def by_pixel(codes: NDArray[Any], is_image: bool) -> NDArray[Any]:
+    """[N, C, H, W] or [N, C, W] -> [N, H, W, C]; rows [.., K] -> [1, 1, rows, K]"""
+    if is_image:
+        return (codes[:, :, None] if codes.ndim == 3 else codes).transpose(0, 2, 3, 1)
+    return codes.reshape(1, 1, -1, codes.shape[-1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,12 @@ qc = torch.ops.qcompiler
 def distance(call: Call, program: Program, state: State, graph: Graph) -> NodeDistance:
     """Compute a step again from what it was given; both results are compared in their own steps."""
     region, last = call.regions[0], call.regions[-1]
-    more = [node for node in (region.residual, region.addend) if node is not None]
+    more = [] if region.residual is None else [region.residual]
     given: Any = {node: read(node, program, state, graph) for node in (*region.anchor.all_input_nodes, *more)}
     args, kwargs = fx.map_arg((region.anchor.args, region.anchor.kwargs), given.__getitem__)
-    residual, addend = map(given.get, (region.residual, region.addend))
+    residual = given.get(region.residual)
+    # Floats even where they were codes once, whose place may be another's by now.
+    addend = None if region.addend is None else held(region.addend, program, state, graph)
     wanted = compute_region(region, graph, args, kwargs, residual, addend)
     for following in call.regions[1:]:  # of one operand, which is what was computed
         (operand,) = following.operands
@@ -45,17 +47,22 @@ def distance(call: Call, program: Program, state: State, graph: Graph) -> NodeDi
 def read(node: Node, program: Program, state: State, graph: Graph) -> Any:
     """What a kernel was given for a node: codes where it decodes them, else floats."""
 
-    def held(value: Node) -> Any:
-        if value.op == "get_attr":
-            return constant(value, graph)
-        if value.name in program.stores:
-            return on_plane(value, program, state)
-        if value not in state.values:  # a repetition that nobody has carried out
-            assert value.target is aten.expand.default
-            return held(value.args[0])  # type: ignore[arg-type]
-        return decoded(state.values[value])
+    def known(value: Node) -> Any:
+        return held(value, program, state, graph)
 
-    return coded(node, held) if node.target is qc.dequantize.default else held(node)
+    return coded(node, known) if node.target is qc.dequantize.default else known(node)
+
+
+def held(value: Node, program: Program, state: State, graph: Graph) -> Any:
+    """A value as it lies where kernels read it."""
+    if value.op == "get_attr":
+        return constant(value, graph)
+    if value.name in program.stores:
+        return on_plane(value, program, state)
+    if value not in state.values:  # a repetition that nobody has carried out
+        assert isinstance(value.args[0], Node) and value.target is aten.expand.default
+        return held(value.args[0], program, state, graph)
+    return decoded(state.values[value])
 
 
 def constant(node: Node, graph: Graph) -> Tensor:
@@ -65,6 +72,7 @@ def constant(node: Node, graph: Graph) -> Tensor:
 def on_plane(value: Node, program: Program, state: State) -> Tensor:
     """A copy of a value in its own shape."""
     shape = program.shapes[value]
-    pixels = program.stores[value.name].inside(state.arrays[value.name])
-    found = pixels.transpose(0, 3, 1, 2) if len(shape) == 4 else pixels
+    store = program.stores[value.name]
+    pixels = store.inside(state.arrays[value.name])
+    found = pixels.transpose(0, 3, 1, 2) if store.is_image else pixels
     return torch.from_numpy(np.array(found).reshape(shape))

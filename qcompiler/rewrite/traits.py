@@ -73,6 +73,8 @@ TRAITS: dict[Any, Trait] = {
     # reductions and pooling
     qc.global_avg_pool.default: T.REDUCES | T.MONOTONE | T.LINEAR | T.HOMOGENEOUS,
     aten.avg_pool2d.default: T.REDUCES | T.MONOTONE | T.LINEAR | T.HOMOGENEOUS,
+    aten.avg_pool1d.default: T.REDUCES | T.MONOTONE | T.LINEAR | T.HOMOGENEOUS,
+    aten.max_pool1d.default: T.SELECTS | T.MONOTONE | T.HOMOGENEOUS,
     aten.max_pool2d.default: T.SELECTS | T.MONOTONE | T.HOMOGENEOUS,
     aten.amax.default: T.SELECTS | T.MONOTONE | T.HOMOGENEOUS,
     # norms over the last axes

@@ -47,7 +47,7 @@ def divides_as_torch(pool: Node) -> bool:
     """The kernel takes no divisor, and counts in full a window that hangs over the padding it includes."""
     given = arguments(pool)
     hangs_over = given["ceil_mode"] and given["count_include_pad"] and any(given["padding"])
-    return given["divisor_override"] is None and not hangs_over
+    return given.get("divisor_override") is None and not hangs_over
 
 
 ROWS = (

@@ -34,11 +34,16 @@ def is_by_token(attention: Node) -> bool:
     return queries is not None and len(queries.shape) == 3
 
 
+def convolution(op: object) -> KernelRow:
+    return KernelRow(
+        op=op, kernel="convolution", formula="conv", operands=("input",), weight="weight", bias="bias",
+        absorbs=Trait.CLAMPS, adds=True, starts=True,
+    )  # fmt: skip
+
+
 ROWS = (
-    KernelRow(
-        op=aten.conv2d.default, kernel="convolution", formula="conv", operands=("input",), weight="weight",
-        bias="bias", absorbs=Trait.CLAMPS, adds=True, starts=True,
-    ),
+    convolution(aten.conv1d.default),
+    convolution(aten.conv2d.default),
     KernelRow(
         op=aten.linear.default, kernel="convolution", formula="linear", operands=("input",), weight="weight",
         bias="bias", output="optional", absorbs=Trait.CLAMPS, adds_floats=True, starts=True, where=has_matrix,
@@ -49,10 +54,10 @@ ROWS = (
               absorbs=Trait.CLAMPS),
     KernelRow(op=qc.global_avg_pool.default, kernel="global average", formula="global_avg_pool",
               operands=("x",)),
-    KernelRow(op=aten.avg_pool2d.default, kernel="average", formula="avg_pool", operands=("self",),
-              where=divides_as_torch),
-    KernelRow(op=aten.max_pool2d.default, kernel="maximum", formula="max_pool", operands=("self",),
-              output="same"),
+    *(KernelRow(op=op, kernel="average", formula="avg_pool", operands=("self",), where=divides_as_torch)
+      for op in (aten.avg_pool1d.default, aten.avg_pool2d.default)),
+    *(KernelRow(op=op, kernel="maximum", formula="max_pool", operands=("self",), output="same")
+      for op in (aten.max_pool1d.default, aten.max_pool2d.default)),
     KernelRow(op=aten.cat.default, kernel="concatenation", formula="concat", operands=("tensors",)),
     KernelRow(op=qc.attention.default, kernel="attention", formula="attention", operands=("q", "k", "v"),
               starts=True, where=is_by_token),
@@ -92,10 +97,12 @@ OWN_KERNELS_CPU = register_target(
             WeightOnly(format=name, kernel="few-bit linear", blocks=(0, 16, 32, 64, 128))
             for name in ("int4", "uint4", "int8")
         ),
+        dynamic_kernel="convolution",
         rotary=True,
         attention=AttentionKernel(name="cached attention", multiple=16, rotary_multiple=16),
         joins=frozenset({"weight-only"}),
         join_rows=math.inf,  # costs tell
+        range_macs=9.0,
         carries_moves=MOVES,
         by_token=True,
         costs=COSTS,

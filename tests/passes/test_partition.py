@@ -276,3 +276,19 @@ def test_nothing_is_integer_where_only_storage_is_narrow(recipe: Any) -> None:
 def test_dynamic_linears_are_regions_that_return_float() -> None:
     regions = partition(lowered(Linears(), torch.randn(4, 12), recipe="int8-dynamic"), ONNX_RUNTIME_CPU)
     assert [region.returns_codes for region in regions.values()] == [False, False]
+
+
+def test_codes_behind_a_range_taken_at_run_time_are_made_of_floats() -> None:
+    """There is no multiplier from one range to the other yet, and the bias is one of floats."""
+    torch.manual_seed(0)
+    first, x = nn.Linear(16, 32), torch.randn(4, 16)
+    nn.init.constant_(first.bias, 3.0)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(32, 8))
+    told = {"base": "int8", "name": "told", "overrides": [{"pattern": "0", "dynamic": True}]}
+    graph = lowered(model, x, recipe=told)
+    regions = partition(graph, ONNX_RUNTIME_CPU).values()
+    assert [region.returns_codes for region in regions] == [False, False]
+    (found,) = Reference().lower(graph)([x])
+    exact = model(x).detach()
+    # 8 bits leave about 40 dB of a signal; a bias of 3 that is lost leaves 2.
+    assert 10 * torch.log10(exact.square().sum() / (found - exact).square().sum()) > 30

@@ -29,6 +29,8 @@ EXAMPLES: dict[Any, tuple[tuple[int, ...], tuple[Any, ...]]] = {
     aten.bmm.default: ((2, 3, 8), (torch.randn(2, 8, 5, dtype=torch.float64),)),
     aten.hardtanh.default: (IMAGE, (-0.5, 1.0)),
     aten.clamp.default: (IMAGE, (-0.5, 1.0)),
+    aten.avg_pool1d.default: ((2, 3, 8), ([3], [2], [1])),
+    aten.max_pool1d.default: ((2, 3, 8), ([3], [2], [1])),
     aten.avg_pool2d.default: (IMAGE, ([3, 3], [2, 2], [1, 1])),
     aten.max_pool2d.default: (IMAGE, ([3, 3], [2, 2], [1, 1])),
     aten.amax.default: (IMAGE, ([2, 3], True)),

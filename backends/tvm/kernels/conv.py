@@ -4,6 +4,11 @@
     y = sat(rne(float32(acc) m[o]) + z),  or  sat(rne(fma(r, r_s, fma(float32(acc), m[o], r_0))) + z)
         or  t[y],  or  float32(acc) m[o],  or  fma(float32(acc), m[o], a)
 
+Where the range of x is taken at run time, its scale s and zero point z are numbers of the call, and a bias of
+floats c may be added:
+
+    acc = -z sum w[o] + ..      y = float32(acc) (s m[o]) [+ c[o]],  or  fma(float32(acc), s m[o], [c[o] +] a)
+
 By pixel, one row of a kernel is contiguous in memory, so a convolution is KH products of matrices whose rows
 overlap: no copies, and one inner loop for every kernel size and stride. A linear is one of a single line.
 """
@@ -20,7 +25,7 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.plane import NUMBER, Plane
 
 LINE = 64  # bytes of the cache
 
@@ -44,6 +49,8 @@ class Convolution:
     shifted: bool = False  # results have a zero point; a number of the call, so that equal layers share code
     to_float: bool = False  # the plane of results then holds float32 numbers,
     addend: Plane | None = None  # and others may be added to them
+    ranged: bool = False  # the scale and the zero point of x are numbers of the call; wants `to_float`,
+    offset: bool = False  # and floats may be added to the results
     table: bool = False  # codes are looked up before they are stored; wants an instruction set with `lookup`
 
     @cached_property
@@ -75,7 +82,9 @@ class Tile:
 
 
 def convolution(layer: Convolution, tile: Tile, isa: Isa, name: str) -> Any:
-    """The function (x, [residual,] [addend,] weights, bias, m, [ratio and offset,] [table,] [z,] y)."""
+    """The function (x, [residual,] [addend,] [s, z of x,] weights, bias, m, [c,] [ratio and offset,] [table,]
+    [z,] y); of a range that is taken at run time the bias is -sum w.
+    """
     return Kernel(layer, tile, isa, name).function()
 
 
@@ -101,9 +110,14 @@ class Kernel:
             self.residual = k.argument("residual", "uint8", layer.residual.size)
         if layer.addend is not None:
             self.addend = k.argument("addend", "float32", layer.addend.size)
+        if layer.ranged:
+            self.x_scale = k.argument("x_scale", "float32", NUMBER.size)
+            self.x_zero = k.argument("x_zero", "int32", NUMBER.size)
         self.weights = k.argument("weights", "int8", layer.groups * self.panels * self.panel + LINE)
         self.bias = k.argument("bias", "int32", channels)
         self.multiplier = k.argument("multiplier", "float32", channels)
+        if layer.offset:
+            self.offset = k.argument("offset", "float32", channels)
         if layer.residual is not None:
             self.ratio = k.argument("ratio", "float32", 2)
         if layer.table:
@@ -133,9 +147,12 @@ class Kernel:
         k, lanes, tile = self.k, self.isa.lanes, self.tile
         sums = [[k.register("int32", lanes) for _ in range(tile.columns)] for _ in range(tile.rows)]
         for j in range(tile.columns):
-            bias = k.bind(k.load(self.bias, (g * self.panels + panel + j) * lanes, lanes))
+            bias = k.load(self.bias, (g * self.panels + panel + j) * lanes, lanes)
+            if self.layer.ranged:
+                bias = bias * splat(k.load(self.x_zero, 0), "int32", lanes)
+            held = k.bind(bias)
             for row in sums:
-                k.store(row[j], 0, bias, lanes)
+                k.store(row[j], 0, held, lanes)
         return sums
 
     def accumulate(self, sums: list[list[Any]], place: tuple[Any, ...], turn: Any, turns: int) -> None:
@@ -167,9 +184,7 @@ class Kernel:
         k, isa, y = self.k, self.isa, self.layer.y
         n, g, panel, h, w = place
         channel = (g * self.panels + panel) * isa.lanes
-        scales = [
-            k.bind(k.load(self.multiplier, channel + j * isa.lanes, isa.lanes)) for j in range(len(sums[0]))
-        ]
+        scales = [self.scale(channel + j * isa.lanes) for j in range(len(sums[0]))]
         if self.layer.to_float:
             for r, row in enumerate(sums):
                 for j, register in enumerate(row):
@@ -199,14 +214,27 @@ class Kernel:
             return []
         return [self.k.load(self.table, begin, self.isa.bytes) for begin in range(0, 256, self.isa.bytes)]
 
+    def scale(self, channel: Any) -> Any:
+        """Steps of the result per step of the sums."""
+        k, lanes = self.k, self.isa.lanes
+        scale = k.load(self.multiplier, channel, lanes)
+        if not self.layer.ranged:
+            return k.bind(scale)
+        return k.keep(scale * splat(k.load(self.x_scale, 0), "float32", lanes), "float32", lanes)
+
     def scaled(self, register: Any, scale: Any, place: tuple[Any, ...]) -> Any:
         """A float result, with what is added to it."""
         lanes = self.isa.lanes
         value = tirx.Cast(f"float32x{lanes}", self.k.load(register, 0, lanes))
-        if self.layer.addend is None:
+        channel = place[-1]
+        offset = self.k.load(self.offset, channel, lanes) if self.layer.offset else None
+        if self.layer.addend is not None:
+            addend = self.k.load(self.addend, self.address(self.layer.addend, place), lanes)
+            return tirx.op.fma(value, scale, addend if offset is None else offset + addend)
+        if offset is None:
             return value * scale
-        addend = self.k.load(self.addend, self.address(self.layer.addend, place), lanes)
-        return tirx.op.fma(value, scale, addend)
+        # LLVM may join a product and a sum; one that adds 0 already stays alone, so both are rounded.
+        return tirx.op.fma(value, scale, splat(0.0, "float32", lanes)) + offset
 
     def rounded(self, register: Any, scale: Any, place: tuple[Any, ...]) -> Any:
         """Steps of the result, rounded, with its zero point."""

@@ -1,0 +1,66 @@
+"""Convolutions along one axis, as those of an image of a single line: exactly what the reference computes."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qcompiler.api import explain
+from qcompiler.backends.reference import Reference
+from qcompiler.backends.tvm import Tvm, TvmExecutable
+from qcompiler.backends.tvm.isa import Isa
+from qcompiler.proof import quantized
+from tests.backends.tvm.sets import pytestmark, seeds
+from tests.backends.tvm.test_lower import TARGET
+
+__all__ = ["pytestmark"]
+
+
+class Sequences(nn.Module):
+    """A stem, a block with a branch around it, a pool or none, and a head of the mean or of every place."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        draw = random.Random(seed)
+        self.inputs, width = draw.choice([1, 3, 16]), draw.choice([8, 16, 32])
+        self.groups = draw.choice([1, 2, width])
+        kernel, dilation = draw.choice([1, 3, 5]), draw.choice([1, 2])
+        self.stem = nn.Conv1d(self.inputs, width, draw.choice([1, 4, 7]), draw.choice([1, 2]), 3)
+        self.first = nn.Conv1d(
+            width, width, kernel, padding=kernel // 2 * dilation, dilation=dilation, groups=self.groups
+        )
+        self.second = nn.Conv1d(width, width, 1, bias=draw.random() < 0.5)
+        self.pools, self.by_place = draw.choice([None, F.max_pool1d, F.avg_pool1d]), draw.random() < 0.5
+        self.head, self.length = nn.Linear(width, 5), draw.randint(9, 60)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        if self.pools is not None:
+            x = self.pools(x, 2, 2)
+        x = F.relu(x + self.second(F.relu(self.first(x))))
+        y: Tensor = self.head(x.transpose(1, 2) if self.by_place else x.mean(2))
+        return y
+
+    def data(self, count: int, seed: int) -> Tensor:
+        return torch.randn(count, self.inputs, self.length, generator=torch.Generator().manual_seed(seed))
+
+
+@seeds(10, 1)
+def test_random_networks_of_sequences(isa: Isa, seed: int) -> None:
+    torch.manual_seed(seed)
+    network = Sequences(seed).eval()
+    decision = explain(network, network.data(2, 0), calibration=[network.data(2, 1)], target=TARGET)
+    graph = quantized(decision)
+    engine, reference = Tvm(TARGET, isa=isa.name).lower(graph), Reference(TARGET).lower(graph)
+    assert isinstance(engine, TvmExecutable)
+    for count in (1, 3):
+        x = network.data(count, 2)
+        assert torch.equal(engine([x])[0], reference([x])[0])
+    found = engine.verify([x])
+    assert len(found) >= 4 and all(each.max_lsb == 0 for each in found)
+    layers = engine.execution(decision.plan).layers
+    assert "reference" not in {layer.kernel for layer in layers}
+    assert {layer.precision for layer in layers if "conv" in layer.node or "pool" in layer.node} == {"int8"}
