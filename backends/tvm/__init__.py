@@ -10,6 +10,7 @@ driver      all calls of a program as one function  plain       functions as C h
 ready       a program with its memory               executable  programs that run, profiled and verified
 floats      families of ops on floats               memory      a decoder whose cache stays in place
 threads     the work of one function, divided       selftest    what must hold before the first kernel
+library/    a model as files that run without us
 """
 
 from collections.abc import Mapping

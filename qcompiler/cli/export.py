@@ -1,20 +1,32 @@
-"""`qcompiler export`: a QDQ ONNX file, and what ONNX Runtime makes of it."""
+"""`qcompiler export`: a QDQ ONNX file, and what ONNX Runtime makes of it; or a library of machine code."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qcompiler.cli import options
 from qcompiler.cli.screen import complain, say
+from qcompiler.errors import InputError
 
 if TYPE_CHECKING:
+    from qcompiler.backends.tvm.library import Library
+    from qcompiler.cli.source import Source
     from qcompiler.passes.check import Contract
+    from qcompiler.recipe import Recipe
 
 
 def run(
     model: options.Model,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The file to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.onnx|DIR", help="The file or folder to write.")
+    ],
+    format: Annotated[
+        Literal["onnx", "library"],
+        typer.Option(
+            "--format", "-f", help="A file for any engine, or a folder of machine code for this CPU."
+        ),
+    ] = "onnx",
     recipe: options.RecipeName = "int8",
     target: options.TargetName = "cpu",
     calibration: options.Calibration = None,
@@ -22,6 +34,7 @@ def run(
     opset: Annotated[
         int | None, typer.Option("--opset", help="Of ONNX; 21 or 23 if absent.", show_default=False)
     ] = None,
+    batch: options.Batch = None,
     portable: Annotated[
         bool, typer.Option("--portable/--engine", help="Standard operators only, or ONNX Runtime's own, too.")
     ] = True,
@@ -29,17 +42,27 @@ def run(
         bool, typer.Option("--strict", help="Fail if a layer planned in integers runs in float.")
     ] = False,
 ) -> None:
-    """Write a quantized model as an ONNX file.
+    """Write a quantized model as an ONNX file, or as a library that needs neither torch nor a compiler.
 
-    The file is loaded back and compared with the exact reference before it is put in place.
+    Either is loaded back and compared before it is put in place: the file with the exact reference, the
+    library with the compiled model. A library takes inputs of the example's shapes.
     """
     from qcompiler import api, artifact
     from qcompiler.cli.recipes import chosen_recipe
     from qcompiler.cli.source import find_source
 
     wanted = chosen_recipe(recipe, override)
+    if format == "library":
+        if opset is not None or not portable:
+            raise InputError("--opset and --engine speak of ONNX", fix="leave them out for a library")
+        artifact.check_replaceable(output)
+        source = find_source(model, calibration=calibration, batch=batch)
+        made = write_library(source, output, wanted, target, strict=strict)
+        sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in made.files.items())
+        say(f"equal to the compiled model to the last bit; saved in {output} ({sizes})")
+        return
     artifact.check_onnx_file(output)
-    source = find_source(model, calibration=calibration)
+    source = find_source(model, calibration=calibration, batch=batch)
     contract = api.export_onnx(
         source.model, source.example_inputs, output, calibration=source.calibration, recipe=wanted,
         target=target, opset=opset, portable=portable, strict=strict,
@@ -47,6 +70,21 @@ def run(
     for warning in warnings_of(contract):
         complain(warning, kind="warning")
     say(f"{summary(contract)}; saved in {output} ({output.stat().st_size / 1e6:.2f} MB)")
+
+
+def write_library(
+    source: "Source", output: Path, recipe: "Recipe", target: str, *, strict: bool
+) -> "Library":
+    """The model compiled for kernels of our own, with the guarantees of `qcompiler compile`, and exported."""
+    from qcompiler import api
+    from qcompiler.cli.compile import check_guarantees
+
+    compiled = api.compile(
+        source.model, source.example_inputs, calibration=source.calibration, recipe=recipe, target=target,
+        backend="tvm", strict=strict, whole=True, threads=1, progress=False,
+    )  # fmt: skip
+    check_guarantees(compiled.data)
+    return api.export_library(compiled, source.example_inputs, output)
 
 
 def summary(contract: "Contract") -> str:
