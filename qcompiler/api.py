@@ -225,17 +225,21 @@ def export_onnx(
     return promised
 
 
-def export_library(compiled: Compiled, example_inputs: Any, path: str | Path) -> "Library":
+def export_library(
+    compiled: Compiled, example_inputs: Any, path: str | Path, *, isa: str | None = None
+) -> "Library":
     """Write a model compiled with backend "tvm" as a folder that runs without qcompiler, torch and compilers.
 
     example_inputs: as for `compile`; their shapes are those that the library takes.
+    isa: an instruction set of docs/tvm.md that this CPU has, for CPUs with less than it; the model's own if
+        absent.
 
     The folder holds machine code (model.so), so only those who trust you will load it; `Compiled.save` writes
     none. It is loaded back and compared with the compiled model before it is put in place: both compute the
     same, to the last bit. Raises TargetError where the model runs on another engine or nothing can link,
     LoweringError with the nodes that only torch computes.
     """
-    from qcompiler.backends.tvm import TvmExecutable
+    from qcompiler.backends.tvm import Tvm, TvmExecutable
     from qcompiler.backends.tvm.library import write_library
 
     folder = Path(path)
@@ -248,6 +252,10 @@ def export_library(compiled: Compiled, example_inputs: Any, path: str | Path) ->
             why="the speed guard kept the float model (see its report)" if kept else None,
             fix="write ONNX instead (export_onnx)" if kept else "compile it with backend='tvm'",
         )
+    if isa is not None:
+        chosen = Tvm(executable.target, isa=isa).lower(compiled.graph, threads=1)
+        assert isinstance(chosen, TvmExecutable)
+        executable = chosen
     args, kwargs = as_call(example_inputs)
     return write_library(executable, flatten_inputs(compiled.graph, args, kwargs), folder)
 

@@ -35,6 +35,12 @@ def run(
         int | None, typer.Option("--opset", help="Of ONNX; 21 or 23 if absent.", show_default=False)
     ] = None,
     batch: options.Batch = None,
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            "--isa", help="Of a library: an instruction set of less than this CPU.", show_default=False
+        ),
+    ] = None,
     portable: Annotated[
         bool, typer.Option("--portable/--engine", help="Standard operators only, or ONNX Runtime's own, too.")
     ] = True,
@@ -57,10 +63,12 @@ def run(
             raise InputError("--opset and --engine speak of ONNX", fix="leave them out for a library")
         artifact.check_replaceable(output)
         source = find_source(model, calibration=calibration, batch=batch)
-        made = write_library(source, output, wanted, target, strict=strict)
+        made = write_library(source, output, wanted, target, isa=isa, strict=strict)
         sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in made.files.items())
         say(f"equal to the compiled model to the last bit; saved in {output} ({sizes})")
         return
+    if isa is not None:
+        raise InputError("--isa speaks of a library", fix="add --format library, or leave it out")
     artifact.check_onnx_file(output)
     source = find_source(model, calibration=calibration, batch=batch)
     contract = api.export_onnx(
@@ -73,7 +81,7 @@ def run(
 
 
 def write_library(
-    source: "Source", output: Path, recipe: "Recipe", target: str, *, strict: bool
+    source: "Source", output: Path, recipe: "Recipe", target: str, *, isa: str | None, strict: bool
 ) -> "Library":
     """The model compiled for kernels of our own, with the guarantees of `qcompiler compile`, and exported."""
     from qcompiler import api
@@ -84,7 +92,7 @@ def write_library(
         backend="tvm", strict=strict, whole=True, threads=1, progress=False,
     )  # fmt: skip
     check_guarantees(compiled.data)
-    return api.export_library(compiled, source.example_inputs, output)
+    return api.export_library(compiled, source.example_inputs, output, isa=isa)
 
 
 def summary(contract: "Contract") -> str:

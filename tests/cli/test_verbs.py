@@ -189,6 +189,9 @@ def test_export_writes_a_library(run: Run, tmp_path: Path, monkeypatch: pytest.M
     result = run("export zoo:residual --format library --opset 21 -o other")
     assert (result.exit_code, [path.name for path in tmp_path.iterdir()]) == (1, ["library"])
     assert "--opset and --engine speak of ONNX; leave them out for a library" in result.stderr
+    result = run("export zoo:residual --isa avx2 -o model.onnx")
+    assert (result.exit_code, [path.name for path in tmp_path.iterdir()]) == (1, ["library"])
+    assert "--isa speaks of a library; add --format library" in result.stderr
 
 
 # ---------------------------------------------------------------- explain

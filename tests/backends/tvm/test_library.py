@@ -350,6 +350,13 @@ def test_a_compiled_model_is_exported_from_the_front_door(tmp_path: Path) -> Non
     library = qc.export_library(compiled, x, tmp_path / "library")
     found = Model(library.folder)(x.numpy())
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(found, compiled(x), strict=True))
+    least = RUNNABLE[-1]
+    other = qc.export_library(compiled, x, tmp_path / "library", isa=least.name)
+    assert run.read(other.folder)["isa"] == least.name
+    assert set(least.features) <= set(other.features) <= set(library.features)
+    assert other.features != library.features or least == RUNNABLE[0]
+    found = Model(other.folder)(x.numpy())
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(found, compiled(x), strict=True))
     with pytest.raises(InputError, match="'x'"):
         qc.export_library(compiled, torch.randn(1, 4, 8, 8), tmp_path / "other")
     assert [file.name for file in tmp_path.iterdir()] == ["library"]
