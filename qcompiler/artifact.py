@@ -164,6 +164,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"'{folder / MANIFEST}' is not valid JSON", why=str(error), fix="save the model again"
         ) from error
+    if is_ours(folder / MANIFEST) and "signature" not in manifest:
+        raise ArtifactError(
+            f"'{folder}' is an exported library and no saved model",
+            why="it holds machine code, and loading a saved model executes nothing",
+            fix="open it with Model of its run.py, or give the folder that save() wrote",
+        )  # fmt: skip
     wanted = ("format", "files", "signature", "stage", "backend", "target", "recipe")
     missing = [key for key in wanted if not isinstance(manifest, dict) or key not in manifest]
     if missing:

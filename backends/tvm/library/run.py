@@ -34,7 +34,7 @@ RUNTIME = (0, 1)  # of apache-tvm-ffi: what code calls in it changes with these 
 CPU = Path("/proc/cpuinfo")
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Values: TypeAlias = dict[str, Any]
+Values: TypeAlias = dict[Any, Any]  # by name, and what functions find by its place in the table
 
 
 class LibraryError(Exception):
@@ -111,6 +111,13 @@ def check_runtime() -> None:
 
 def wanted_runtime() -> str:
     return f"apache-tvm-ffi=={'.'.join(map(str, RUNTIME))}.*"
+
+
+def code(path: Path) -> Any:
+    try:
+        return tvm_ffi.load_module(str(path.resolve()))
+    except Exception as error:  # the system's refusals, such as of a C library that is too old
+        raise LibraryError(f"'{path}' cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 # ---------------------------------------------------------------- memory
@@ -193,7 +200,7 @@ class Model:
         self.outputs: Sequence[Mapping[str, Any]] = manifest["outputs"]
         self.turn = threading.Lock()
         # Its functions are those of the module, which must live as long.
-        self.module = tvm_ffi.load_module(str((folder / manifest["code"]).resolve()))
+        self.module = code(folder / manifest["code"])
         block = mapped(folder / CONSTANTS, manifest["files"][CONSTANTS]["bytes"])
         arena = placed(manifest["arena"], np.uint8)
         self.memory = {name: part(arena, store) for name, store in manifest["stores"].items()}
@@ -253,7 +260,7 @@ class Model:
         self.hold(step, values, np.where(mask, 0.0, -math.inf) if mask.dtype == bool else mask)
 
     def hold(self, step: Mapping[str, Any], values: Values, floats: Array) -> None:
-        values[f"{step['place']} held"] = held = aligned(floats)
+        values[step["place"]] = held = aligned(floats)
         self.addresses[step["place"]] = held.ctypes.data
 
     def put(self, step: Mapping[str, Any], values: Values) -> None:
@@ -263,8 +270,8 @@ class Model:
     def take(self, step: Mapping[str, Any], values: Values) -> None:
         """What is on a plane, in a shape."""
         pixels, shape = self.pixels(step), step["shape"]
-        moved = pixels.transpose(0, 3, 1, 2) if len(shape) == 4 else pixels.reshape(shape)
-        values[step["value"]] = np.array(moved, order="C")
+        shaped = pixels.transpose(0, 3, 1, 2) if len(shape) == 4 else pixels.reshape(shape)
+        values[step["value"]] = np.array(shaped, order="C")
 
     def pixels(self, step: Mapping[str, Any]) -> Array:
         return inside(self.memory[step["store"]], step["plane"])

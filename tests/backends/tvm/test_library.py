@@ -256,6 +256,23 @@ def test_another_machine_is_refused_before_code_is_loaded(
         Model(folder)
 
 
+def test_code_that_the_system_cannot_load_is_refused(folder: Path) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    (folder / manifest["code"]).write_bytes(b"no code")
+    manifest["files"][manifest["code"]]["sha256"] = run.digest(b"no code")
+    path.write_text(json.dumps({**manifest, "sha256": run.digest(run.canonical(manifest))}))
+    with pytest.raises(LibraryError, match=r"\.so' cannot be loaded: ") as error:
+        Model(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_library_is_no_saved_model(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"is an exported library and no saved model, because it holds"):
+        qc.load(folder)
+
+
 def test_another_runtime_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm_ffi, "__version__", "0.2.0")
     with pytest.raises(
