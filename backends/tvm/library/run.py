@@ -189,15 +189,22 @@ MOVES: dict[str, Callable[..., Array]] = {
 
 
 class Model:
-    """model(x, y, ..) -> a tuple of arrays: those of `outputs`, of inputs as in `inputs`."""
+    """model(x, y, ..) -> a tuple of arrays: those of `outputs`, of inputs as in `inputs`.
 
-    def __init__(self, folder: str | Path = Path(__file__).parent) -> None:
+    keep_cache: the caches of a decoder are no inputs and outputs, but stay in memory from call to call. They
+    are empty at first: begin at 0.
+    """
+
+    def __init__(self, folder: str | Path = Path(__file__).parent, *, keep_cache: bool = False) -> None:
         folder = Path(folder)
         self.manifest = manifest = read(folder)
         check_machine(manifest)
         check_runtime()
-        self.inputs: Sequence[Mapping[str, Any]] = manifest["inputs"]
-        self.outputs: Sequence[Mapping[str, Any]] = manifest["outputs"]
+        steps = manifest["steps"]
+        kept = [step for step in steps if keep_cache and step["do"] in ("enter", "leave")]
+        names = {step["value"] for step in kept}
+        self.inputs = [port for port in manifest["inputs"] if port["name"] not in names]
+        self.outputs = [port for port in manifest["outputs"] if port["name"] not in names]
         self.turn = threading.Lock()
         # Its functions are those of the module, which must live as long.
         self.module = code(folder / manifest["code"])
@@ -206,6 +213,9 @@ class Model:
         self.memory = {name: part(arena, store) for name, store in manifest["stores"].items()}
         for name, store in manifest["stores"].items():
             self.memory[name][:] = store["fill"]
+        for step in kept:  # memory that nothing else uses between two calls
+            store = manifest["stores"][step["store"]]
+            self.memory[step["store"]] = placed(store["count"], store["dtype"])
         self.memory |= {name: part(block, constant) for name, constant in manifest["constants"].items()}
         self.tensors = {
             name: part(block, tensor).reshape(tensor["shape"]) for name, tensor in manifest["tensors"].items()
@@ -216,7 +226,7 @@ class Model:
         self.addresses[:] = [0 if x is None else x.ctypes.data for x in found]  # 0: loaded call by call
         table = tvm_ffi.from_dlpack(self.addresses, require_alignment=ALIGNMENT)
         self.call = partial(self.module["main"], table)
-        self.steps = [self.bound(step) for step in manifest["steps"]]
+        self.steps = [self.bound(step) for step in steps if step not in kept]
 
     def __call__(self, *given: Any) -> tuple[Array, ...]:
         values = {**self.tensors, **self.checked(given)}
@@ -285,7 +295,12 @@ class Model:
 
     def first(self, step: Mapping[str, Any], values: Values) -> None:
         """The first of some whole numbers."""
-        self.memory[step["store"]][0] = values[step["value"]].reshape(-1)[0]
+        start, last = int(values[step["value"]].reshape(-1)[0]), step["last"]
+        if last is not None and not 0 <= start <= last:
+            raise LibraryError(
+                f"'{step['value']}' is {start}, and the cache has room behind 0 .. {last} only"
+            )
+        self.memory[step["store"]][0] = start
 
     def enter(self, step: Mapping[str, Any], values: Values) -> None:
         """A cache into memory."""

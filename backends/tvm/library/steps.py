@@ -40,6 +40,7 @@ qc = torch.ops.qcompiler
 Data = dict[str, Any]
 Shape = tuple[int, ...]
 SHOWN = 5  # nodes named in a refusal
+CAPACITY, TOKENS = 2, -2  # axes of a cache [batch, heads, capacity, width], and of rows [.., tokens, width]
 
 
 def portable_steps(program: Program, graph: Graph) -> list[Step]:
@@ -71,7 +72,21 @@ def recorded(steps: Sequence[Step], program: Program, places: Mapping[str, int])
             found.append({"do": "call", "first": first, "last": calls})
         else:
             found += [computed(step, program) or moving(step, places) for step in row]
-    return found
+    # Behind its end a kernel would write elsewhere.
+    limit = last_start(steps, program)
+    return [{**step, "last": limit} if step["do"] == "first" else step for step in found]
+
+
+def last_start(steps: Sequence[Step], program: Program) -> int | None:
+    """The last position where the tokens of a call still fit into every cache; None without one."""
+    rooms = [
+        program.shapes[step.node][CAPACITY] - program.shapes[arguments(reader)["qkv"]][TOKENS]
+        for step in steps
+        if isinstance(step, Enter)
+        for reader in step.node.users
+        if reader.target is qc.cached_attention.default
+    ]
+    return min(rooms, default=None)
 
 
 def moving(step: Step, places: Mapping[str, int]) -> Data:
