@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qcompiler.api import Compiled as Compiled
     from qcompiler.api import compile as compile
     from qcompiler.api import explain as explain
+    from qcompiler.api import export_library as export_library
     from qcompiler.api import export_onnx as export_onnx
     from qcompiler.api import load as load
     from qcompiler.ir import trace as trace
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PUBLIC = {
     "compile": "qcompiler.api",
     "explain": "qcompiler.api",
+    "export_library": "qcompiler.api",
     "export_onnx": "qcompiler.api",
     "load": "qcompiler.api",
     "Compiled": "qcompiler.api",

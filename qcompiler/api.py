@@ -1,4 +1,4 @@
-"""The product: `compile`, `explain`, `export_onnx` and `load`.
+"""The product: `compile`, `explain`, `export_onnx`, `export_library` and `load`.
 
 trace >> canonical >> decide (calibrate, plan) >> materialize >> lower >> prove >> guard
 """
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,8 +19,8 @@ from qcompiler.backends import AUTO, check_threads, find_backend
 from qcompiler.backends.base import Backend, Engine, Executable
 from qcompiler.backends.guard import Verdict, guard
 from qcompiler.engines import Entry, fastest, is_worth_trying
-from qcompiler.errors import ContractError, QCompilerError, TraceError
-from qcompiler.ir import Graph, flatten_inputs
+from qcompiler.errors import ContractError, QCompilerError, TargetError, TraceError
+from qcompiler.ir import Graph, as_call, flatten_inputs
 from qcompiler.ir.trace import Model
 from qcompiler.job import Job, take
 from qcompiler.passes.check import Contract
@@ -34,6 +34,9 @@ from qcompiler.report import Report
 from qcompiler.report.summary import headline
 from qcompiler.steps import Steps
 from qcompiler.target import Target, find_target
+
+if TYPE_CHECKING:
+    from qcompiler.backends.tvm.library import Library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +225,41 @@ def export_onnx(
     return promised
 
 
+def export_library(
+    compiled: Compiled, example_inputs: Any, path: str | Path, *, isa: str | None = None
+) -> "Library":
+    """Write a model compiled with backend "tvm" as a folder that runs without qcompiler, torch and compilers.
+
+    example_inputs: as for `compile`; their shapes are those that the library takes.
+    isa: an instruction set of docs/tvm.md that this CPU has, for CPUs with less than it; the model's own if
+        absent.
+
+    The folder holds machine code (model.so), so only those who trust you will load it; `Compiled.save` writes
+    none. It is loaded back and compared with the compiled model before it is put in place: both compute the
+    same, to the last bit. Raises TargetError where the model runs on another engine or nothing can link,
+    LoweringError with the nodes that only torch computes.
+    """
+    from qcompiler.backends.tvm import Tvm, TvmExecutable
+    from qcompiler.backends.tvm.library import write_library
+
+    folder = Path(path)
+    artifact.check_replaceable(folder)
+    executable = getattr(compiled, "executable", None)
+    if not isinstance(executable, TvmExecutable):
+        kept = isinstance(compiled, Compiled) and compiled.data["manifest"].get("kept") == "float"
+        raise TargetError(
+            "this model does not run on kernels of our own, which a library is made of",
+            why="the speed guard kept the float model (see its report)" if kept else None,
+            fix="write ONNX instead (export_onnx)" if kept else "compile it with backend='tvm'",
+        )
+    if isa is not None:
+        chosen = Tvm(executable.target, isa=isa).lower(compiled.graph, threads=1)
+        assert isinstance(chosen, TvmExecutable)
+        executable = chosen
+    args, kwargs = as_call(example_inputs)
+    return write_library(executable, flatten_inputs(compiled.graph, args, kwargs), folder)
+
+
 def load(path: str | Path, *, threads: int | None = None, database: str | Path | None = None) -> Compiled:
     """Open what `Compiled.save` wrote; checks every file against the manifest and executes nothing of it."""
     check_threads(threads)
@@ -325,4 +363,4 @@ def named(engine: str, tell: Tell) -> Tell:
     return lambda what, done, total: tell(f"{engine}: {what}", done, total)
 
 
-__all__ = ["Compiled", "compile", "explain", "export_onnx", "load"]
+__all__ = ["Compiled", "compile", "explain", "export_library", "export_onnx", "load"]

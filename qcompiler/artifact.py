@@ -35,6 +35,8 @@ MANIFEST = "manifest.json"
 SIGNED = ("graph.txt", "tensors.safetensors", "plan.json")  # what every model is made of
 ENGINE = "model.*"  # what an engine wrote and will read, signed where it is there
 UNSIGNED = {"report.json", "report.html"}  # hold timings, so they differ from run to run
+# What the manifest of a saved model has, or that of an exported library; other programs call files so, too.
+OURS = ({"format", "stage", "signature", "files"}, {"format", "stores", "steps", "files"})
 
 
 @contextmanager
@@ -93,12 +95,12 @@ def check_replaceable(path: Path) -> None:
 
 
 def is_ours(manifest: Path) -> bool:
-    """Whether a manifest.json is one of a saved model; other programs call files so, too."""
+    """Whether a manifest.json is one that we wrote."""
     try:
         data = json.loads(manifest.read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(data, dict) and {"format", "stage", "signature", "files"} <= set(data)
+    return isinstance(data, dict) and any(keys <= set(data) for keys in OURS)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -162,6 +164,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"'{folder / MANIFEST}' is not valid JSON", why=str(error), fix="save the model again"
         ) from error
+    if is_ours(folder / MANIFEST) and "signature" not in manifest:
+        raise ArtifactError(
+            f"'{folder}' is an exported library and no saved model",
+            why="it holds machine code, and loading a saved model executes nothing",
+            fix="open it with Model of its run.py, or give the folder that save() wrote",
+        )  # fmt: skip
     wanted = ("format", "files", "signature", "stage", "backend", "target", "recipe")
     missing = [key for key in wanted if not isinstance(manifest, dict) or key not in manifest]
     if missing:

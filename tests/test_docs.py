@@ -82,6 +82,13 @@ def test_the_code_of_the_page_on_kernels_of_our_own_runs_as_written(tmp_path: Pa
     assert "TVM" in printed and "0 LSB" in printed
 
 
+@pytest.mark.skipif(
+    not {"avx2", "fma"} <= {*this_cpu().features}, reason="this CPU has no kernels of our own that run"
+)
+def test_the_code_of_the_page_on_deployment_runs_as_written(tmp_path: Path) -> None:
+    assert run("\n".join(blocks(ROOT / "docs/deploy.md")), tmp_path).endswith("(1, 10) float32\n")
+
+
 def test_the_code_of_the_page_on_tuning_runs_as_written(tmp_path: Path) -> None:
     printed = run("\n".join(blocks(ROOT / "docs/tuning.md")), tmp_path)
     assert printed.endswith("stride 1x1 | 7x2, channels first, prefetch\n")

@@ -13,6 +13,7 @@ floats      families of ops on floats               memory      a decoder whose 
 floatpath/  float ops without a kernel, as functions that TVM schedules
 ranges      ranges taken at run time                 layout      which values are images, which rows
 threads     the work of one function, divided       selftest    what must hold before the first kernel
+library/    a model as files that run without us
 """
 
 from collections.abc import Mapping

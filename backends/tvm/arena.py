@@ -19,17 +19,21 @@ from qcompiler.backends.tvm.program import Program, Store
 def memory(program: Program) -> dict[str, NDArray[Any]]:
     """An array for every store; those of the same room overlap, and are never in use together."""
     rooms = shared(program)
-    sizes: dict[str, int] = defaultdict(int)
-    for name, room in rooms.items():
-        store = program.stores[name]
-        sizes[room] = max(sizes[room], store.bytes)
-    memories = {room: placed(np.zeros(size, np.uint8)) for room, size in sizes.items()}
+    memories = {room: placed(np.zeros(size, np.uint8)) for room, size in sizes(program, rooms).items()}
     found = {}
     for name, room in rooms.items():
         store = program.stores[name]
         array = memories[room][: store.bytes].view(store.dtype)
         array[:] = store.fill
         found[name] = array
+    return found
+
+
+def sizes(program: Program, rooms: Mapping[str, str]) -> dict[str, int]:
+    """Bytes of every room."""
+    found: dict[str, int] = defaultdict(int)
+    for name, room in rooms.items():
+        found[room] = max(found[room], program.stores[name].bytes)
     return found
 
 

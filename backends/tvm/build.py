@@ -1,13 +1,16 @@
 """Functions of our kernels compiled to machine code, and run on numpy arrays in place."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
 from numpy.typing import NDArray
+from tvm.support import cc
 
 from qcompiler.backends.tvm.isa import Isa, Processor, isa_for
+from qcompiler.errors import TargetError
 from qcompiler.target.machine import this_cpu
 
 SPELLED = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
@@ -21,12 +24,29 @@ def compiled(functions: Sequence[Any], processor: Processor) -> Any:
 
 def assembled(functions: Mapping[Any, Any], processor: Processor) -> Any:
     """The same of functions by their names, or by the GlobalVar by which they call each other."""
+    return tvm.compile(tvm.IRModule(functions), target_of(processor))
+
+
+def target_of(processor: Processor) -> Any:
     named = {"mtriple": processor.triple} if processor.triple else {}
     attributes = [f"+{name}" for name in processor.attributes]
-    target = tvm.target.Target(
+    return tvm.target.Target(
         {"kind": "llvm", "mcpu": processor.name, "mattr": attributes, "num-cores": 1, **named}
     )
-    return tvm.compile(tvm.IRModule(functions), target)
+
+
+def linked(module: Any, library: Path) -> None:
+    """A module as a shared library; raises TargetError without a compiler, which links it."""
+    try:
+        if cc.get_cc() is None:  # TVM would call None
+            raise OSError("there is no compiler in PATH")
+        module.export_library(str(library))
+    except (RuntimeError, OSError, ValueError) as error:
+        said = [line for line in str(error).splitlines() if line.strip()]
+        raise TargetError(
+            "cannot link kernels to a shared library", why=" ".join(said[:2]),
+            fix="install a C++ compiler here; where the library runs, none is needed",
+        ) from error  # fmt: skip
 
 
 def placed(array: NDArray[Any]) -> NDArray[Any]:
@@ -56,7 +76,7 @@ def processor_for(isa: Isa) -> Processor:
     return host() if isa == isa_for(this_cpu().features) else isa.processor
 
 
-def processor_features(processor: str) -> set[str]:
+def processor_features(processor: Processor) -> set[str]:
     """What LLVM says a processor has, in the spelling of the operating system where the two differ."""
-    target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
+    target = target_of(processor)
     return {SPELLED.get(str(name), str(name)) for name in tvm.target.codegen.llvm_get_cpu_features(target)}

@@ -19,17 +19,18 @@ PAGE = 2 << 20
 
 def arranged(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Flat copies under the same names, each on a cache line of its own, side by side."""
-    block = reserved(sum(room(array) for array in arrays.values()))
+    block = reserved(sum(room(array.nbytes) for array in arrays.values()))
     found, start = {}, 0
     for name, array in arrays.items():
         found[name] = block[start : start + array.nbytes].view(array.dtype)
         found[name][:] = array.reshape(-1)
-        start += room(array)
+        start += room(array.nbytes)
     return found
 
 
-def room(array: NDArray[Any]) -> int:
-    return -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+def room(size: int) -> int:
+    """Bytes in whole cache lines."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def reserved(size: int) -> NDArray[np.uint8]:

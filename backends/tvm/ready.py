@@ -19,7 +19,7 @@ from torch.fx import Node
 from qcompiler.backends.tvm.arena import memory
 from qcompiler.backends.tvm.build import assembled, handed, placed, processor_for
 from qcompiler.backends.tvm.driver import FIRST, MAIN, MEETING, WORKSPACE, Started, counters, driven, largest
-from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.isa import Isa, Processor
 from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.program import Call, Host, OnPlane, Program, State, Step, reads, tensors
 from qcompiler.backends.tvm.threads import Team, divided
@@ -141,13 +141,37 @@ def calls_of(program: Program) -> list[Call]:
 
 def built(program: Program, isa: Isa, team: Team) -> Code:
     """The calls compiled; functions that are worth it divide their work among the team."""
+    made = kernels(program, isa, team.size, processor_for(isa))
+    return Code(
+        main=made.module[MAIN], functions={name: made.module[name] for name in made.others}, team=team,
+        places=made.places, divided=made.divided,
+        meeting=placed(np.zeros(counters(team.size), np.int32)),
+        workspace=placed(np.zeros(made.workspace, np.uint8)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """The calls of a program compiled.
+
+    workspace: bytes that all threads together work in. others: functions that take tensors, by name.
+    """
+
+    module: Any
+    places: Mapping[str, int]
+    divided: frozenset[str]
+    workspace: int
+    others: tuple[str, ...]
+
+
+def kernels(program: Program, isa: Isa, threads: int, processor: Processor) -> Kernels:
     calls = calls_of(program)
     names = dict.fromkeys(name for call in calls for name in call.arguments)
     places = {name: place for place, name in enumerate(names, FIRST)}
     called = {call.function for call in calls}
     whole = {name: each for name, each in named(program).items() if name in called}
     others = {name: each for name, each in named(program).items() if name not in called}
-    shared = {name: found for name, each in whole.items() if team.size > 1 and (found := divided(each))}
+    shared = {name: found for name, each in whole.items() if threads > 1 and (found := divided(each))}
     functions = {name: shared[name][0] if name in shared else each for name, each in whole.items()}
     started = [
         Started(
@@ -156,13 +180,10 @@ def built(program: Program, isa: Isa, team: Team) -> Code:
         )
         for call in calls
     ]  # fmt: skip
-    size = len(places) + FIRST
-    module = assembled({**driven(functions, started, size, team.size, isa), **others}, processor_for(isa))
-    return Code(
-        main=module[MAIN], functions={name: module[name] for name in others}, team=team, places=places,
-        divided=frozenset(shared),
-        meeting=placed(np.zeros(counters(team.size), np.int32)),
-        workspace=placed(np.zeros(largest(functions) * team.size, np.uint8)),
+    made = driven(functions, started, len(places) + FIRST, threads, isa)
+    return Kernels(
+        module=assembled({**made, **others}, processor), places=places, divided=frozenset(shared),
+        workspace=largest(functions) * threads, others=tuple(others),
     )  # fmt: skip
 
 

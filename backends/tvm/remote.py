@@ -17,7 +17,7 @@ from typing import Any
 
 from tvm import rpc, runtime
 
-from qcompiler.backends.tvm.build import compiled, processor_features
+from qcompiler.backends.tvm.build import compiled, linked, processor_features
 from qcompiler.backends.tvm.isa import ISAS, Isa, Processor, isa_for
 from qcompiler.backends.tvm.measure import functions_of
 from qcompiler.backends.tvm.probe import turns
@@ -42,7 +42,7 @@ class Remote:
     @property
     def isa(self) -> Isa:
         """The best instruction set of the servers; raises TargetError if there is none of ours."""
-        found = isa_for(processor_features(self.processor))
+        found = isa_for(processor_features(Processor(name=self.processor)))
         if found is None:
             raise TargetError(
                 f"the servers of '{self.key}' cannot run our kernels",
@@ -118,17 +118,6 @@ class RemoteBench:
         """Seconds of one call of a candidate, its weights far; TVM runs the probe once before it times it."""
         with losing():
             return float(self.timers[index](*self.memory).mean) / self.turns
-
-
-def linked(module: Any, library: Path) -> None:
-    """A shared library, linked here; raises TuningError without a compiler."""
-    try:
-        module.export_library(str(library))
-    except (RuntimeError, OSError, ValueError) as error:
-        raise TuningError(
-            "cannot link kernels for the servers", why=str(error).splitlines()[0],
-            fix="install a C++ compiler here; the servers need none",
-        ) from error  # fmt: skip
 
 
 @contextmanager

@@ -1,34 +1,33 @@
-"""`qcompiler export`: a QDQ ONNX file, or the float ops of a model as CUDA C++."""
+"""`qcompiler export`: a QDQ ONNX file, a library of machine code, or float ops as CUDA C++."""
 
-from collections import Counter
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from qcompiler.cli import options
-from qcompiler.cli.screen import complain, say, show
+from qcompiler.cli.screen import complain, say
 from qcompiler.errors import InputError
 
 if TYPE_CHECKING:
+    from qcompiler.backends.tvm.library import Library
     from qcompiler.cli.source import Source
     from qcompiler.passes.check import Contract
-
-
-FORMATS = ("onnx", "cuda")
+    from qcompiler.recipe import Recipe
 
 
 def run(
     model: options.Model,
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FILE.onnx", help="The file to write; a folder for cuda."),
+        Path, typer.Option("--output", "-o", metavar="FILE.onnx|DIR", help="The file or folder to write.")
     ],
     format: Annotated[
-        str, typer.Option("--format", help="onnx, or cuda: float ops as CUDA C++, compiled without a GPU.")
+        Literal["onnx", "library", "cuda"],
+        typer.Option(
+            "--format",
+            "-f",
+            help="A file for any engine, a folder of machine code for this CPU, or float ops as CUDA C++.",
+        ),
     ] = "onnx",
     recipe: options.RecipeName = "int8",
     target: options.TargetName = "cpu",
@@ -36,6 +35,13 @@ def run(
     override: options.Overrides = None,
     opset: Annotated[
         int | None, typer.Option("--opset", help="Of ONNX; 21 or 23 if absent.", show_default=False)
+    ] = None,
+    batch: options.Batch = None,
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            "--isa", help="Of a library: an instruction set of less than this CPU.", show_default=False
+        ),
     ] = None,
     portable: Annotated[
         bool, typer.Option("--portable/--engine", help="Standard operators only, or ONNX Runtime's own, too.")
@@ -47,23 +53,34 @@ def run(
         str, typer.Option("--arch", help="Of the GPU, for cuda: sm_80, sm_86, sm_89, sm_90.")
     ] = "sm_80",
 ) -> None:
-    """Write a quantized model as an ONNX file.
+    """Write a quantized model as an ONNX file, or as a library that needs neither torch nor a compiler.
 
-    The file is loaded back and compared with the exact reference before it is put in place.
-    With --format cuda, fusions and odd ops on floats are written as CUDA C++ instead, with a manifest.
+    Either is loaded back and compared before it is put in place: the file with the exact reference, the
+    library with the compiled model. A library takes inputs of the example's shapes. With --format cuda,
+    fusions and odd ops on floats are written as CUDA C++ instead, with a manifest.
     """
-    if format not in FORMATS:
-        raise InputError(f"there is no format '{format}'", fix=f"choose one of {', '.join(FORMATS)}")
-    if format == "cuda":
-        export_cuda(find_source_of(model), output, arch)
-        return
     from qcompiler import api, artifact
+    from qcompiler.cli.export_cuda import export_cuda
     from qcompiler.cli.recipes import chosen_recipe
     from qcompiler.cli.source import find_source
 
+    if format == "cuda":
+        export_cuda(find_source(model), output, arch)
+        return
     wanted = chosen_recipe(recipe, override)
+    if format == "library":
+        if opset is not None or not portable:
+            raise InputError("--opset and --engine speak of ONNX", fix="leave them out for a library")
+        artifact.check_replaceable(output)
+        source = find_source(model, calibration=calibration, batch=batch)
+        made = write_library(source, output, wanted, target, isa=isa, strict=strict)
+        sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in made.files.items())
+        say(f"equal to the compiled model to the last bit; saved in {output} ({sizes})")
+        return
+    if isa is not None:
+        raise InputError("--isa speaks of a library", fix="add --format library, or leave it out")
     artifact.check_onnx_file(output)
-    source = find_source(model, calibration=calibration)
+    source = find_source(model, calibration=calibration, batch=batch)
     contract = api.export_onnx(
         source.model, source.example_inputs, output, calibration=source.calibration, recipe=wanted,
         target=target, opset=opset, portable=portable, strict=strict,
@@ -73,38 +90,19 @@ def run(
     say(f"{summary(contract)}; saved in {output} ({output.stat().st_size / 1e6:.2f} MB)")
 
 
-def find_source_of(model: str) -> "Source":
-    from qcompiler.cli.source import find_source
+def write_library(
+    source: "Source", output: Path, recipe: "Recipe", target: str, *, isa: str | None, strict: bool
+) -> "Library":
+    """The model compiled for kernels of our own, with the guarantees of `qcompiler compile`, and exported."""
+    from qcompiler import api
+    from qcompiler.cli.compile import check_guarantees
 
-    return find_source(model)
-
-
-def export_cuda(source: "Source", folder: Path, architecture: str) -> None:
-    """The float graph's groups, one file each, for the shapes of the example."""
-    from qcompiler.backends.tvm.executable import shapes_of
-    from qcompiler.backends.tvm.floatpath.cuda import emitted, write
-    from qcompiler.ir import trace
-    from qcompiler.passes.canonicalize import CANONICAL
-    from qcompiler.rewrite.pipeline import run as rewritten
-
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"'{folder}' is no empty folder", fix="name another, which is made")
-    graph = rewritten(CANONICAL, trace(source.model, source.example_inputs))
-    found = emitted(graph, shapes_of(graph), architecture)
-    files = write(found, folder)
-    table = Table(box=None, pad_edge=False)
-    for name in ("function", "ops", "blocks x threads", "bytes"):
-        table.add_column(name, overflow="fold", header_style="dim")
-    for each in found.functions:
-        ops = ", ".join(op.split(".")[1] for op in each.ops)
-        launches = ", ".join(f"{prod(one.blocks)} x {prod(one.threads)}" for one in each.launches)
-        table.add_row(each.name, Text(ops), launches, str(each.bytes))
-    if found.functions:
-        show(table)
-    reasons = Counter(found.left.values())
-    for reason, count in reasons.most_common():
-        complain(f"{count} nodes are not covered: {reason}", kind="warning")
-    say(f"{len(found.functions)} functions for {architecture}, {len(files)} files in {folder}")
+    compiled = api.compile(
+        source.model, source.example_inputs, calibration=source.calibration, recipe=recipe, target=target,
+        backend="tvm", strict=strict, whole=True, threads=1, progress=False,
+    )  # fmt: skip
+    check_guarantees(compiled.data)
+    return api.export_library(compiled, source.example_inputs, output, isa=isa)
 
 
 def summary(contract: "Contract") -> str:

@@ -17,8 +17,10 @@ from typer.testing import CliRunner, Result
 
 import qcompiler as qc
 from qcompiler import api
+from qcompiler.backends.tvm.library.run import Model
 from qcompiler.cli import app
 from qcompiler.cli.doctor import Finding
+from tests.backends.tvm.sets import RUNNABLE
 
 Run = Callable[[str], Result]
 SIGNED = "zoo:residual --override *:activations=int8"  # formats that ONNX Runtime silently runs in float
@@ -173,6 +175,23 @@ def test_export_warns_of_a_silent_float_and_strict_refuses(run: Run, tmp_path: P
     result = run(f"export {SIGNED} -o model.onnx --strict")
     assert result.exit_code == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not RUNNABLE, reason="this CPU has no instruction set that kernels exist for")
+def test_export_writes_a_library(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the speed guard, which could give a model this small back to float."""
+    monkeypatch.setattr(api, "raced", lambda *_, **__: None)
+    result = run("export zoo:residual --format library --batch 3 -o library")
+    assert result.exit_code == 0, result.stderr
+    assert "equal to the compiled model to the last bit; saved in library (constants.bin" in result.stdout
+    (found,) = Model(tmp_path / "library")(np.zeros((3, 3, 8, 8), np.float32))
+    assert found.shape == (3, 4)
+    result = run("export zoo:residual --format library --opset 21 -o other")
+    assert (result.exit_code, [path.name for path in tmp_path.iterdir()]) == (1, ["library"])
+    assert "--opset and --engine speak of ONNX; leave them out for a library" in result.stderr
+    result = run("export zoo:residual --isa avx2 -o model.onnx")
+    assert (result.exit_code, [path.name for path in tmp_path.iterdir()]) == (1, ["library"])
+    assert "--isa speaks of a library; add --format library" in result.stderr
 
 
 # ---------------------------------------------------------------- explain

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.tvm.build import compiled, processor_for
+from qcompiler.backends.tvm.build import compiled, processor_for, target_of
 from qcompiler.backends.tvm.executable import shapes_of
 from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, by_rule, made, unscheduled, workload
 from qcompiler.backends.tvm.floatpath.draw import drawn
@@ -57,7 +57,7 @@ class Job:
 def jobs(groups: Sequence[Group], rows: Sequence[Row], core: Core, isa: Isa, trials: int) -> list[Job]:
     """What is left to measure: groups with fewer rows of these versions than configurations."""
     measured = Counter(row.workload for row in rows if row.core == core and is_of(row, versions()))
-    target = target_of(isa)
+    target = target_of(processor_for(isa))
     found = []
     for group in groups:
         if measured[workload(group)] >= trials + 2:
@@ -66,12 +66,6 @@ def jobs(groups: Sequence[Group], rows: Sequence[Row], core: Core, isa: Isa, tri
         if measured[workload(group)] < len(traces) + 2:
             found.append(Job(group=group, configurations=(TORCH, FUSED, *traces)))
     return found
-
-
-def target_of(isa: Isa) -> Any:
-    import tvm
-
-    return tvm.target.Target({"kind": "llvm", "mcpu": processor_for(isa).name, "num-cores": 1})
 
 
 class Bench:

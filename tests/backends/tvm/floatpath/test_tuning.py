@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.tvm.build import host
+from qcompiler.backends.tvm.build import host, processor_for, target_of
 from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, chosen, made, unscheduled, workload
 from qcompiler.backends.tvm.floatpath.draw import drawn
 from qcompiler.backends.tvm.floatpath.group import Group
 from qcompiler.backends.tvm.floatpath.traces import applied
-from qcompiler.backends.tvm.floatpath.tuning import Bench, Job, jobs, known, target_of, tune
+from qcompiler.backends.tvm.floatpath.tuning import Bench, Job, jobs, known, tune
 from qcompiler.backends.tvm.schedules import read_schedules
 from qcompiler.errors import TuningError
 from qcompiler.tune.database import Core, open_database
@@ -41,7 +41,7 @@ def one_group() -> Group:
 def test_draws_are_the_same_in_every_run_and_compute_the_same() -> None:
     graph = graph_of(function, INPUTS)
     (group,) = groups_in(graph, INPUTS)
-    plain, target = unscheduled(group, "f"), target_of(BEST)
+    plain, target = unscheduled(group, "f"), target_of(processor_for(BEST))
     traces = drawn(plain, target, 4)
     assert len(set(traces)) == 4 and traces == drawn(plain, target, 4)
     for trace in traces:
@@ -67,7 +67,7 @@ def test_a_rule_that_fails_on_a_function_leaves_the_others() -> None:
     inputs = [torch.randn(2, 8, 48, 48)]
     graph = graph_of(Weighed(), inputs)
     (group,) = groups_in(graph, inputs)
-    traces = drawn(unscheduled(group, "f"), target_of(BEST), 2)
+    traces = drawn(unscheduled(group, "f"), target_of(processor_for(BEST)), 2)
     assert traces
     ((found,),) = computed([group], by_torch(graph, inputs), traces[0])
     torch.testing.assert_close(found, by_torch(graph, inputs)[group.outputs[0]], rtol=1e-5, atol=1e-6)
@@ -122,7 +122,7 @@ def test_a_damaged_trace_is_refused(text: str, why: str) -> None:
 
 def test_a_trace_of_another_function_is_refused() -> None:
     group = one_group()
-    (trace,) = drawn(unscheduled(group, "f"), target_of(BEST), 1)
+    (trace,) = drawn(unscheduled(group, "f"), target_of(processor_for(BEST)), 1)
     assert json.loads(trace)  # it is data
     inputs = [torch.randn(4, 4)]
     (other,) = groups_in(graph_of(lambda x: torch.relu(x) * 2, inputs), inputs)
