@@ -9,7 +9,7 @@ import operator
 
 from torch.fx import Node
 
-from qcompiler.backends.tvm.families import Layer, Places
+from qcompiler.backends.tvm.families.base import Layer, Places
 from qcompiler.backends.tvm.fewbits import rounded_behind
 from qcompiler.backends.tvm.kernels.cached_attention import CachedAttention, cached_attention
 from qcompiler.ir import arguments

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.tvm.families import Layer, Places
+from qcompiler.backends.tvm.families.base import Layer, Places
 from qcompiler.backends.tvm.fusions import behind
 from qcompiler.backends.tvm.kernels.gemv import Gemv, by_register, gemv, pack
 from qcompiler.backends.tvm.kernels.rounding import Rounding, rounded

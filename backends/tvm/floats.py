@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from qcompiler.backends.tvm.cache import attention_over_cache
-from qcompiler.backends.tvm.families import Layer, Places
+from qcompiler.backends.tvm.families.base import Layer, Places
 from qcompiler.backends.tvm.fewbits import few_bit_linear, rounded_behind
 from qcompiler.backends.tvm.fusions import behind
 from qcompiler.backends.tvm.gates import gate, gelu

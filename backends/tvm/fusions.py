@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from qcompiler.backends.tvm.families import Places
+from qcompiler.backends.tvm.families.base import Places
 from qcompiler.passes.partition import Region
 from qcompiler.passes.profit import Fusion, Measured, weigh
 

@@ -5,7 +5,7 @@ import operator
 import torch
 from torch.fx import Node
 
-from qcompiler.backends.tvm.families import Layer, Places, shape_of
+from qcompiler.backends.tvm.families.base import Layer, Places, shape_of
 from qcompiler.backends.tvm.fewbits import rounded_behind
 from qcompiler.backends.tvm.kernels.activation import Activation, activation
 from qcompiler.ir import arguments

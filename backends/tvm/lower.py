@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.tvm import fusions
-from qcompiler.backends.tvm.families import FAMILIES, Layer, pair
+from qcompiler.backends.tvm.families import FAMILIES
+from qcompiler.backends.tvm.families.base import Layer, pair
 from qcompiler.backends.tvm.floatpath.steps import computed, with_functions
 from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa

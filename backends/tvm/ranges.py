@@ -8,7 +8,7 @@ import operator
 import torch
 from torch.fx import Node
 
-from qcompiler.backends.tvm.families import Layer, Places
+from qcompiler.backends.tvm.families.base import Layer, Places
 from qcompiler.backends.tvm.kernels.ranges import encode_at_once, extremes, extremes_of
 from qcompiler.backends.tvm.plane import NUMBER
 from qcompiler.ir import arguments
