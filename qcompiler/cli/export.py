@@ -53,7 +53,7 @@ def run(
         str, typer.Option("--arch", help="Of the GPU, for cuda: sm_80, sm_86, sm_89, sm_90.")
     ] = "sm_80",
 ) -> None:
-    """Write a quantized model as an ONNX file, or as a library that needs neither torch nor a compiler.
+    """Write a quantized model as ONNX, or as machine code of its own.
 
     Either is loaded back and compared before it is put in place: the file with the exact reference, the
     library with the compiled model. A library takes inputs of the example's shapes. With --format cuda,

@@ -28,4 +28,4 @@ def test_a_folder_that_holds_something_and_another_format_are_refused(run: Run) 
     result = run("export zoo:residual --format cuda -o kernels")
     assert result.exit_code == 1 and "is no empty folder" in result.stderr
     result = run("export zoo:residual --format wasm -o kernels")
-    assert result.exit_code == 1 and "there is no format 'wasm'; choose one of onnx, cuda" in result.stderr
+    assert result.exit_code == 2 and "'wasm' is not one of 'onnx', 'library', 'cuda'" in result.stderr

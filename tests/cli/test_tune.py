@@ -75,8 +75,9 @@ def test_a_stopped_run_goes_on_with_the_layer_that_it_was_at(
     """A real process, stopped as soon as its first layer is kept; it waits there, so that it is not done."""
     path = tmp_path / "rows.db"
     waits = (
-        "import time; from qcompiler.tune.database import Database; add = Database.add; "
-        "Database.add = lambda self, rows: (add(self, rows), time.sleep(5)); "
+        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "  # shells may ignore it
+        "from qcompiler.tune.database import Database; add = Database.add; "
+        "Database.add = lambda self, rows: (add(self, rows), time.sleep(3)); "
     )
     process = started(f"tune {zoo / 'zoo.py'}:residual --database {path} --trials 2", before=waits)
     while process.poll() is None and not kept(path):
