@@ -234,10 +234,10 @@ def export_library(
     isa: an instruction set of docs/tvm.md that this CPU has, for CPUs with less than it; the model's own if
         absent.
 
-    The folder holds machine code (model.so), so only those who trust you will load it; `Compiled.save` writes
-    none. It is loaded back and compared with the compiled model before it is put in place: both compute the
-    same, to the last bit. Raises TargetError where the model runs on another engine or nothing can link,
-    LoweringError with the nodes that only torch computes.
+    The folder holds machine code, so only those who trust you will load it; `Compiled.save` writes none. It
+    is loaded back and compared with the compiled model before it is put in place: both compute the same, to
+    the last bit, or ContractError is raised. Raises TargetError where the model runs on another engine or
+    nothing can link, LoweringError with the nodes that only torch computes.
     """
     from qcompiler.backends.tvm import Tvm, TvmExecutable
     from qcompiler.backends.tvm.library import write_library

@@ -36,6 +36,7 @@ def attention_over_cache(places: Places, node: Node) -> Layer | None:
         f"{table.target}.{capacity}": places.tensor(table)[:capacity].float().contiguous().numpy()
         for table in tables
     }
+    last = capacity - shapes[rows][-2]  # behind it, tokens of a call have no room
     scratch = f"{node.name}.scratch"
     places.hold(scratch, layer.scratch, "float32")
     caches = [
@@ -45,7 +46,7 @@ def attention_over_cache(places: Places, node: Node) -> Layer | None:
     return Layer(
         kernel="cached attention", description=layer,
         make=lambda name: cached_attention(layer, places.isa, name),
-        arguments=(x, places.first(given["positions"], layer.position), *constants, scratch, *caches),
+        arguments=(x, places.first(given["positions"], layer.position, last), *constants, scratch, *caches),
         results=(attended.name, *rounded), constants=constants,
     )  # fmt: skip
 

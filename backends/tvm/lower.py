@@ -158,8 +158,8 @@ class Lowering:
             return None
         name = self.on_plane[read]
         store, before, after = self.stores[name], self.shapes[read], self.shapes[node]
-        if store.plane.border:
-            return None
+        if store.plane.border or self.borders.get(node) or not after:
+            return None  # who reads it as it is named here wants a border
         if read in self.images and set(before[2:]) == {1} and after == before[:2]:
             plane = replace(store.plane, images=1, width=store.plane.images)
         elif {read, node} <= self.images and is_reshape(node, before) and sizes(before) == sizes(after):
@@ -261,14 +261,14 @@ class Lowering:
         self.caches.update((node, name) for node in cache)
         return name
 
-    def first(self, value: Node, plane: Plane) -> str:
-        """Have the first of some whole numbers in memory."""
+    def first(self, value: Node, plane: Plane, last: int) -> str:
+        """Have the first of some whole numbers in memory, which is 0 .. last."""
         value = self.start_of(value)
-        name = f"{value.name}.first"
+        name = f"{value.name}.first.{last}"
         if name not in self.stores:
             self.bring(value)
             self.hold(name, plane, "int32")
-            self.steps.append(First(node=value, name=name))
+            self.steps.append(First(node=value, name=name, last=last))
         return name
 
     def start_of(self, value: Node) -> Node:

@@ -57,8 +57,8 @@ class KeptMemory:
         if size not in self.programs:
             self.programs[size] = self.program(size).without(Enter | Leave, self.caches)
         given = dict(zip(graph.inputs, (tokens, torch.tensor(self.length)), strict=False))
-        self.length += size
         logits: Tensor = self.programs[size].run(given)[graph.results[0]]
+        self.length += size  # not before: what was interrupted has no tokens in the cache
         return logits
 
     def program(self, tokens: int) -> Ready:

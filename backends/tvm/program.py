@@ -19,6 +19,7 @@ from qcompiler.backends.reference import coded, compute_region, decoded
 from qcompiler.backends.tvm.build import ALIGNMENT
 from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.plane import SPARE, Plane
+from qcompiler.errors import InputError
 from qcompiler.ir import Graph
 from qcompiler.ir.graph import operator_of
 from qcompiler.passes.partition import Region
@@ -202,10 +203,18 @@ class Leave(Moving):
 
 @dataclass(frozen=True, kw_only=True)
 class First(Moving):
-    """The first of some whole numbers, where our functions find it."""
+    """The first of some whole numbers, where our functions find it: a position, which they trust."""
+
+    last: int
 
     def run(self, state: State) -> None:
-        state.arrays[self.name][0] = state.values[self.node].numpy().flat[0]
+        start = state.values[self.node].numpy().flat[0]
+        if not 0 <= start <= self.last:
+            raise InputError(
+                f"'{self.node.name}' is {start}", why=f"the cache has room behind 0 .. {self.last}",
+                fix="begin a new sequence, or compile the decoder with a larger capacity",
+            )  # fmt: skip
+        state.arrays[self.name][0] = start
 
 
 @dataclass(frozen=True, kw_only=True)

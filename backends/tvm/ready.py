@@ -142,8 +142,10 @@ def calls_of(program: Program) -> list[Call]:
 def built(program: Program, isa: Isa, team: Team) -> Code:
     """The calls compiled; functions that are worth it divide their work among the team."""
     made = kernels(program, isa, team.size, processor_for(isa))
+    main = made.module[MAIN]
+    main.release_gil = True  # or threads that wait for each other would wait for ever
     return Code(
-        main=made.module[MAIN], functions={name: made.module[name] for name in made.others}, team=team,
+        main=main, functions={name: made.module[name] for name in made.others}, team=team,
         places=made.places, divided=made.divided,
         meeting=placed(np.zeros(counters(team.size), np.int32)),
         workspace=placed(np.zeros(made.workspace, np.uint8)),

@@ -80,12 +80,16 @@ def statements(statement: Any) -> int:
 
 @dataclass(kw_only=True)
 class Desk:
-    """Where a worker finds its part and leaves its error; it sleeps on `given`, and the caller on `done`."""
+    """Where a worker finds its part and leaves its error; it sleeps on `given`, and the caller on `done`.
+
+    ended: whether the last part given has. Only that counts; `done` may have been released before.
+    """
 
     given: threading.Lock
     done: threading.Lock
     part: Callable[[], Any] | None = None
     error: BaseException | None = None
+    ended: bool = True
 
 
 def work(desk: Desk) -> None:
@@ -98,7 +102,9 @@ def work(desk: Desk) -> None:
             desk.part()
         except BaseException as error:
             desk.error = error
-        desk.done.release()
+        desk.ended = True
+        if desk.done.locked():
+            desk.done.release()
 
 
 def dismiss(desks: Sequence[Desk]) -> None:
@@ -124,39 +130,38 @@ class Team:
         """part(0) here and part(1), part(2), .. in other threads; returns when all have.
 
         Parts may wait for each other. `give_up` must end that: it is called if one of them fails, or this
-        thread is interrupted before it has begun its own.
+        thread is interrupted.
         """
-        busy: list[Desk] = []
+        desks = self.present()
+        self.leave_alone(current_core())
         try:
-            desks = self.present()
-            self.leave_alone(current_core())
             for thread, desk in enumerate(desks, 1):
-                desk.part = partial(guarded, part, thread, give_up)
+                desk.part, desk.error = partial(guarded, part, thread, give_up), None
+                desk.ended = False  # interrupts are looked for behind calls: none before the next line
                 desk.given.release()
-                busy.append(desk)
             part(0)
         except BaseException:
             give_up()
             raise
         finally:
-            for desk in busy:
-                await_end(desk)
-        for desk in busy:
+            await_all(desks)
+        for desk in desks:
             if desk.error is not None:
-                error, desk.error = desk.error, None
-                raise error
+                raise desk.error
 
     def present(self) -> list[Desk]:
+        """The desks of the others, who are started if they are not there; all of them or none."""
         if self.process != os.getpid():
-            self.process = os.getpid()
-            self.desks = [Desk(given=held(), done=held()) for _ in range(self.size - 1)]
-            self.threads = [
-                threading.Thread(target=work, args=(desk,), name=NAME, daemon=True) for desk in self.desks
-            ]
-            for thread in self.threads:
-                thread.start()
-            self.core = None
-            weakref.finalize(self, dismiss, self.desks)
+            desks = [Desk(given=held(), done=held()) for _ in range(self.size - 1)]
+            threads = [threading.Thread(target=work, args=(desk,), name=NAME, daemon=True) for desk in desks]
+            try:
+                for thread in threads:
+                    thread.start()
+            except BaseException:  # the system has no more threads
+                dismiss(desks)
+                raise
+            self.desks, self.threads, self.core, self.process = desks, threads, None, os.getpid()
+            weakref.finalize(self, dismiss, desks)
         return self.desks
 
     def leave_alone(self, core: int | None) -> None:
@@ -165,9 +170,10 @@ class Team:
             return
         self.core = core
         others = os.sched_getaffinity(0) - {core}
-        for thread in self.threads if others else ():
+        started = [thread.native_id for thread in self.threads if thread.native_id is not None]
+        for thread in started if others else ():
             with contextlib.suppress(OSError):  # a wish: where it is not granted, they may meet there
-                os.sched_setaffinity(thread.native_id or 0, others)
+                os.sched_setaffinity(thread, others)
 
 
 @cache
@@ -189,16 +195,15 @@ def guarded(part: Callable[[int], Any], thread: int, give_up: Callable[[], Any])
         raise
 
 
-def await_end(desk: Desk) -> None:
-    """An interrupt waits as well: until the part has ended, its memory is being written."""
+def await_all(desks: Sequence[Desk]) -> None:
+    """An interrupt waits as well: until every part has ended, its memory is being written."""
     interrupt: BaseException | None = None
-    while True:
-        try:
-            desk.done.acquire()
-        except BaseException as error:
-            interrupt = error
-        else:
-            break
+    for desk in desks:
+        while not desk.ended:
+            try:
+                desk.done.acquire(timeout=1)
+            except BaseException as error:
+                interrupt = error
     if interrupt is not None:
         raise interrupt
 

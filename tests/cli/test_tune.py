@@ -75,7 +75,8 @@ def test_a_stopped_run_goes_on_with_the_layer_that_it_was_at(
     """A real process, stopped as soon as its first layer is kept; it waits there, so that it is not done."""
     path = tmp_path / "rows.db"
     waits = (
-        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "  # shells may ignore it
+        # A shell that runs tests in the background ignores interrupts, and so would this process.
+        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from qcompiler.tune.database import Database; add = Database.add; "
         "Database.add = lambda self, rows: (add(self, rows), time.sleep(3)); "
     )

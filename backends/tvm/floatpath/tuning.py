@@ -27,6 +27,7 @@ from qcompiler.backends.tvm.floatpath.steps import groups_of
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lowered_steps
 from qcompiler.backends.tvm.program import Compute, Host, State
+from qcompiler.backends.tvm.ready import one_thread
 from qcompiler.backends.tvm.schedules import Schedules, versions
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.progress import Tell, silent
@@ -102,11 +103,12 @@ class Bench:
     @torch.no_grad()
     def run(self, index: int, repeats: int) -> float:
         steps, state = self.steps[index], self.state
-        begin = self.clock()
-        for _ in range(repeats):
-            for step in steps:
-                step.run(state)
-        return max(self.clock() - begin, 1e-9) / repeats
+        with one_thread():  # as in programs
+            begin = self.clock()
+            for _ in range(repeats):
+                for step in steps:
+                    step.run(state)
+            return max(self.clock() - begin, 1e-9) / repeats
 
 
 def numbers_for(group: Group) -> dict[Node, Any]:

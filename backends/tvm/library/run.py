@@ -310,7 +310,7 @@ class Model:
     def first(self, step: Mapping[str, Any], values: Values) -> None:
         """The first of some whole numbers."""
         start, last = int(values[step["value"]].reshape(-1)[0]), step["last"]
-        if last is not None and not 0 <= start <= last:
+        if not 0 <= start <= last:
             raise LibraryError(
                 f"'{step['value']}' is {start}, and the cache has room behind 0 .. {last} only"
             )

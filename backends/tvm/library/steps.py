@@ -41,7 +41,6 @@ qc = torch.ops.qcompiler
 Data = dict[str, Any]
 Shape = tuple[int, ...]
 SHOWN = 5  # nodes named in a refusal
-CAPACITY, TOKENS = 2, -2  # axes of a cache [batch, heads, capacity, width], and of rows [.., tokens, width]
 
 
 def portable_steps(program: Program, graph: Graph) -> list[Step]:
@@ -73,21 +72,7 @@ def recorded(steps: Sequence[Step], program: Program, places: Mapping[str, int])
             found.append({"do": "call", "first": first, "last": calls})
         else:
             found += [computed(step, program) or moving(step, program, places) for step in row]
-    # Behind its end a kernel would write elsewhere.
-    limit = last_start(steps, program)
-    return [{**step, "last": limit} if step["do"] == "first" else step for step in found]
-
-
-def last_start(steps: Sequence[Step], program: Program) -> int | None:
-    """The last position where the tokens of a call still fit into every cache; None without one."""
-    rooms = [
-        program.shapes[step.node][CAPACITY] - program.shapes[arguments(reader)["qkv"]][TOKENS]
-        for step in steps
-        if isinstance(step, Enter)
-        for reader in step.node.users
-        if reader.target is qc.cached_attention.default
-    ]
-    return min(rooms, default=None)
+    return found
 
 
 def moving(step: Step, program: Program, places: Mapping[str, int]) -> Data:
@@ -105,8 +90,8 @@ def moving(step: Step, program: Program, places: Mapping[str, int]) -> Data:
         case Gather(name=name, store=store, indices=indices, table=table):
             where = {"store": name, "plane": plane(store)}
             return {"do": "gather", "indices": indices.name, "table": table.name, **where}
-        case First(name=name):
-            return {"do": "first", "value": about, "store": name}
+        case First(name=name, last=last):
+            return {"do": "first", "value": about, "store": name, "last": last}
         case Enter(name=name):
             return {"do": "enter", "value": about, "store": name}
         case Floats(group=group, function=function):

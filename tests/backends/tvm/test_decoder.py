@@ -9,7 +9,7 @@ import torch
 
 import qcompiler as qc
 from qcompiler import api
-from qcompiler.backends.memory import HeldMemory, memory_of
+from qcompiler.backends.memory import HeldMemory, cache_shapes, memory_of
 from qcompiler.backends.tvm import TvmExecutable
 from qcompiler.backends.tvm.memory import KeptMemory
 from qcompiler.backends.tvm.program import Call
@@ -63,6 +63,15 @@ def test_a_cache_in_place_gives_what_is_handed_on_gives(pair: Pair) -> None:
     assert torch.equal(resumed.feed(torch.tensor([[7]])), held.feed(torch.tensor([[7]])))
     with pytest.raises(InputError, match="do not fit"):
         kept.feed(torch.zeros(1, CAPACITY - 27 + 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("start", [CAPACITY, CAPACITY + 5, -1])
+def test_a_position_without_room_is_refused(pair: Pair, start: int) -> None:
+    """Behind the end of a cache a kernel would write into what is not its own."""
+    executable = pair[0].compiled.executable
+    empty = [torch.zeros(1, *shape[1:]) for shape in cache_shapes(executable.graph)]
+    with pytest.raises(InputError, match=f"'start' is {start}, because the cache has room behind 0 .. 31"):
+        executable([torch.tensor([[7]]), torch.tensor(start), *empty])
 
 
 def test_rows_are_rounded_where_they_are_computed(pair: Pair) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,3 +95,47 @@ def test_a_linear_along_the_lines_of_an_image_is_left_to_the_reference() -> None
     graph = quantized(explain(Both().eval(), x, target=TARGET))
     engine, reference = Tvm(TARGET).lower(graph), Reference(TARGET).lower(graph)
     assert torch.equal(engine([x])[0], reference([x])[0])
+
+
+class Lines(nn.Module):
+    """An image of a single line becomes a sequence, by another name of its memory, and back."""
+
+    def __init__(self, padding: int, drop: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.image, self.line = (
+            nn.Conv2d(3, 16, (1, 3), padding=(0, 1)),
+            nn.Conv1d(16, 16, 3, padding=padding),
+        )
+        self.last, self.drop = nn.Conv2d(16, 8, (1, 3), padding=(0, padding)), drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.line(self.drop(F.relu(self.image(x)))))
+        y: Tensor = self.last(x.unsqueeze(2))
+        return y
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("drop", [lambda x: x.squeeze(2), lambda x: x.flatten(2), lambda x: x.select(2, 0)])
+def test_a_sequence_has_the_border_that_its_readers_want(padding: int, drop: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 1, 11)
+    graph = quantized(explain(Lines(padding, drop).eval(), x, target=TARGET))
+    engine, reference = Tvm(TARGET).lower(graph), Reference(TARGET).lower(graph)
+    assert isinstance(engine, TvmExecutable)
+    assert torch.equal(engine([x])[0], reference([x])[0])
+    assert all(each.max_lsb == 0 for each in engine.verify([x]))
+
+
+def test_one_number_of_a_result_is_no_row() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.linear(x)[0, 0]
+            return y
+
+    x = torch.randn(1, 8)
+    graph = quantized(explain(One().eval(), x, target=TARGET))
+    assert torch.equal(Tvm(TARGET).lower(graph)([x])[0], Reference(TARGET).lower(graph)([x])[0])

@@ -200,19 +200,54 @@ def test_who_waits_for_one_that_never_comes_can_be_released() -> None:
     assert not waiting.is_alive()
 
 
-def test_an_interrupt_waits_for_the_others() -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupt_waits_for_all_the_others(late: bool) -> None:
+    """Whether it comes before the lock is taken, or behind."""
+
     class Interrupted:
         calls = 0
 
-        def acquire(self) -> None:
+        def acquire(self, timeout: float) -> None:
             self.calls += 1
+            desks[0].ended = late or self.calls > 1
             if self.calls == 1:
                 raise KeyboardInterrupt
 
-    lock: Any = Interrupted()
+    class Slow:
+        def acquire(self, timeout: float) -> None:
+            desks[1].ended = True
+
+    locks: list[Any] = [Interrupted(), Slow()]
+    desks = [threads.Desk(given=threading.Lock(), done=lock, ended=False) for lock in locks]
     with pytest.raises(KeyboardInterrupt):
-        threads.await_end(threads.Desk(given=threading.Lock(), done=lock))
-    assert lock.calls == 2
+        threads.await_all(desks)
+    assert [desk.ended for desk in desks] == [True, True]
+
+
+def test_what_failed_once_is_not_raised_again() -> None:
+    def fails(thread: int) -> None:
+        raise ValueError(f"thread {thread}")
+
+    team = Team(3)
+    with pytest.raises(ValueError, match="thread 0"):
+        team.run(fails, nothing)
+    for _ in range(20):
+        team.run(lambda thread: None, nothing)
+
+
+def test_threads_that_do_not_start_are_told_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    team = Team(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="start new thread"):
+                team.run(lambda thread: None, nothing)
+    done: list[int] = []
+    team.run(done.append, nothing)
+    assert sorted(done) == [0, 1, 2]
 
 
 def nothing() -> None:
