@@ -66,7 +66,7 @@ def sum_of_codes(anchor: Node, chain: Sequence[Node], target: Target) -> Fusion 
     return weigh("sum of codes", anchor, chain[0], target)
 
 
-def weighed(graph: Graph, target: Target) -> Iterator[tuple[Node, Fusion]]:
+def sums_of_codes(graph: Graph, target: Target) -> Iterator[tuple[Node, Fusion]]:
     """Anchor and verdict of every sum that a kernel could take along, whether it does or not."""
     for anchor, group in fuse(graph, target).items():
         found = sum_of_codes(anchor, absorbed(anchor, group.row), target)

@@ -103,7 +103,7 @@ def float_sum(region: Region) -> Node | None:
     return readers[0] if addend(region.anchor, readers[0]) is not None else None
 
 
-def weighed(regions: Iterable[Region], target: Target) -> Iterator[Fusion]:
+def sums_of_floats(regions: Iterable[Region], target: Target) -> Iterator[Fusion]:
     """The verdict on every sum behind a float result, whether it is taken along or not."""
     for region in regions:
         reader = float_sum(region)

@@ -18,7 +18,7 @@ from qcompiler.passes.calibrate import Statistics
 from qcompiler.passes.check import Contract, Distance, Row
 from qcompiler.passes.decide import Decision
 from qcompiler.passes.forms import apart
-from qcompiler.passes.fuse import fuse, weighed
+from qcompiler.passes.fuse import fuse, sums_of_codes
 from qcompiler.passes.profit import Fusion
 from qcompiler.plan import Plan, ValueSpec
 from qcompiler.target.machine import this_cpu
@@ -179,7 +179,9 @@ def fusions(decision: Decision, lowered: Sequence[Fusion]) -> list[dict[str, Any
     Siblings that were joined are one linear now, and not among them.
     """
     integer = {layer.node for layer in decision.plan.layers if layer.is_integer}
-    planned = (found for anchor, found in weighed(decision.graph, decision.target) if anchor.name in integer)
+    planned = (
+        found for anchor, found in sums_of_codes(decision.graph, decision.target) if anchor.name in integer
+    )
     where: dict[Fusion, list[str]] = {}
     for found in (*apart(decision.graph, decision.recipe, decision.target), *planned, *lowered):
         where.setdefault(replace(found, first="", second=""), []).append(found.first)

@@ -43,7 +43,7 @@ from qcompiler.backends.tvm.program import (
 from qcompiler.backends.tvm.ranges import floats_of, ranged
 from qcompiler.backends.tvm.schedules import Choose, Schedules, measured_by
 from qcompiler.ir import Graph, arguments, spec
-from qcompiler.passes.partition import Region, partition, weighed
+from qcompiler.passes.partition import Region, partition, sums_of_floats
 from qcompiler.passes.profit import Fusion, pays
 from qcompiler.rewrite import Trait, has
 from qcompiler.target import Target
@@ -89,7 +89,7 @@ class Lowering:
         self.regions = partition(graph, target)
         self.images = images(graph, self.regions.values(), shapes)
         self.borders = borders(self.regions.values())
-        self.fusions = list(weighed(self.regions.values(), target))
+        self.fusions = list(sums_of_floats(self.regions.values(), target))
         self.stores: dict[str, Store] = {}
         self.constants: dict[str, Any] = {}
         self.functions: dict[Any, Any] = {}  # layer, tile -> function: equal layers share one

@@ -193,14 +193,14 @@ def named(program: Program) -> dict[str, Any]:
     return {str(function.attrs["global_symbol"]): function for function in program.functions}
 
 
-def constants_of(program: Program, placed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def constants_of(program: Program, shared: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     known = {
-        name: placed[name]
+        name: shared[name]
         for name, array in program.constants.items()
-        if name in placed and np.array_equal(placed[name], array.reshape(-1))
+        if name in shared and np.array_equal(shared[name], array.reshape(-1))
     }
     new = arranged({name: array for name, array in program.constants.items() if name not in known})
-    placed.update(new)
+    shared.update(new)
     return known | new
 
 

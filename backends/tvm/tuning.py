@@ -32,7 +32,6 @@ from qcompiler.target import Target
 from qcompiler.tune.database import Core, Database, Row, best, is_of
 from qcompiler.tune.search import ROUNDS, Measured, race
 
-TRIALS = 8  # schedules that are measured per layer
 PATIENCE = 30.0  # seconds for what is being compiled to end
 
 

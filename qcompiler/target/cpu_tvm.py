@@ -66,7 +66,8 @@ ROWS = (
 
 CALL = 0.4  # microseconds from a step of a program to the next
 
-# Of one core of Zen 4, as `python -m benchmarks.fusions` measures them, with planes in the second cache.
+# Of one core of Zen 4 with planes in the second cache, in short runs on a busy machine; `python -m
+# benchmarks.fusions` measures them, and has not run on a quiet one yet.
 COSTS = Costs(
     products=230e3,
     bandwidth=60e3,

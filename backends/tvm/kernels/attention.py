@@ -23,8 +23,9 @@ from qcompiler.backends.reference.attention import LOG2_E, LOG2_LEVELS, LOWEST, 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import within
+from qcompiler.backends.tvm.kernels.lanes import across, plus
 from qcompiler.backends.tvm.kernels.power import power_of_two
-from qcompiler.backends.tvm.kernels.rows import across, plus, store_steps, widened
+from qcompiler.backends.tvm.kernels.rows import store_steps, widened
 from qcompiler.backends.tvm.kernels.strips import store_codes, whole
 from qcompiler.backends.tvm.plane import Plane
 

@@ -21,9 +21,9 @@ from tvm import tirx
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.activation import FARTHEST, POWER
+from qcompiler.backends.tvm.kernels.lanes import across, plus
 from qcompiler.backends.tvm.kernels.power import power_of_two
 from qcompiler.backends.tvm.kernels.rounding import Rounding, rounder
-from qcompiler.backends.tvm.kernels.rows import across, plus
 from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
 

@@ -19,12 +19,12 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.lanes import total
 from qcompiler.backends.tvm.kernels.rows import (
     TOGETHER,
     parts,
     results,
     rows,
-    total,
     vectors,
     widened,
 )

@@ -14,7 +14,8 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.rows import across, parts, rows, store_steps, vectors
+from qcompiler.backends.tvm.kernels.lanes import across
+from qcompiler.backends.tvm.kernels.rows import parts, rows, store_steps, vectors
 from qcompiler.backends.tvm.plane import NUMBER, Plane
 
 HIGHEST = 255  # code

@@ -15,6 +15,7 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.lanes import lowest, plus, tree
 from qcompiler.backends.tvm.plane import Plane
 
 
@@ -93,7 +94,7 @@ def rounder(k: Builder, isa: Isa, layer: Rounding, x: Any) -> Callable[[Any], No
         k.store(
             sums,
             row * layer.blocks + index,
-            across(k, tree(k, found, plus, "int32", lanes), plus, "int32", lanes),
+            lowest(k, tree(k, found, plus, "int32", lanes), plus, "int32", lanes),
         )
 
     def round_row(row: Any) -> None:
@@ -121,30 +122,9 @@ def largest(k: Builder, values: list[Any], lanes: int) -> Any:
         k.bind(tirx.op.reinterpret(f"int32x{lanes}", value) & splat(0x7FFFFFFF, "int32", lanes))
         for value in values
     ]
-    found = across(k, tree(k, bits, tirx.max, "int32", lanes), tirx.max, "int32", lanes)
+    found = lowest(k, tree(k, bits, tirx.max, "int32", lanes), tirx.max, "int32", lanes)
     return tirx.op.reinterpret("float32", found)
 
 
 def clipped(codes: Any, lanes: int) -> Any:
     return tirx.max(tirx.min(codes, splat(127, "int32", lanes)), splat(-128, "int32", lanes))
-
-
-def plus(a: Any, b: Any) -> Any:
-    return a + b
-
-
-def tree(k: Builder, values: list[Any], join: Any, dtype: str, lanes: int) -> Any:
-    """One vector of many, neighbours first."""
-    while len(values) > 1:
-        pairs = [k.keep(join(a, b), dtype, lanes) for a, b in zip(values[::2], values[1::2], strict=False)]
-        values = pairs + values[len(pairs) * 2 :]
-    return values[0]
-
-
-def across(k: Builder, vector: Any, join: Any, dtype: str, lanes: int) -> Any:
-    """One number of a vector: its halves joined until one lane is left."""
-    while lanes > 1:
-        lanes //= 2
-        low, high = (tirx.Shuffle([vector], list(range(start, start + lanes))) for start in (0, lanes))
-        vector = k.keep(join(low, high), dtype, lanes)
-    return vector

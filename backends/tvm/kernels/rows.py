@@ -4,7 +4,6 @@ A row that does not fill whole vectors ends in a shorter one: nothing beyond a r
 """
 
 from collections.abc import Callable, Iterator
-from functools import reduce
 from typing import Any, NamedTuple
 
 from tvm import tirx
@@ -91,23 +90,3 @@ def results(k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None, blo
 
 def rows(plane: Plane) -> int:
     return plane.images * plane.height * plane.width
-
-
-def across(k: Builder, value: Any, dtype: str, lanes: int, joined: Callable[[Any, Any], Any]) -> Any:
-    """What all lanes make together, in every lane: halves are exchanged and joined."""
-    apart = lanes // 2
-    held = k.keep(value, dtype, lanes)
-    while apart:
-        other = tirx.Shuffle([held], [lane ^ apart for lane in range(lanes)])
-        held = k.keep(joined(held, other), dtype, lanes)
-        apart //= 2
-    return held
-
-
-def plus(a: Any, b: Any) -> Any:
-    return a + b
-
-
-def total(k: Builder, sums: list[Any], lanes: int) -> Any:
-    """The sum of all lanes of some registers of floats, in every lane."""
-    return across(k, reduce(plus, [k.load(register, 0, lanes) for register in sums]), "float32", lanes, plus)

@@ -21,7 +21,7 @@ from qcompiler.backends.tvm.build import processor_for
 from qcompiler.backends.tvm.schedules import predicted, versions, workload, written
 from qcompiler.backends.tvm.tuning import layers_of
 from qcompiler.evidence import fusions
-from qcompiler.passes.fuse import weighed
+from qcompiler.passes.fuse import sums_of_codes
 from qcompiler.passes.profit import Fusion
 from qcompiler.proof import quantized
 from qcompiler.target import Target
@@ -103,7 +103,11 @@ def lowered(case: str, target: Target, **options: Any) -> tuple[TvmExecutable, T
     assert all(node.max_lsb == 0 for node in engine.verify([x]))
     ran = engine.execution(decision.plan)
     assert "reference" not in {layer.kernel for layer in ran.layers}
-    return engine, found, [*(fusion for _, fusion in weighed(decision.graph, target)), *engine.fusions([x])]
+    return (
+        engine,
+        found,
+        [*(fusion for _, fusion in sums_of_codes(decision.graph, target)), *engine.fusions([x])],
+    )
 
 
 def steps(engine: TvmExecutable) -> int:
