@@ -47,6 +47,7 @@ from qcompiler.numerics.observers import (
     percentile_range,
 )
 from qcompiler.numerics.packing import pack, unpack
+from qcompiler.numerics.philox import Purpose, noise_key, uniform
 from qcompiler.numerics.quantize import (
     QuantParams,
     Scheme,
@@ -55,7 +56,7 @@ from qcompiler.numerics.quantize import (
     params_from_range,
     quantize,
 )
-from qcompiler.numerics.rounding import ROUNDINGS, counter_noise, round_by, stochastic
+from qcompiler.numerics.rounding import ROUNDINGS, round_by, stochastic
 
 __all__ = [
     "CANDIDATES",
@@ -84,6 +85,7 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "Percentile",
+    "Purpose",
     "QuantParams",
     "Range",
     "Scheme",
@@ -92,7 +94,6 @@ __all__ = [
     "best_range",
     "candidates",
     "cosine",
-    "counter_noise",
     "dequantize",
     "e8m0_decode",
     "e8m0_encode",
@@ -106,6 +107,7 @@ __all__ = [
     "mse",
     "mse_range",
     "mx_params",
+    "noise_key",
     "nvfp4_params",
     "pack",
     "params_from_range",
@@ -118,5 +120,6 @@ __all__ = [
     "spread",
     "sqnr",
     "stochastic",
+    "uniform",
     "unpack",
 ]
