@@ -1,5 +1,6 @@
 """The arithmetic below the compiler: formats, rounding, quantization, observers and error measures."""
 
+from qcompiler.numerics.bias import Bias, measure_bias
 from qcompiler.numerics.blockscale import MX_BLOCK, NVFP4_BLOCK, MXRule, NVFP4Params, mx_params, nvfp4_params
 from qcompiler.numerics.e8m0 import e8m0_decode, e8m0_encode
 from qcompiler.numerics.error import (
@@ -21,6 +22,14 @@ from qcompiler.numerics.granularity import (
     reduce_range,
     scale_shape,
     spread,
+)
+from qcompiler.numerics.groupwise import (
+    Noise,
+    compress,
+    compress_mask,
+    compressed_bytes,
+    decompress,
+    decompress_mask,
 )
 from qcompiler.numerics.integer import IntFormat
 from qcompiler.numerics.minifloat import FloatFormat, Specials
@@ -67,6 +76,7 @@ __all__ = [
     "NVFP4_BLOCK",
     "OBSERVERS",
     "ROUNDINGS",
+    "Bias",
     "Constant",
     "ErrorMeter",
     "FloatFormat",
@@ -79,6 +89,7 @@ __all__ = [
     "MinMax",
     "MovingAverage",
     "NVFP4Params",
+    "Noise",
     "Observer",
     "PerBlock",
     "PerChannel",
@@ -93,7 +104,12 @@ __all__ = [
     "accumulator_bound",
     "best_range",
     "candidates",
+    "compress",
+    "compress_mask",
+    "compressed_bytes",
     "cosine",
+    "decompress",
+    "decompress_mask",
     "dequantize",
     "e8m0_decode",
     "e8m0_encode",
@@ -103,6 +119,7 @@ __all__ = [
     "lsb_distance",
     "make_observer",
     "max_abs",
+    "measure_bias",
     "minmax_range",
     "mse",
     "mse_range",
