@@ -31,7 +31,9 @@ from qcompiler.numerics.groupwise import (
     decompress,
     decompress_mask,
 )
+from qcompiler.numerics.hadamard import best_block, hadamard, transform
 from qcompiler.numerics.integer import IntFormat
+from qcompiler.numerics.learnedstep import mean_step, step_codes, step_gradient, within_step
 from qcompiler.numerics.minifloat import FloatFormat, Specials
 from qcompiler.numerics.observers import (
     CANDIDATES,
@@ -102,6 +104,7 @@ __all__ = [
     "Scheme",
     "Specials",
     "accumulator_bound",
+    "best_block",
     "best_range",
     "candidates",
     "compress",
@@ -115,10 +118,12 @@ __all__ = [
     "e8m0_encode",
     "expected_error",
     "fake_quantize",
+    "hadamard",
     "kl_range",
     "lsb_distance",
     "make_observer",
     "max_abs",
+    "mean_step",
     "measure_bias",
     "minmax_range",
     "mse",
@@ -136,7 +141,11 @@ __all__ = [
     "scale_shape",
     "spread",
     "sqnr",
+    "step_codes",
+    "step_gradient",
     "stochastic",
+    "transform",
     "uniform",
     "unpack",
+    "within_step",
 ]
