@@ -68,6 +68,14 @@ from qcompiler.numerics.quantize import (
     quantize,
 )
 from qcompiler.numerics.rounding import ROUNDINGS, round_by, stochastic
+from qcompiler.numerics.sampling import (
+    kept_rows,
+    leverage_scores,
+    sample_rows,
+    sampling_probabilities,
+    sampling_variance,
+)
+from qcompiler.numerics.splitting import BitSplit, split_bits
 
 __all__ = [
     "CANDIDATES",
@@ -79,6 +87,7 @@ __all__ = [
     "OBSERVERS",
     "ROUNDINGS",
     "Bias",
+    "BitSplit",
     "Constant",
     "ErrorMeter",
     "FloatFormat",
@@ -119,7 +128,9 @@ __all__ = [
     "expected_error",
     "fake_quantize",
     "hadamard",
+    "kept_rows",
     "kl_range",
+    "leverage_scores",
     "lsb_distance",
     "make_observer",
     "max_abs",
@@ -138,7 +149,11 @@ __all__ = [
     "quantize",
     "reduce_range",
     "round_by",
+    "sample_rows",
+    "sampling_probabilities",
+    "sampling_variance",
     "scale_shape",
+    "split_bits",
     "spread",
     "sqnr",
     "step_codes",
