@@ -24,6 +24,7 @@ from qcompiler.numerics.error import (
     mse,
     sqnr,
 )
+from qcompiler.numerics.flexible import best_split, round_flexible
 from qcompiler.numerics.formats import FORMATS, Format, parse_format
 from qcompiler.numerics.fp8 import FP8, ROW_BLOCK, SQUARE_BLOCK, Infinity, cast_fp8, from_fp8, to_fp8
 from qcompiler.numerics.granularity import (
@@ -138,6 +139,7 @@ __all__ = [
     "amax_scale",
     "best_block",
     "best_range",
+    "best_split",
     "candidates",
     "cast_fp8",
     "compress",
@@ -179,6 +181,7 @@ __all__ = [
     "reduce_range",
     "remember_amax",
     "round_by",
+    "round_flexible",
     "round_scaled",
     "sample_rows",
     "sampling_probabilities",
