@@ -1,0 +1,9 @@
+"""Training in few bits: the compiler on the joint forward/backward graph.
+
+model = qc.compile_training(model, recipe="int8", memory="act4")
+torch.compile(model, backend="qcompiler", options={"recipe": "int8", "memory": "act4"})
+"""
+
+from qcompiler.training.session import Piece, Training, compile_training
+
+__all__ = ["Piece", "Training", "compile_training"]
