@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from qcompiler.passes.training.halves import Halves, is_tensor
+from qcompiler.passes.training.halves import Halves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ def peak(halves: Halves) -> Peak:
     forward, backward = halves.forward.graph, halves.backward.graph
     given = storages(forward.find_nodes(op="placeholder"))
     results = storages(halves.results[: halves.outputs])
-    crossing = {key: count for key, count in storages(halves.crossing).items() if key not in given | results}
+    crossing = [node for node in halves.crossing if not storages([node]).keys() & (given | results).keys()]
+    held = storages(map(halves.received, crossing))
     (output,) = backward.find_nodes(op="output")
-    arrived = storages(filter(is_tensor, backward.find_nodes(op="placeholder")))
-    free = {**given, **results, **storages(output.all_input_nodes)}
-    tangents = {key: count for key, count in arrived.items() if key not in crossing}
-    worst = max(walk(forward, {}, free), walk(backward, crossing, {**free, **tangents}))
-    return Peak(bytes=worst[0], at=worst[1], crossing=sum(crossing.values()))
+    gradients = storages(output.all_input_nodes)
+    free = {key: 0 for key in storages(backward.find_nodes(op="placeholder")) if key not in held}
+    worst = max(walk(forward, {}, given | results), walk(backward, held, gradients | free))
+    return Peak(bytes=worst[0], at=worst[1], crossing=sum(held.values()))
 
 
 def walk(graph: fx.Graph, held: dict[int, int], free: dict[int, int]) -> tuple[int, str]:

@@ -76,10 +76,9 @@ def gradients(model: nn.Module, run: Callable[..., Tensor], *inputs: Tensor) -> 
     model.zero_grad()
     result = run(*inputs)
     target = torch.randn(result.shape, generator=torch.Generator().manual_seed(7))
-    F.mse_loss(result, target).backward()
-    return result.detach(), torch.cat(
-        [p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]
-    )
+    torch.autograd.backward(F.mse_loss(result, target))
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return result.detach(), torch.cat([gradient.flatten() for gradient in found])
 
 
 def compiled(model: nn.Module, **settings: Any) -> tuple[Callable[..., Tensor], Training]:

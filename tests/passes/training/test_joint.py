@@ -68,7 +68,8 @@ class Shared(nn.Module):
         self.left, self.right = nn.Linear(24, 24), nn.Linear(24, 24)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.left(x) + self.right(x) + (x @ x.t()) @ x
+        y: Tensor = self.left(x) + self.right(x) + (x @ x.t()) @ x
+        return y
 
 
 def test_a_part_that_is_played_twice_stays_in_float() -> None:

@@ -1,0 +1,110 @@
+"""The simulated peak is that of the storages which really exist."""
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qcompiler.passes.training.halves import Halves
+from qcompiler.passes.training.liveness import Peak, peak, storages, walk
+from qcompiler.training import Training
+from qcompiler.training.lower import op_by_op, with_key
+from tests.passes.training.steps import Block, Gated, Maps, gradients
+
+
+class Census(TorchDispatchMode):
+    """Counts the bytes of all storages that ops have made and that still exist."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.worst = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage()._cdata for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for x in pytree.tree_leaves(results):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in known:
+                memory = x.untyped_storage()
+                self.storages[memory._cdata] = (StorageWeakRef(memory), memory.nbytes())
+        self.storages = {key: (ref, size) for key, (ref, size) in self.storages.items() if not ref.expired()}
+        self.worst = max(self.worst, sum(size for _, size in self.storages.values()))
+        return results
+
+
+class Random(nn.Module):
+    """A random program of small ops on matrices, some values read often and some once."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        chosen = random.Random(seed)
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+        self.steps = [
+            (chosen.choice(STEPS), *(1 + chosen.randrange(min(place, 3)) for _ in range(2)))
+            for place in range(1, 12)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for place, (step, a, b) in enumerate(self.steps):
+            values.append(step(self.layers[place % 4], values[-a], values[-b]))
+        return values[-1] + values[len(values) // 2]
+
+
+STEPS: tuple[Callable[[nn.Module, Tensor, Tensor], Tensor], ...] = (
+    lambda layer, a, b: layer(a),
+    lambda layer, a, b: layer(a) * b,
+    lambda layer, a, b: a + b,
+    lambda layer, a, b: torch.cat(a.split(16, 1)[::-1], 1),
+    lambda layer, a, b: (a @ b.t()).softmax(-1) @ a,
+    lambda layer, a, b: torch.tanh(a),
+    lambda layer, a, b: nn.functional.gelu(a) * 0.5,
+    lambda layer, a, b: a.t().relu().t(),
+)
+
+
+def halves_of(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch, memory: str) -> Halves:
+    """The two graphs of a model, as they are run."""
+    seen: list[Halves] = []
+
+    def note(halves: Halves) -> Peak:
+        seen.append(copy.deepcopy(halves))
+        return peak(halves)
+
+    monkeypatch.setattr("qcompiler.training.session.peak", note)
+    run = torch.compile(model, backend=Training(memory=memory), fullgraph=True, dynamic=False)
+    gradients(model, run, x)
+    return seen[-1]
+
+
+@pytest.mark.parametrize("memory", ["keep", "act4"])
+def test_the_simulation_is_what_a_census_counts(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[tuple[nn.Module, Tensor]] = [(Random(seed), torch.randn(32, 32)) for seed in range(10)]
+    models += [(Block(), torch.randn(2, 32, 64)), (Gated(), torch.randn(4, 32, 32))]
+    models += [(Maps(), torch.randn(4, 3, 16, 16))]
+    for model, x in models:
+        torch._dynamo.reset()
+        halves = halves_of(model, x, monkeypatch, memory)
+        for half in (halves.forward, halves.backward):
+            with_key(half)
+            given = half.graph.find_nodes(op="placeholder")
+            expected, _ = walk(half.graph, {}, storages(given))
+            inputs = [made(node.meta["val"]) for node in given]
+            with Census() as census:
+                op_by_op(half)(inputs)
+            assert census.worst == expected, (model, half is halves.forward)
+
+
+def made(fake: Tensor) -> Tensor:
+    """A tensor as a graph was traced with it."""
+    with unset_fake_temporarily():
+        x = torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype)
+        return x.zero_()
