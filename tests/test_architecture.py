@@ -45,6 +45,7 @@ LAYERS = (
         "qcompiler.report",
         "qcompiler.cli",
         "qcompiler.demo",
+        "qcompiler.optim",
         "qcompiler.models",
     ),
 )
