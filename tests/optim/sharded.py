@@ -1,4 +1,4 @@
-"""One of two processes of FSDP2 on gloo: `sharded.py RANK FOLDER`. Fails where a claim does not hold."""
+"""One of two processes of DDP and FSDP2: `sharded.py RANK FOLDER`. Fails where a claim does not hold."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from qcompiler.errors import InputError
@@ -27,9 +28,9 @@ def network(rows: int, dtype: torch.dtype) -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, rows), nn.ReLU(), nn.Linear(rows, 1)).to(dtype)
 
 
-def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
+def train(model: nn.Module, optimizer: Optimizer, steps: range, data: int = 0) -> None:
     for number in steps:
-        x = torch.randn(16, 64, generator=torch.Generator().manual_seed(number))
+        x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1000 * data + number))
         optimizer.zero_grad()
         model(x.to(next(model.parameters()).dtype)).float().square().mean().backward()
         optimizer.step()
@@ -57,6 +58,17 @@ def two_processes_are_one(mesh: Any) -> None:
             (ours, *_), (theirs, *_) = two.parameters(), one.parameters()
             assert whole(sharded.state[ours][name]).dtype == torch.uint8
             assert torch.equal(whole(sharded.state[ours][name]), single.state[theirs][name])
+
+
+def replicas_stay_equal(rank: int) -> None:
+    """Each sees its own batch; DDP makes the gradients equal, and the rounding must not part the weights."""
+    model = network(128, torch.bfloat16)
+    replica = DistributedDataParallel(model)
+    train(replica, AdamW8bit(replica.parameters()), range(4), data=rank)
+    for parameter in model.parameters():
+        of_first = parameter.detach().clone()
+        dist.broadcast(of_first, src=0)
+        assert torch.equal(parameter, of_first)
 
 
 def a_checkpoint_goes_on_to_the_same_bits(mesh: Any, folder: Path) -> None:
@@ -106,6 +118,7 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
+    replicas_stay_equal(rank)
     two_processes_are_one(mesh)
     a_checkpoint_goes_on_to_the_same_bits(mesh, folder)
     what_does_not_fit_is_refused(mesh)

@@ -1,4 +1,4 @@
-"""FSDP2: parameters are DTensors, and so are their states."""
+"""Two processes: replicas of DDP round alike; parameters of FSDP2 are DTensors, and so are their states."""
 
 from __future__ import annotations
 
