@@ -52,6 +52,7 @@ LAYERS = (
         "qcompiler.report",
         "qcompiler.cli",
         "qcompiler.demo",
+        "qcompiler.optim",
         "qcompiler.models",
     ),
 )

@@ -115,6 +115,11 @@ def test_the_code_of_the_language_page_runs_as_written(tmp_path: Path) -> None:
     assert [len(line.split()) for line in printed.splitlines()] == [8, 8]
 
 
+def test_the_code_of_the_page_on_optimizers_runs_as_written(tmp_path: Path) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/optimizers.md")), tmp_path)
+    assert printed.endswith("2.031 bytes of state per weight\n")
+
+
 def test_the_recipes_of_the_recipe_page_are_recipes(tmp_path: Path) -> None:
     (code,), (written,) = blocks(ROOT / "docs/recipes.md"), blocks(ROOT / "docs/recipes.md", "json")
     exec(code, {})
