@@ -9,7 +9,7 @@ from qcompiler.errors import InputError
 from qcompiler.numerics.packing import WIDE, join, split
 
 GROUP = 256
-ON_CPU, ELSEWHERE = 1 << 16, 1 << 24  # elements together: temporaries stay in a cache, or small
+ON_CPU, ELSEWHERE = 1 << 17, 1 << 24  # elements together: temporaries stay in a cache, or small
 
 Noise = Tensor | Callable[[int, int], Tensor]
 """Draws from [0, 1), one for each element; or how to make those of elements offset .. offset + count."""
@@ -29,7 +29,7 @@ def compress(x: Tensor, bits: int, noise: Noise | None, group: int = GROUP) -> t
     element, so that overflow stays visible.
 
     x is float32, bfloat16 or float16; it is copied only where it is not contiguous. Beside the result this
-    takes 1.5 MiB on a CPU, and draws that a function makes are never there all at once.
+    takes 3 MiB on a CPU, and draws that a function makes are never there all at once.
     """
     _check(bits, group)
     count, groups = x.numel(), -(-x.numel() // group)
