@@ -95,7 +95,7 @@ def compress_mask(x: Tensor) -> Tensor:
     for start, stop in _chunks(packed.numel(), 8, x.device):
         part = flat[8 * start : 8 * stop]
         marks = (part if part.dtype == torch.bool else part != 0).view(torch.uint8)
-        packed[start:stop] = join(torch.nn.functional.pad(marks, (0, -marks.numel() % 8)), 1)
+        packed[start:stop] = join(torch.nn.functional.pad(marks, (0, -marks.numel() % 8)), 1)  # pad copies
     return packed
 
 
