@@ -9,7 +9,7 @@ from qcompiler.errors import InputError
 from qcompiler.numerics.packing import WIDE, join, split
 
 GROUP = 256
-ON_CPU, ELSEWHERE = 1 << 16, 1 << 24  # elements together: temporaries stay in a cache, or small
+ON_CPU, ELSEWHERE = 1 << 17, 1 << 24  # elements together: temporaries stay in a cache, or small
 
 Noise = Tensor | Callable[[int, int], Tensor]
 """Draws from [0, 1), one for each element; or how to make those of elements offset .. offset + count."""
@@ -29,7 +29,7 @@ def compress(x: Tensor, bits: int, noise: Noise | None, group: int = GROUP) -> t
     element, so that overflow stays visible.
 
     x is float32, bfloat16 or float16; it is copied only where it is not contiguous. Beside the result this
-    takes 1.5 MiB on a CPU, and draws that a function makes are never there all at once.
+    takes 3 MiB on a CPU, and draws that a function makes are never there all at once.
     """
     _check(bits, group)
     count, groups = x.numel(), -(-x.numel() // group)
@@ -95,7 +95,7 @@ def compress_mask(x: Tensor) -> Tensor:
     for start, stop in _chunks(packed.numel(), 8, x.device):
         part = flat[8 * start : 8 * stop]
         marks = (part if part.dtype == torch.bool else part != 0).view(torch.uint8)
-        packed[start:stop] = join(torch.nn.functional.pad(marks, (0, -marks.numel() % 8)), 1)
+        packed[start:stop] = join(torch.nn.functional.pad(marks, (0, -marks.numel() % 8)), 1)  # pad copies
     return packed
 
 

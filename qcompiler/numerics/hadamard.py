@@ -8,7 +8,7 @@ from torch import Tensor
 from qcompiler.errors import InputError
 from qcompiler.numerics.learnedstep import mean_step, step_codes
 
-RADIX = 32  # the largest block that one small matmul transforms
+DIRECT, RADIX = 128, 32  # the largest block that one matmul transforms, and what larger ones are made of
 BLOCKS = tuple(2**k for k in range(11))
 
 
@@ -35,7 +35,7 @@ def transform(x: Tensor, block: int) -> Tensor:
     if block == 1:
         return x
     wide = x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
-    low = min(block, RADIX)
+    low = block if block <= DIRECT else RADIX
     high = block // low
     y = wide.reshape(-1, low) @ hadamard(low, wide.dtype, x.device)
     if high > 1:

@@ -48,15 +48,14 @@ def unpack(packed: Tensor, bits: int, length: int, *, signed: bool) -> Tensor:
 
 
 def join(fields: Tensor, bits: int) -> Tensor:
-    """Pack a flat uint8 tensor of codes below 2^bits, a whole number of bytes: no check, no copy at 8 bits.
+    """Pack a flat uint8 tensor of codes below 2^bits: no check, no copy at 8 bits.
 
     2 bits:  000000dd 000000cc 000000bb 000000aa  -->  ddccbbaa        (first element right)
 
     Neighbours are brought together first, then pairs of them: the lowest byte of each word is the result.
+    The codes fill whole words, and begin at one in their storage.
     """
     wide, shifts = WIDE[bits]
-    if fields.storage_offset() % (8 // bits):
-        fields = fields.clone()  # a word begins at its own multiple
     words = fields.view(wide)
     for shift, _ in shifts:
         words = words | (words >> shift)

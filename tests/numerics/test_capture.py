@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompiler.numerics import (
     MX_BLOCK,
@@ -74,3 +75,18 @@ def test_no_value_is_read(name: str) -> None:
     with FakeTensorMode():
         assert CASES[name](torch.randn(64, 256)).shape == (64, 256)
     assert CASES[name](torch.randn(64, 256)).shape == (64, 256)
+
+
+def test_a_captured_graph_draws_anew_for_every_key() -> None:
+    def save(x: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        packed, _ = compress(
+            x, 4, lambda offset, count: uniform(count, key, tensor=1, purpose=0, offset=offset)
+        )
+        return packed
+
+    x = torch.randn(70, 256)
+    captured = make_fx(save, tracing_mode="fake")(x, noise_key(1, step=1))
+    first, second = (captured(x, noise_key(1, step=step)) for step in (1, 2))
+    assert torch.equal(first, save(x, noise_key(1, step=1)))
+    assert torch.equal(second, save(x, noise_key(1, step=2)))
+    assert not torch.equal(first, second)

@@ -80,3 +80,19 @@ def test_heavier_tails_want_more_exponent() -> None:
     heavy = torch.randn(50_000) * torch.exp(3 * torch.randn(50_000))
     normal = torch.randn(50_000)
     assert [best_split(x) for x in (uniform, normal, heavy)] == ["int8", "e2m5", "e3m4"]
+
+
+@pytest.mark.parametrize("mantissa", range(1, 7))
+def test_where_the_bias_is_an_integer_the_format_is_a_minifloat(mantissa: int) -> None:
+    # the largest number (2 - 2^-M) 2^k makes the bias an integer, but for the rounding of two logarithms
+    exponent_bits = 7 - mantissa
+    for k in range(-12, 20):
+        format = FloatFormat(
+            exponent_bits=exponent_bits,
+            mantissa_bits=mantissa,
+            bias=2**exponent_bits - 1 - k,
+            specials="none",
+        )
+        x = torch.cat((torch.randn(500).double() * format.max / 3, format.decode_table()))
+        found = round_flexible(x, torch.tensor(float(mantissa)), torch.tensor(format.max))
+        assert torch.equal(found, format.round(x).double())

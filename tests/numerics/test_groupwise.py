@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from qcompiler.errors import InputError
 from qcompiler.numerics import (
+    Noise,
     compress,
     compress_mask,
     compressed_bytes,
@@ -31,7 +34,7 @@ def draws(offset: int, count: int) -> Tensor:
     return uniform(count, noise_key(3), tensor=1, purpose=0, offset=offset)
 
 
-def restored(x: Tensor, bits: int, noise: Tensor | None = None, group: int = 256) -> Tensor:
+def restored(x: Tensor, bits: int, noise: Noise | None = None, group: int = 256) -> Tensor:
     return decompress(*compress(x, bits, noise, group), bits, x.numel(), group)
 
 
@@ -99,7 +102,7 @@ def test_what_is_not_finite_spoils_its_group_and_no_other(
 
 @pytest.mark.parametrize("bits", BITS)
 def test_order_is_the_logical_one_and_parts_of_the_work_do_not_show(bits: int) -> None:
-    # two thirds of 2^18 elements: more than are computed together, a short last group, and strides
+    # more elements than are computed together, a short last group, and strides
     x = torch.randn(513, 341).T
     noise = draws(0, x.numel())
     packed, bounds = compress(x, bits, noise)
@@ -112,7 +115,7 @@ def test_order_is_the_logical_one_and_parts_of_the_work_do_not_show(bits: int) -
     assert torch.equal(alone, packed[300 * 32 * bits : 301 * 32 * bits])
 
 
-@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 70_000])
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 140_000])
 @pytest.mark.parametrize("bits", BITS)
 def test_sizes_are_those_promised(count: int, bits: int) -> None:
     packed, bounds = compress(torch.randn(count), bits, None)
@@ -132,7 +135,7 @@ def normal(groups: int) -> Tensor:
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_the_mean_of_draws_is_the_tensor(bits: int) -> None:
     x = normal(4)
-    many = restored(x.expand(1000, -1, -1), bits, draws).view(1000, -1)  # type: ignore[arg-type]
+    many = restored(x.expand(1000, -1, -1), bits, draws).view(1000, -1)
     found = measure_bias(many, x)
     # a standard normal number: above 4 once in 30,000 such tests
     assert found.z < 4
@@ -156,13 +159,28 @@ def test_bounds_rounded_after_use_are_a_bias_that_is_found(bits: int) -> None:
 def test_variance_is_at_most_a_quarter_of_a_step(bits: int, mean: float) -> None:
     count = 4000
     x = normal(1)
-    many = restored(x.expand(count, -1), bits, draws).view(count, -1)  # type: ignore[arg-type]
+    many = restored(x.expand(count, -1), bits, draws).view(count, -1)
     scale = compress(x, bits, None)[1][0, 1].float()
     variance = (many.double().var(0) / scale.double() ** 2).squeeze()
     # two neighbours cannot vary more, in a sample either; the last digits are those of q s + m in float32
     assert variance.max() <= 0.25 * count / (count - 1) * (1 + 1e-3)
     # fractions are nearly uniform, which would make 1/6
     assert variance.mean().item() == pytest.approx(mean, rel=0.1)
+
+
+def gelu_slope(x: Tensor) -> Tensor:
+    phi = torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * phi
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_a_saved_derivative_gives_the_gradient_and_a_saved_input_does_not(bits: int) -> None:
+    x, gradient, count = torch.randn(16, 256), torch.randn(16, 256), 600
+    exact = gradient * gelu_slope(x)
+    inputs = restored(x.expand(count, -1, -1), bits, draws).view(count, 16, 256)
+    slopes = restored(gelu_slope(x).expand(count, -1, -1), bits, draws).view(count, 16, 256)
+    assert measure_bias(gradient * gelu_slope(inputs), exact).z > 8
+    assert measure_bias(gradient * slopes, exact).z < 4
 
 
 @given(count=st.integers(0, 70), seed=st.integers(0, 9))

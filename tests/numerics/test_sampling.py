@@ -138,6 +138,11 @@ def test_rows_of_zeros_are_never_kept() -> None:
     assert sample_rows(p, torch.zeros(4)).tolist() == [0, 0, 1, 0]
 
 
+def test_no_row_that_counts_is_out_of_reach_of_the_draws() -> None:
+    p = sampling_probabilities(torch.tensor([1e-12, 1.0, 1.0]), 1)
+    assert p[0] == 2**-24
+
+
 @pytest.mark.parametrize("budget", [0, 5])
 def test_budgets_beyond_the_rows_are_refused(budget: int) -> None:
     with pytest.raises(InputError):
