@@ -194,7 +194,6 @@ def cross(factor: Node, halves: Halves) -> None:
         with graph.inserting_after(max([point, *(arg for arg in args if isinstance(arg, Node))])):
             copies[node] = point = graph.node_copy(node, copies.__getitem__)
     (given,) = halves.hand_over([copies[factor]])
-    given.meta["val"] = factor.meta["val"]
     factor.replace_all_uses_with(given)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import fx
 from torch._guards import detect_fake_mode
 from torch.fx import Node
@@ -13,10 +14,23 @@ from torch.fx.experimental.proxy_tensor import make_fx
 def called(graph: fx.Graph, target: Any, *args: Any) -> Node:
     """A call at the point of insertion."""
     node = graph.call_function(target, args)
-    given = fx.node.map_arg(args, lambda arg: arg.meta["val"])
-    with detect_fake_mode([given]) or nullcontext():
-        node.meta["val"] = target(*given)
+    evaluate(node)
     return node
+
+
+def evaluate(node: Node) -> None:
+    """Give a call the value that it has on fake tensors; that of a view shares its storage."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
+    assert callable(node.target)
+    with detect_fake_mode([args]) or nullcontext(), torch.no_grad():
+        node.meta["val"] = node.target(*args, **kwargs)
+
+
+def evaluate_all(graph: fx.Graph) -> None:
+    """Compute the values of all calls anew, on fake tensors."""
+    for node in graph.nodes:
+        if node.op == "call_function":
+            evaluate(node)
 
 
 def inlined(graph: fx.Graph, function: Callable[..., Any], *args: Any, **options: Any) -> Node:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.fx import Node
 
-from qcompiler.passes.training.graphs import placeholder
+from qcompiler.passes.training.graphs import evaluate_all, placeholder
 
 FLAGS = ("saved_tensor_with_no_vc_check",)  # by which torch knows how a tensor that crosses is kept
 
@@ -83,11 +83,19 @@ class Halves:
             self.output.meta["desc"] = kinds
 
     def finish(self) -> None:
-        """Check both graphs, and make their code anew."""
+        """Check both graphs, and make their code anew.
+
+        Values on fake tensors are computed anew, too: where torch merged equal values, views still told of
+        the storage of the other.
+        """
         for half in (self.forward, self.backward):
             half.graph.eliminate_dead_code()
             half.graph.lint()
             half.recompile()
+        evaluate_all(self.forward.graph)
+        for value in self.crossing:
+            self.received(value).meta["val"] = value.meta["val"]
+        evaluate_all(self.backward.graph)
 
 
 def is_tensor(node: Any) -> bool:

@@ -35,7 +35,6 @@ def store_value(halves: Halves, value: Node, bits: int, ordinal: int) -> None:
     given = halves.hand_over(parts, instead=value)
     with halves.backward.graph.inserting_before(min(arrival.users)):
         recalled = unpacked(halves.backward.graph, given, value.meta["val"], bits)
-    recalled.meta["val"] = arrival.meta["val"]  # which the views of it were made from
     arrival.replace_all_uses_with(recalled)
     halves.backward.graph.erase_node(arrival)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qcompiler.numerics import counter_noise
+from qcompiler.numerics import Purpose, noise_key, uniform
 
 
 def to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
@@ -28,5 +28,5 @@ def weight_noise(
 
     A pure function of its arguments: replicas round alike, and a shard rounds as the whole would.
     """
-    name = f"optimizer/{ordinal}"  # no saved activation has this name, so none shares its draws
-    return counter_noise((count,), seed=seed, step=step, tensor_id=name, offset=offset).to(device)
+    key = noise_key(seed, step).to(device)
+    return uniform(count, key, tensor=ordinal, purpose=Purpose.WEIGHT_UPDATE, offset=offset)

@@ -106,6 +106,7 @@ class Graph:
             forward=forward, backward=backward, outputs=num_fwd_outputs,
             parameters=frozenset(primals[position] for position in positions),
         )  # fmt: skip
+        halves.finish()
         before = peak(halves)
         carry_keys(halves)
         if training.memory.bits is not None:

@@ -35,7 +35,7 @@ def test_a_factor_and_what_is_done_with_it_are_the_operator(op: Any) -> None:
 
 
 def test_the_gradients_are_those_of_torch() -> None:
-    for activation in (F.relu, F.gelu, F.silu, torch.tanh, F.hardswish, F.elu, F.leaky_relu, F.softplus):
+    for activation in (F.relu, F.gelu, F.elu):
         model, x = Block(activation=activation), torch.randn(4, 16, 64)
         _, expected = gradients(model, model, x)
         _, found, _ = stepped(model, x, memory="act8")
