@@ -13,7 +13,8 @@ floats      families of ops on floats               memory      a decoder whose 
 floatpath/  float ops without a kernel, as functions that TVM schedules
 ranges      ranges taken at run time            layout      how values lie: images, rows, borders
 values      where every value is by now, while lowering
-threads     the work of one function, divided       selftest    what must hold before the first kernel
+threads     the work of one function, divided       narrow      one thread of torch between our calls
+selftest    what must hold before the first kernel
 library/    a model as files that run without us
 """
 

@@ -4,14 +4,12 @@ steps    load, call, call, call, take    -->    runs    load, main(calls 0 .. 2)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
@@ -20,6 +18,7 @@ from qcompiler.backends.tvm.arena import memory
 from qcompiler.backends.tvm.build import assembled, handed, placed, processor_for
 from qcompiler.backends.tvm.driver import FIRST, MAIN, MEETING, WORKSPACE, Started, counters, driven, largest
 from qcompiler.backends.tvm.isa import Isa, Processor
+from qcompiler.backends.tvm.narrow import one_thread
 from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.program import Call, Host, OnPlane, Program, State, Step, reads, tensors
 from qcompiler.backends.tvm.threads import Team, divided
@@ -100,17 +99,6 @@ class Ready:
         """The same without steps of some kind, and with other memory under some names."""
         steps = [step for step in self.program.steps if not isinstance(step, kind)]
         return ready(self.program, steps, self.code, {**self.arrays, **arrays}, self.constants)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What torch computes in between is small, and its threads spin behind it on cores that ours want."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def made_ready(program: Program, graph: Graph, isa: Isa, team: Team, known: dict[str, NDArray[Any]]) -> Ready:

@@ -26,8 +26,8 @@ from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.floatpath.steps import groups_of
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lowered_steps
+from qcompiler.backends.tvm.narrow import one_thread
 from qcompiler.backends.tvm.program import Compute, Host, State
-from qcompiler.backends.tvm.ready import one_thread
 from qcompiler.backends.tvm.schedules import Schedules, versions
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.progress import Tell, silent
