@@ -4,7 +4,7 @@ steps    load, call, call, call, take    -->    runs    load, main(calls 0 .. 2)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -105,8 +105,9 @@ def made_ready(program: Program, graph: Graph, isa: Isa, team: Team, known: dict
     """`known`: the constants of other programs of this graph; equal ones are shared, new ones join them."""
     read = {node for step in program.steps for node in reads(step)} | set(graph.output.all_input_nodes)
     constants = {node: tensor for node, tensor in tensors(graph).items() if node in read}
-    arrays = memory(program) | constants_of(program, known)
-    return ready(program, program.steps, built(program, isa, team), arrays, constants)
+    held = constants_of(program, known)
+    program = replace(program, constants=held)  # and not as they were packed: weights lie in memory once
+    return ready(program, program.steps, built(program, isa, team), memory(program) | held, constants)
 
 
 def ready(
