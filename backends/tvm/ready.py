@@ -32,7 +32,7 @@ class Code:
     """The calls of a program as one compiled function, and the threads that run it.
 
     functions: those that steps call with torch's tensors. meeting, workspace: memory of the team.
-    places: name -> its place in the table of addresses. divided: functions whose work threads divide.
+    places: name -> its place in the table of addresses.
     """
 
     main: Callable[..., Any]
@@ -41,7 +41,6 @@ class Code:
     meeting: NDArray[np.int32]
     workspace: NDArray[np.uint8]
     places: Mapping[str, int]
-    divided: frozenset[str]
 
     def run(self, table: Any, first: int, last: int) -> None:
         """The calls first .. last - 1."""
@@ -135,7 +134,7 @@ def built(program: Program, isa: Isa, team: Team) -> Code:
     main.release_gil = True  # or threads that wait for each other would wait for ever
     return Code(
         main=main, functions={name: made.module[name] for name in made.others}, team=team,
-        places=made.places, divided=made.divided,
+        places=made.places,
         meeting=placed(np.zeros(counters(team.size), np.int32)),
         workspace=placed(np.zeros(made.workspace, np.uint8)),
     )  # fmt: skip
@@ -150,7 +149,6 @@ class Kernels:
 
     module: Any
     places: Mapping[str, int]
-    divided: frozenset[str]
     workspace: int
     others: tuple[str, ...]
 
@@ -173,7 +171,7 @@ def kernels(program: Program, isa: Isa, threads: int, processor: Processor) -> K
     ]  # fmt: skip
     made = driven(functions, started, len(places) + FIRST, threads, isa)
     return Kernels(
-        module=assembled({**made, **others}, processor), places=places, divided=frozenset(shared),
+        module=assembled({**made, **others}, processor), places=places,
         workspace=largest(functions) * threads, others=tuple(others),
     )  # fmt: skip
 
