@@ -25,12 +25,12 @@ from qcompiler.backends.tvm.program import Program
 from qcompiler.errors import TargetError
 from qcompiler.ir import Graph
 from qcompiler.proof import quantized
-from qcompiler.target import Target, find_target
+from qcompiler.target import Target
 from qcompiler.target.machine import Cpu
+from tests.backends.tvm.networks import TARGET, equal_to_the_reference
 from tests.backends.tvm.sets import RUNNABLE, pytestmark, seeds
 
 __all__ = ["pytestmark"]
-TARGET = find_target("cpu", "tvm")
 
 
 class Block(nn.Module):
@@ -83,17 +83,8 @@ class Network(nn.Module):
 @seeds(10, 1)
 def test_random_networks(isa: Isa, seed: int) -> None:
     torch.manual_seed(seed)
-    network = Network(seed).eval()
-    decision = explain(network, network.images(2, 0), calibration=[network.images(2, 1)], target=TARGET)
-    graph = quantized(decision)
-    engine, reference = Tvm(TARGET, isa=isa.name).lower(graph), Reference(TARGET).lower(graph)
-    assert isinstance(engine, TvmExecutable)
-    for count in (1, 3):
-        x = network.images(count, 2)
-        assert torch.equal(engine([x])[0], reference([x])[0])
-    assert all(found.max_lsb == 0 for found in engine.verify([x]))
-    ran = engine.execution(decision.plan)
-    assert "reference" not in {layer.kernel for layer in ran.layers}
+    network = Network(seed)
+    assert "reference" not in equal_to_the_reference(network, network.images, isa).kernels.values()
 
 
 def test_compile_on_our_own_kernels(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler.backends.tvm.floatpath.ops import CONTRACTIONS, COPIES, ELEMENTWISE, MOVEMENT, OPS, REDUCTIONS
-from tests.backends.tvm.floatpath.example import Of, by_torch, computed, graph_of, groups_in
+from tests.backends.tvm.floatpath.example import Of, by_torch, computed, exactly, graph_of, groups_in
 from tests.backends.tvm.sets import pytestmark
 
 __all__ = ["pytestmark"]
@@ -214,7 +214,6 @@ class All(nn.Module):
 
 # What tracing or the normal form says by other ops.
 REWRITTEN = frozenset({aten.hardtanh.default, aten.batch_norm.default, aten.conv2d.padding})
-BOUND = 2.0**-18  # of the largest number, since sums are taken in another order: 32 steps of float32
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -229,9 +228,8 @@ def test_rows_compute_what_torch_does(table: dict[Any, Any], seed: int) -> None:
     found = groups_in(graph, inputs)
     for group, results in zip(found, computed(found, values), strict=True):
         met.update(node.target for node in group.nodes)
-        for node, result in zip(group.outputs, results, strict=True):
-            largest = max(1e-3, float(values[node].abs().max()))
-            assert float((result - values[node]).abs().max()) <= largest * BOUND, group.text
+        for result, (exact, allowed) in zip(results, exactly(group, values), strict=True):
+            assert float((result - exact).abs().max()) <= allowed, group.text
     assert table.keys() - met <= REWRITTEN
 
 
