@@ -245,6 +245,28 @@ def test_what_is_no_number_or_infinite_stays_so(function: Callable[[Tensor], Ten
     torch.testing.assert_close(found, wanted, rtol=2e-6, atol=1e-37, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x * 2).amax(1), lambda x: (x * 2).amin(1), lambda x: (x * 2).amax(0),
+        lambda x: torch.relu(x).max() * 2, lambda x: x.min() * 2, lambda x: (x * 2).softmax(1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("columns", [5, 70])
+def test_what_is_no_number_or_infinite_shows_in_extremes(
+    function: Callable[[Tensor], Tensor], columns: int
+) -> None:
+    """NaN in the lanes, in the rest and in neither; a row of -inf has no other maximum."""
+    x = torch.randn(4, columns, generator=torch.Generator().manual_seed(0))
+    x[0, 1] = x[1, -1] = float("nan")
+    x[2], x[3, 2] = -float("inf"), float("inf")
+    for given in (x, x[2:].clone()):
+        graph = graph_of(function, [given])
+        groups = groups_in(graph, [given])
+        *_, (found,) = computed(groups, by_torch(graph, [given]))
+        torch.testing.assert_close(found, function(given), rtol=2e-6, atol=1e-37, equal_nan=True)
+
+
 def test_another_dtype_and_an_empty_tensor_stay_with_torch() -> None:
     for x in (torch.randn(3, dtype=torch.float64), torch.randn(3, 0)):
         assert groups_in(graph_of(lambda x: torch.relu(x) * 2, [x]), [x]) == []
