@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,19 @@ def test_what_is_looked_at_and_run_is_lowered_once(monkeypatch: pytest.MonkeyPat
     assert len(lowered) == 1
     (ready,) = engine.programs.values()
     assert all(ready.arrays[name] is held for name, held in ready.program.constants.items())
+
+
+def test_a_profile_is_by_the_clock_that_it_is_given() -> None:
+    torch.manual_seed(0)
+    network = Network(3).eval()
+    x, seconds = network.images(1, 0), itertools.count()
+    decision = explain(network, x, calibration=[x], target=TARGET)
+    engine = Tvm(TARGET).lower(quantized(decision), threads=1)
+    assert isinstance(engine, TvmExecutable)
+    steps = Counter(step.node.name for step in engine.ready([x]).program.steps)
+    found = engine.profile([x], clock=lambda: float(next(seconds)))
+    assert found == {name: 1e6 * count for name, count in steps.items()}  # a second for each step
+    assert set(engine.profile([x])) == set(found)
 
 
 def test_a_network_that_returns_a_map_of_codes() -> None:
