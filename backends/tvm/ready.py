@@ -45,6 +45,9 @@ class Code:
     def run(self, table: Any, first: int, last: int) -> None:
         """The calls first .. last - 1."""
         main, size = self.main, self.team.size
+        if size == 1:
+            main(table, first, last, 0, 1)
+            return
         try:
             self.team.run(lambda thread: main(table, first, last, thread, size), self.give_up)
         except BaseException:
