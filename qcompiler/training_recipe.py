@@ -28,13 +28,22 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """What is computed in few bits; None is float. Attention's own products are float unless `attention`."""
+    """What is computed in few bits; None is float. Attention's own products are float unless `attention`.
+
+    tolerance: how far the gradient of a step may be from float's, relative; some three times what
+    transformers show, so that a wrong scale is found and a rounding is not.
+    """
 
     name: str
+    tolerance: float = 0.0
     forward: Product | None = None
     grad_input: Product | None = None
     grad_weight: Product | None = None
     attention: bool = False
+
+    @property
+    def is_float(self) -> bool:
+        return (self.forward, self.grad_input, self.grad_weight) == (None, None, None)
 
     def product(self, role: str, *, parameter: bool) -> Product | None:
         """The formats of a product by its role: "forward", "grad-input", "grad-weight", "grad-activation"."""
@@ -43,10 +52,14 @@ class TrainingRecipe:
         return {"forward": self.forward, "grad-weight": self.grad_weight}.get(role, self.grad_input)
 
 
-def everywhere(name: str, product: Product, gradient: Product | None = None) -> TrainingRecipe:
+def everywhere(
+    name: str, tolerance: float, product: Product, gradient: Product | None = None
+) -> TrainingRecipe:
     """One pair of formats forward, and one for both products of a gradient."""
     backward = gradient or product
-    return TrainingRecipe(name=name, forward=product, grad_input=backward, grad_weight=backward)
+    return TrainingRecipe(
+        name=name, tolerance=tolerance, forward=product, grad_input=backward, grad_weight=backward
+    )
 
 
 INT8 = Product(left="int8", right="int8")
@@ -56,22 +69,24 @@ TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
     recipe.name: recipe
     for recipe in (
         TrainingRecipe(name="float"),
-        everywhere("int8", INT8),
-        everywhere("int8-stochastic", INT8, Product(left="int8", right="int8", stochastic=True)),
+        everywhere("int8", 0.04, INT8),
+        everywhere("int8-stochastic", 0.05, INT8, Product(left="int8", right="int8", stochastic=True)),
         # arXiv 2209.05433: E4M3 forward, E5M2 for gradients, one scale per tensor.
-        everywhere("fp8-hybrid", E4M3, Product(left="e5m2-tensor", right="e4m3-tensor")),
+        everywhere("fp8-hybrid", 0.2, E4M3, Product(left="e5m2-tensor", right="e4m3-tensor")),
         # A scale for every row and column, powers of two: with these, E5M2's exponent bit brings nothing.
-        everywhere("fp8-e4m3", Product(left="e4m3", right="e4m3")),
+        everywhere("fp8-e4m3", 0.15, Product(left="e4m3", right="e4m3")),
         TrainingRecipe(
             name="fp8-block",
+            tolerance=0.15,
             forward=Product(left="e4m3-128", right="e4m3-128x128"),
             grad_input=Product(left="e4m3-128", right="e4m3-128x128"),
             grad_weight=Product(left="e4m3-128", right="e4m3-128"),  # of two squares the scales would not fit
         ),
-        everywhere("mxfp8", Product(left="mxfp8", right="mxfp8")),
+        everywhere("mxfp8", 0.15, Product(left="mxfp8", right="mxfp8")),
         # arXiv 2509.25149: gradients are rounded stochastically.
         everywhere(
             "nvfp4",
+            0.6,
             Product(left="nvfp4", right="nvfp4"),
             Product(left="nvfp4", right="nvfp4", stochastic=True),
         ),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from qcompiler.ir import products as _  # noqa: F401 - registers low_bit_mm
 from qcompiler.passes.training.joint import OPERANDS
 from qcompiler.rewrite.traits import Trait, has
 
@@ -49,9 +50,9 @@ READS: Mapping[Any, Mapping[int, Bits]] = {
 }  # fmt: skip
 # Linear in every operand alone, beside those that have the trait.
 ALSO_LINEAR = frozenset({
-    *OPERANDS, aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.sum.dim_IntList, aten.sum.default,
-    aten.mean.dim, aten.mul.Scalar, aten._to_copy.default, aten.where.self, aten.where.ScalarOther,
-    aten.native_dropout_backward.default,
+    *OPERANDS, torch.ops.qcompiler.low_bit_mm.default, aten.add.Tensor, aten.sub.Tensor, aten.neg.default,
+    aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mul.Scalar, aten._to_copy.default,
+    aten.where.self, aten.where.ScalarOther, aten.native_dropout_backward.default,
 })  # fmt: skip
 
 

@@ -11,6 +11,16 @@ from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
+def duplicate(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph again, to be changed; what its nodes tell of themselves is kept."""
+    graph = fx.Graph()
+    copies: dict[Node, Node] = {}
+    results = graph.graph_copy(module.graph, copies)
+    (old,) = module.graph.find_nodes(op="output")
+    graph.output(results).meta.update(old.meta)
+    return fx.GraphModule(module, graph)
+
+
 def called(graph: fx.Graph, target: Any, *args: Any) -> Node:
     """A call at the point of insertion."""
     node = graph.call_function(target, args)

@@ -18,7 +18,8 @@ from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.noise import noise_key
 
 ops = torch.ops.qcompiler
-aten = torch.ops.aten
+
+RECALLS = "recalls"  # by which a node of backward tells the value of forward that it brings back
 
 
 def store(halves: Halves, bits: Mapping[str, int], ordinals: Mapping[str, int]) -> None:
@@ -35,6 +36,7 @@ def store_value(halves: Halves, value: Node, bits: int, ordinal: int) -> None:
     given = halves.hand_over(parts, instead=value)
     with halves.backward.graph.inserting_before(min(arrival.users)):
         recalled = unpacked(halves.backward.graph, given, value.meta["val"], bits)
+    recalled.meta[RECALLS] = value.name
     arrival.replace_all_uses_with(recalled)
     halves.backward.graph.erase_node(arrival)
 

@@ -4,6 +4,8 @@ model = qc.compile_training(model, recipe="int8", memory="act4")
 torch.compile(model, backend="qcompiler", options={"recipe": "int8", "memory": "act4"})
 """
 
-from qcompiler.training.session import Piece, Training, compile_training
+from qcompiler.training.compiled import compile_training, training_report
+from qcompiler.training.report import TrainingReport
+from qcompiler.training.session import Piece, Training
 
-__all__ = ["Piece", "Training", "compile_training"]
+__all__ = ["Piece", "Training", "TrainingReport", "compile_training", "training_report"]

@@ -19,6 +19,15 @@ class Memory:
 
     bits: int | None = None
 
+    @property
+    def name(self) -> str:
+        return next(name for name, bits in BITS.items() if bits == self.bits)
+
+    @property
+    def tolerance(self) -> float:
+        """How far the gradient of one draw may be from float's: some three times what transformers show."""
+        return {None: 1e-6, 8: 0.02, 4: 0.2, 2: 1.0}[self.bits]
+
     def choose(self, values: Sequence[Saved]) -> dict[str, int]:
         """Bits for each value that is stored: the fewest that serve it and are not below `bits`."""
         if self.bits is None:

@@ -1,26 +1,27 @@
-"""A model's training, piece by piece: what torch.compile calls with each graph of forward that it captures.
+"""A model's training, graph by graph: what torch.compile calls with each piece of forward that it captures.
 
-joint graph --products--> joint' --partition--> forward, backward --derivatives, store--> the same, smaller
+joint --products--> joint' --cut--> forward, backward --derivatives, store--> smaller ones --check--> run
 """
 
 import re
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from qcompiler.passes.training.derivatives import save_derivatives
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.liveness import Peak, peak
 from qcompiler.passes.training.noise import carry_keys
+from qcompiler.passes.training.partition import cut, is_real, prepare
 from qcompiler.passes.training.products import Computed, compute
 from qcompiler.passes.training.saved import Saved, saved
-from qcompiler.passes.training.shapes import forget_values
 from qcompiler.passes.training.store import store
+from qcompiler.passes.training.verify import Checked, check
+from qcompiler.progress import Tell, silent
 from qcompiler.training.lower import Boxed, Lowering, find_lowering, keyed, lower, with_key
 from qcompiler.training.memory import Memory, find_memory
 from qcompiler.training.noise import Noise
@@ -31,22 +32,32 @@ from qcompiler.training_recipe import TrainingRecipe, find_training_recipe
 class Piece:
     """What became of one graph of the model: its products, and what crosses from forward to backward.
 
-    bits: of each value that is stored. names: of parameters, by the inputs that they are. before, after: the
-    peaks of a step.
+    bits: of each value that is stored. names: of the graph's inputs, as the model's owner knows them. before,
+    after: the peaks of a step as it would be, and as it is. checked: the step on one batch against float,
+    None where it could not be run, because `unchecked`.
     """
 
     products: tuple[Computed, ...]
     saved: tuple[Saved, ...]
-    bits: dict[str, int]
-    names: dict[str, str]
+    bits: Mapping[str, int]
+    names: Mapping[str, str]
     before: Peak
     after: Peak
+    checked: Checked | None = None
+    unchecked: str = ""
+
+    def kept(self, *, stored: bool = True) -> int:
+        """Bytes that cross, of what nobody holds anyway: as stored, or as they would be."""
+        own = [value for value in self.saved if not value.is_held]
+        return sum(value.bytes(self.bits.get(value.name) if stored else None) for value in own)
 
 
 class Training:
     """How one model is trained; a backend of torch.compile. `pieces` tell what became of its graphs.
 
     recipe: in which formats products are computed. memory: what is kept for backward, and in how many bits.
+    verify: run each graph once beside float before it is used, which takes float's memory for that time.
+    tolerance: how far gradients may then be from float's, relative; None for what recipe and memory promise.
     seed: of all noise; the same seed, model and calls give the same bits again.
     """
 
@@ -54,20 +65,31 @@ class Training:
         self,
         *,
         recipe: str | TrainingRecipe = "float",
-        memory: str | Memory = "keep",
+        memory: str | Memory = "act4",
         lowering: str = "auto",
+        verify: bool = True,
+        tolerance: float | None = None,
         seed: int = 0,
+        tell: Tell = silent,
     ) -> None:
         self.recipe = find_training_recipe(recipe)
         self.memory = find_memory(memory)
-        self.lowering = lowering
+        self.lowering, self.verify, self.tell = lowering, verify, tell
+        self.tolerance = self.recipe.tolerance + self.memory.tolerance if tolerance is None else tolerance
         find_lowering(lowering, ())
         self.noise = Noise(seed)
         self.pieces: list[Piece] = []
+        self.weights: list[weakref.ref[Tensor]] = []
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """What torch.compile runs for this graph from now on."""
+        self.weights += [weakref.ref(x) for x in inputs if isinstance(x, nn.Parameter)]
         return Graph(self, module, inputs).run
+
+    def trains(self, model: nn.Module) -> bool:
+        """Whether some graph of it has a parameter of this model."""
+        own = {id(parameter) for parameter in model.parameters()}
+        return any(id(weight()) in own for weight in self.weights)
 
 
 class Graph:
@@ -77,6 +99,7 @@ class Graph:
         self.training = training
         self.names = [readable(str(node.target)) for node in module.graph.find_nodes(op="placeholder")]
         self.lowering: Lowering = find_lowering(training.lowering, inputs)
+        self.inputs = [apart(x) for x in inputs] if training.verify and is_real(inputs) else None
         backend = aot_autograd(
             fw_compiler=self.forward,
             bw_compiler=self.backward,
@@ -84,6 +107,7 @@ class Graph:
             partition_fn=self.partition,
         )
         self.run: Callable[..., Any] = backend(module, inputs)
+        self.inputs = None
 
     def partition(
         self,
@@ -95,32 +119,46 @@ class Graph:
         **rest: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Split a joint graph, and store what crosses. torch calls it again for graphs inside of graphs."""
-        training = self.training
-        positions = list(static_lifetime_input_indices or ())
-        primals = [node.name for node in joint.graph.find_nodes(op="placeholder")]
+        training, positions = self.training, list(static_lifetime_input_indices or ())
+        before = cut(joint, inputs, positions, num_fwd_outputs, **rest)
         products = compute(joint, positions, training.recipe, lambda: training.noise.take(1))
-        forward, backward = min_cut_rematerialization_partition(
-            joint, inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=positions, **rest
-        )
-        halves = Halves(
-            forward=forward, backward=backward, outputs=num_fwd_outputs,
-            parameters=frozenset(primals[position] for position in positions),
-        )  # fmt: skip
-        halves.finish()
-        before = peak(halves)
-        carry_keys(halves)
-        if training.memory.bits is not None:
-            forget_values(halves.backward.graph)
-            save_derivatives(halves)
+        halves = cut(joint, inputs, positions, num_fwd_outputs, **rest)
+        would_be = peak(halves)
+        if training.memory.bits is None:
+            carry_keys(halves)
+        else:
+            prepare(halves)
         values = saved(halves)
         bits = training.memory.choose(values)
         first = training.noise.take(len(values))
         store(halves, bits, {value.name: first + place for place, value in enumerate(values)})
+        primals = [node.name for node in halves.forward.graph.find_nodes(op="placeholder")]
         names = dict(zip(primals, self.names, strict=False))
+        checked, unchecked = self.check(before, halves, names, is_exact=training.recipe.is_float)
         training.pieces.append(
-            Piece(products=products, saved=values, bits=bits, names=names, before=before, after=peak(halves))
-        )
-        return forward, backward
+            Piece(
+                products=products, saved=values, bits=bits, names=names, before=would_be, after=peak(halves),
+                checked=checked, unchecked=unchecked,
+            )
+        )  # fmt: skip
+        return halves.forward, halves.backward
+
+    def check(
+        self, before: Halves, after: Halves, names: Mapping[str, str], *, is_exact: bool
+    ) -> tuple[Checked | None, str]:
+        """The step against float on the inputs at hand, or why it cannot be run."""
+        if not self.training.verify:
+            return None, "it was not wanted"
+        if self.inputs is None:
+            return None, "the inputs at hand are stand-ins without values"
+        if len(self.inputs) != len(after.forward.graph.find_nodes(op="placeholder")):
+            return None, "inputs of the model share memory"
+        if self.lowering == "inductor":
+            is_exact = False  # it rounds in another order
+        with unset_fake_temporarily():
+            bound = self.training.tolerance
+            found = check(before, after, self.inputs, is_exact=is_exact, bound=bound, names=names)
+        return found, "" if found else "float's own results or gradients are not finite on this batch"
 
     def forward(self, half: fx.GraphModule, inputs: Sequence[Any]) -> Boxed:
         keys = with_key(half)
@@ -131,6 +169,13 @@ class Graph:
         return lower(half, inputs, self.lowering, is_backward=True)
 
 
+def apart(x: Any) -> Any:
+    """A value that a graph may write to; parameters it does not write to."""
+    if isinstance(x, nn.Parameter):
+        return x.detach()
+    return x.detach().clone() if isinstance(x, Tensor) else x
+
+
 def readable(name: str) -> str:
     """The name of an input as its model's owner knows it.
 
@@ -138,20 +183,3 @@ def readable(name: str) -> str:
     """
     inner = re.sub(r"^[Ll]_(self|fn|mod)_", "", name).strip("_")
     return re.sub(r"_?(modules|parameters|buffers)_", ".", inner).strip(".")
-
-
-def compile_training(
-    model: torch.nn.Module,
-    *,
-    recipe: str | TrainingRecipe = "float",
-    memory: str | Memory = "act4",
-    lowering: str = "auto",
-    seed: int = 0,
-) -> torch.nn.Module:
-    """Train a model in few bits: the same module, whose forward pass is compiled from its next call on.
-
-    The loop, the optimizer, autocast, gradient clipping and `state_dict` stay the user's. Each new shape of
-    the inputs is compiled anew, since what is stored has to have a known size.
-    """
-    model.compile(backend=Training(recipe=recipe, memory=memory, lowering=lowering, seed=seed), dynamic=False)
-    return model

@@ -84,7 +84,7 @@ def gradients(model: nn.Module, run: Callable[..., Tensor], *inputs: Tensor) -> 
 def compiled(model: nn.Module, **settings: Any) -> tuple[Callable[..., Tensor], Training]:
     """The model as the compiler trains it, without graph breaks, and what it says of that."""
     torch._dynamo.reset()
-    training = Training(**settings)
+    training = Training(**{"verify": False, **settings})
     return torch.compile(model, backend=training, fullgraph=True, dynamic=False), training
 
 
