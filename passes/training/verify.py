@@ -30,13 +30,21 @@ SLACK = 4
 class Checked:
     """One step as planned, against float.
 
-    results, gradient: relative distances over all results, and over all gradients together. parameters: that
-    of the gradient of each input that has one, by its name.
+    results, gradient: relative distances over all results, and over all gradients together. parameters: the
+    gradient of each input that has one, by its name.
     """
 
     results: float
     gradient: float
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, "Gradient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """The distance of one gradient from float's, relative to itself, and its length as a share of all."""
+
+    distance: float
+    share: float
 
 
 def check(
@@ -71,17 +79,20 @@ def check(
     if is_exact and distance(planned.results, exact.results) != 0:
         raise PlanError("forward does not give what float gives", why="storing values changed it")
     inputs_ = [node.name for node in before.forward.graph.find_nodes(op="placeholder")]
+    length = sum(float(b.double().square().sum()) for b in wanted if isinstance(b, Tensor)) ** 0.5
     parameters = {
-        names.get(name, name): distance([a], [b])
+        names.get(name, name): Gradient(
+            distance=distance([a], [b]), share=float(b.double().norm()) / length if length else 0.0
+        )
         for name, a, b in zip(inputs_, found, wanted, strict=False)
         if isinstance(b, Tensor)
     }
     for name, apart in parameters.items():
-        if not apart < float("inf"):
+        if not apart.distance < float("inf") and apart.share:
             raise PlanError("a gradient is not finite where float's is", node=name)
     gradient = distance(found, wanted)
     if gradient > bound:
-        worst = max(parameters, key=lambda name: parameters[name])
+        worst = max(parameters, key=lambda name: parameters[name].distance * parameters[name].share)
         raise PlanError(
             f"gradients are {gradient:.3f} from float's, relative, and may be {bound:g}",
             node=worst,

@@ -8,6 +8,8 @@ from qcompiler.training.session import Piece, Training
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+NOTHING = 1e-5  # share of all gradients below which one is rounding: a bias before a norm, say
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingReport:
@@ -94,7 +96,8 @@ def gradients(piece: Piece) -> "RenderableType":
         "gradient of", "from float's, relative", title="One step against float", title_justify="left"
     )
     for name, apart in piece.checked.parameters.items():
-        table.add_row(name, f"{apart:.4f}")
+        told = f"{apart.distance:.4f}" if apart.share > NOTHING else "nothing in float"
+        table.add_row(name, told)
     table.add_row("all together", f"{piece.checked.gradient:.4f}", style="bold")
     return table
 

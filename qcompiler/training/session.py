@@ -71,7 +71,9 @@ class Training:
         tolerance: float | None = None,
         seed: int = 0,
         tell: Tell = silent,
+        options: Any = None,
     ) -> None:
+        self.options = options  # kept alive: torch.compile's own object, by which this training is known
         self.recipe = find_training_recipe(recipe)
         self.memory = find_memory(memory)
         self.lowering, self.verify, self.tell = lowering, verify, tell
