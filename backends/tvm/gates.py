@@ -8,6 +8,8 @@ from torch.fx import Node
 from qcompiler.backends.tvm.families.base import Layer, Places, shape_of
 from qcompiler.backends.tvm.fewbits import rounded_behind
 from qcompiler.backends.tvm.kernels.activation import Activation, activation
+from qcompiler.backends.tvm.kernels.rows import rows
+from qcompiler.backends.tvm.ranges import ranged_behind
 from qcompiler.ir import arguments
 
 aten = torch.ops.aten
@@ -26,11 +28,13 @@ def gate(places: Places, node: Node) -> Layer | None:
     (x, first), (factor, other_first) = zip(names, (begin for _, begin in found), strict=True)
     floats = places.float_rows(node)
     block, rounded = rounded_behind(places, node, floats)
+    extremes = ranged_behind(places, node, rows(floats))
     layer = Activation(
         function="silu", channels=places.shapes[node][-1], x=places.stores[x].plane, first=first,
         other=places.stores[factor].plane, other_first=other_first, floats=floats, block=block,
+        ranged=bool(extremes),
     )  # fmt: skip
-    return called(places, node, layer, names, rounded)
+    return called(places, node, layer, names, (*rounded, *extremes))
 
 
 def gelu(places: Places, node: Node) -> Layer | None:
@@ -39,19 +43,19 @@ def gelu(places: Places, node: Node) -> Layer | None:
         return None
     x, floats = places.rows(given["self"]), places.float_rows(node)
     block, rounded = rounded_behind(places, node, floats)
+    extremes = ranged_behind(places, node, rows(floats))
     layer = Activation(
         function="gelu_tanh" if given["approximate"] == "tanh" else "gelu",
         channels=places.shapes[node][-1], x=places.stores[x].plane, floats=floats, block=block,
+        ranged=bool(extremes),
     )  # fmt: skip
-    return called(places, node, layer, [x], rounded)
+    return called(places, node, layer, [x], (*rounded, *extremes))
 
 
-def called(
-    places: Places, node: Node, layer: Activation, names: list[str], rounded: tuple[str, ...]
-) -> Layer:
+def called(places: Places, node: Node, layer: Activation, names: list[str], more: tuple[str, ...]) -> Layer:
     return Layer(
         kernel="activation", description=layer, make=lambda name: activation(layer, places.isa, name),
-        arguments=tuple(names), results=(node.name, *rounded),
+        arguments=tuple(names), results=(node.name, *more),
     )  # fmt: skip
 
 
