@@ -22,6 +22,11 @@ qc = torch.ops.qcompiler
 SPATIAL = ("conv", "max_pool", "avg_pool", "global_avg_pool")  # formulas
 KEEPING = (qc.quantize.default, qc.dequantize.default, qc.dynamic_quantize.default, operator.getitem)
 
+RESHAPES = (
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default,
+)  # fmt: skip
+
 
 def images(
     graph: Graph, regions: Iterable[Region], shapes: Mapping[Node, tuple[int, ...]]

@@ -19,8 +19,9 @@ from qcompiler.backends.tvm.families.base import Layer, pair
 from qcompiler.backends.tvm.floatpath.steps import computed, with_functions
 from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.edge import encode
-from qcompiler.backends.tvm.layout import images
+from qcompiler.backends.tvm.kernels.edge import decode, encode
+from qcompiler.backends.tvm.layout import RESHAPES, images
+from qcompiler.backends.tvm.lent import Lent
 from qcompiler.backends.tvm.plane import GRAIN, Plane, pitch_of
 from qcompiler.backends.tvm.program import (
     Call,
@@ -29,6 +30,7 @@ from qcompiler.backends.tvm.program import (
     First,
     Gather,
     Leave,
+    Lend,
     Load,
     Mask,
     Program,
@@ -50,12 +52,6 @@ from qcompiler.target import Target
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
-
-RESHAPES = (
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default,
-)  # fmt: skip
-
 
 # Ops that are computed only if somebody wants their result by itself: a kernel may take them along.
 WAITING = (
@@ -99,6 +95,7 @@ class Lowering:
         self.on_host: set[Node] = set()
         self.caches: dict[Node, str] = {}  # what attention has written into -> the store that holds it
         self.masks: set[str] = set()
+        self.lent = Lent(graph=graph)
         self.computed: set[Region] = set()  # by a kernel that computes another as well
 
     def planned(self) -> tuple[Step, ...]:
@@ -115,7 +112,7 @@ class Lowering:
                 self.on_host.add(node)
             elif node.op == "output":
                 for read in node.all_input_nodes:
-                    self.bring(read)
+                    self.give(read)
         return alive(self.steps, self.graph.output.all_input_nodes)
 
     def program(self) -> Program:
@@ -124,7 +121,8 @@ class Lowering:
             self.function,
         )  # fmt: skip
         return Program(
-            stores=self.stores, constants=self.constants, functions=tuple(self.functions.values()),
+            stores=self.lent.others(self.stores),
+            constants=self.constants, functions=tuple(self.functions.values()),
             steps=early(steps), shapes=self.shapes, kernels={**self.kernels, **computed(steps)},
             fusions=tuple(self.fusions),
         )  # fmt: skip
@@ -146,15 +144,16 @@ class Lowering:
             self.stores[node.name] = alias
             self.on_plane[node] = node.name
         else:
-            for read in node.all_input_nodes:
+            shape = self.shapes[node] if node.target in RESHAPES else None
+            for read in node.all_input_nodes[: None if shape is None else 1]:
                 self.bring(read)
-            self.steps.append(Compute(node=node))
+            self.steps.append(Compute(node=node, shape=shape, names=self.lent.names(node)))
             self.on_host.add(node)
 
     def alias(self, node: Node) -> Store | None:
         """Another description of the same memory: rows of other rank, or images of one pixel as rows."""
         read: Any = node.args[0] if has(node, Trait.MOVES_DATA) else None
-        if read not in self.on_plane:
+        if read not in self.on_plane or read in self.lent.values:
             return None
         name = self.on_plane[read]
         store, before, after = self.stores[name], self.shapes[read], self.shapes[node]
@@ -226,6 +225,25 @@ class Lowering:
         self.steps.append(Load(node=source, name=floats))
         self.steps.append(Call(node=codes, function=function, arguments=(floats, scale, name)))
 
+    def give(self, value: Node) -> None:
+        """Have a result as a tensor: an image of codes is decoded and sorted by channel in one pass."""
+        codes: Any = value.args[0] if value.target is qc.dequantize.default else None
+        if value in self.on_host or codes in self.on_host or codes not in self.on_plane:
+            self.bring(value)
+            return
+        name, given, scale = self.on_plane[codes], arguments(value), f"{value.name}.scale"
+        store, count = self.stores[name], int(np.prod(self.shapes[value]))
+        if not store.is_image or given["axis"] is not None or given["scale"].op != "get_attr":
+            self.bring(value)
+            return
+        plane, zero = store.plane, int(self.tensor(given["zero_point"]))
+        function = self.function(("decode", plane, zero), lambda made: decode(plane, zero, self.isa, made))
+        self.constants[scale] = self.tensor(given["scale"]).reshape(1).numpy()
+        flat = Plane(images=1, height=1, width=1, channels=count, pitch=count)
+        self.steps.append(Lend(node=value, name=value.name, plane=flat, shape=self.shapes[value]))
+        self.steps.append(Call(node=value, function=function, arguments=(name, scale, value.name)))
+        self.on_host.add(value)
+
     def rows(self, value: Node) -> str:
         """Have a float value on a plane, by row."""
         if value not in self.on_plane:
@@ -241,6 +259,10 @@ class Lowering:
         plane = replace(plane, pitch=pitch_of(plane.channels))
         self.stores[value.name] = Store(plane=plane, dtype="float32", is_image=value in self.images)
         self.on_plane[value] = value.name
+        is_made = value not in self.on_host and value not in self.images and not is_embedding(value)
+        if is_made and self.lent.lend(value, plane):
+            self.steps.append(Lend(node=value, name=value.name, plane=plane, shape=self.shapes[value]))
+            self.on_host.add(value)
         return plane
 
     def hold(self, name: str, plane: Plane, dtype: str) -> None:

@@ -22,6 +22,7 @@ from qcompiler.backends.tvm.program import (
     First,
     Gather,
     Leave,
+    Lend,
     Load,
     Mask,
     Program,
@@ -81,6 +82,9 @@ def moving(step: Step, program: Program, places: Mapping[str, int]) -> Data:
     match step:
         case Load(name=name):
             return {"do": "load", "value": about, "place": places[name]}
+        case Lend(name=name, plane=lent, shape=shape):
+            whole = {"count": lent.size, "shape": list(shape)}
+            return {"do": "lend", "value": about, "place": places[name], **whole}
         case Mask(name=name):
             return {"do": "mask", "value": about, "place": places[name]}
         case Put(name=name, store=store):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +12,8 @@ from torch import Tensor
 from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable, threads
+from qcompiler.backends.tvm.library import write_library
+from qcompiler.backends.tvm.library.run import Model, read
 from qcompiler.backends.tvm.program import Compute, Refer
 from qcompiler.models.decoder import Decoder, Growing, Shape
 from qcompiler.passes.decide import Decision
@@ -68,3 +73,13 @@ def test_threads_divide_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     again = [value.clone() for value in first]
     alone(data[1])
     assert all(map(torch.equal, first, found)) and all(map(torch.equal, first, again))
+
+
+def test_a_prompt_as_a_library(tmp_path: Path) -> None:
+    decision, data = prompt("int8-dynamic", 5)
+    engine = Tvm(TARGET).lower(quantized(decision), threads=1)
+    assert isinstance(engine, TvmExecutable)
+    folder = write_library(engine, list(data[0]), tmp_path / "library").folder
+    assert sum(step["do"] == "lend" for step in read(folder)["steps"]) == 4  # the cache; logits have gaps
+    for found, wanted in zip(Model(folder)(data[1][0].numpy()), engine(data[1]), strict=True):
+        assert np.array_equal(found, wanted.numpy())
