@@ -135,7 +135,7 @@ def test_a_target_without_costs_fuses_whatever_it_can() -> None:
 
 
 class Heads(nn.Module):
-    """Queries, keys and values of one input, and attention in torch."""
+    """Queries, keys and values of one input, and attention in torch, where a mask keeps it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (4, 16)).transpose(1, 2) for part in self.parts)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, torch.zeros(x.shape[1], x.shape[1]))
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
