@@ -63,8 +63,9 @@ def kind(recipe: Recipe, target: Target, node: Node) -> Any:
     names = (module_path(node), node.name, label(node))
     layer = recipe.for_layer(*names)
     mode = layer.linear_mode
-    if least_rows(node) > target.join_rows:
+    most = target.joins.get(mode)
+    if mode not in target.joins or (most is not None and least_rows(node) > most):
         return None
     # Siblings of which an override names some stay apart, so that the names in a recipe keep their meaning.
     patterns = tuple(override.pattern for override in recipe.overrides_of(*names))
-    return (mode, patterns) if mode in target.joins else None
+    return mode, patterns

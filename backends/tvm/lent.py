@@ -29,8 +29,8 @@ class Lent:
     graph: Graph
     values: dict[Node, bool] = field(default_factory=dict)
 
-    def lend(self, value: Node, plane: Plane) -> bool:
-        """Lend rows without gaps that are a result of the graph, and are moved for nothing else; whether."""
+    def takes(self, value: Node, plane: Plane) -> bool:
+        """Lend for rows without gaps that are returned and moved for nothing else; whether it is so."""
         moved = [user for user in value.users if has(user, Trait.MOVES_DATA)]
         is_result = self.graph.output in value.users or bool(moved)
         if not is_result or plane.pitch != plane.channels or not all(map(self.is_only_returned, moved)):

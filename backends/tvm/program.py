@@ -5,6 +5,7 @@ Step = a function of ours on planes  |  codes onto a plane, or off it  |  an op 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -63,6 +64,10 @@ class State:
     places: Mapping[str, int]
     functions: Mapping[str, Any]
     loaded: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensor(self, node: Node) -> Tensor:
+        """A value of torch as functions take it."""
+        return aligned(decoded(self.values[node]))
 
     def load(self, name: str, floats: Tensor) -> None:
         """Have functions find floats of torch under a name: the tensor itself, if a vector load may."""
@@ -130,17 +135,17 @@ class Load(Moving):
 class Lend(Moving):
     """New memory of torch where functions write rows that are returned, so that nobody copies them."""
 
-    plane: Plane
+    count: int
     shape: tuple[int, ...]
 
     def run(self, state: State) -> None:
-        made = aligned(torch.empty(self.plane.size))
+        made = aligned(torch.empty(self.count))
         state.hold(self.name, made)
         state.values[self.node] = made[: math.prod(self.shape)].view(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPlane(Moving):
+class OnPlane(Moving, ABC):
     """What all steps between torch and the pixels of a plane have: where these lie is known before a call."""
 
     store: Store
@@ -152,8 +157,9 @@ class OnPlane(Moving):
     def run(self, state: State) -> None:
         self.move(self.view(state.arrays), state)
 
+    @abstractmethod
     def move(self, view: Any, state: State) -> None:
-        raise NotImplementedError
+        """Between torch and what `view` has given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +198,9 @@ class Mask(Moving):
 
 
 def aligned(floats: Tensor) -> Tensor:
-    """A tensor as a function takes it: flat, and where a vector load may begin."""
-    flat = floats.detach().float().contiguous().reshape(-1)
-    return flat if flat.data_ptr() % ALIGNMENT == 0 else flat.clone()
+    """The tensor itself if it is float32, contiguous, and where a vector load may begin; else one that is."""
+    found = floats.detach().float().contiguous()
+    return found if found.data_ptr() % ALIGNMENT == 0 else found.clone()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ from qcompiler.proof import quantized
 from qcompiler.target import Target
 from qcompiler.target.costs import Behind, Way
 from qcompiler.tune.database import Row, open_database
+from tests.backends.tvm.networks import TARGET
 from tests.backends.tvm.sets import RUNNABLE, pytestmark
-from tests.backends.tvm.test_lower import TARGET
 
 __all__ = ["pytestmark"]
 needs_tables = pytest.mark.skipif(

@@ -18,8 +18,8 @@ from qcompiler.backends.tvm.program import Compute, Refer
 from qcompiler.models.decoder import Decoder, Growing, Shape
 from qcompiler.passes.decide import Decision
 from qcompiler.proof import quantized
+from tests.backends.tvm.networks import TARGET
 from tests.backends.tvm.sets import pytestmark
-from tests.backends.tvm.test_lower import TARGET
 
 __all__ = ["pytestmark"]
 aten = torch.ops.aten
