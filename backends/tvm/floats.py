@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from qcompiler.backends.tvm.attention import attention_of_floats
 from qcompiler.backends.tvm.cache import attention_over_cache
-from qcompiler.backends.tvm.coding import coding, has_known_step, step_of
+from qcompiler.backends.tvm.coding import has_known_step, step_of, written
 from qcompiler.backends.tvm.families.base import Layer, Places
 from qcompiler.backends.tvm.fewbits import few_bit_linear, rounded_behind
 from qcompiler.backends.tvm.gates import gate, gelu
@@ -44,25 +44,21 @@ def normed(places: Places, node: Node, *, centered: bool, epsilon: float) -> Lay
     fits = list(given["normalized_shape"]) == [width] and node not in places.images
     if not fits or any(constant.op != "get_attr" for constant in constants.values()):
         return None
-    x, codes = places.rows(given["input"]), coding(places, node)
-    floats = places.float_rows(node) if set(node.users) != {codes} else None
-    block, rounded = rounded_behind(places, node, floats)
-    found = () if floats is None else ranged_behind(places, node, rows(floats))
+    x, to = places.rows(given["input"]), written(places, node)
+    block, rounded = rounded_behind(places, node, to.floats)
+    found = () if to.floats is None else ranged_behind(places, node, rows(to.floats))
     layer = Norm(
         x=places.stores[x].plane, centered=centered, bias="bias" in constants, epsilon=epsilon,
-        floats=floats, block=block, ranged=bool(found),
-        codes=None if codes is None else places.stores[places.place(codes, codes)].plane,
+        floats=to.floats, codes=to.codes, block=block, ranged=bool(found),
     )  # fmt: skip
     gain = places.tensor(constants["weight"]).float() if "weight" in constants else torch.ones(width)
     known = {f"{node.name}.gain": gain.numpy()}
     if "bias" in constants:
         known[f"{node.name}.bias"] = places.tensor(constants["bias"]).float().numpy()
-    if codes is not None:
-        known |= step_of(places, codes)
-    results = [value.name for value, made in ((node, layer.floats), (codes, layer.codes)) if made and value]
+    known |= to.step
     return Layer(
         kernel="norm", description=layer, make=lambda name: norm(layer, places.isa, name),
-        arguments=(x, *known), results=(*results, *rounded, *found), constants=known,
+        arguments=(x, *known), results=(*to.names, *rounded, *found), constants=known,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ rotary(x, cos, sin), quantize(rotary(..))   -->   one function that writes both
 
 from torch.fx import Node
 
-from qcompiler.backends.tvm.coding import coding, step_of
+from qcompiler.backends.tvm.coding import written
 from qcompiler.backends.tvm.families.base import Layer, Places
 from qcompiler.backends.tvm.gates import columns_of
 from qcompiler.backends.tvm.kernels.rotary import Rotary, rotary
@@ -26,16 +26,13 @@ def turned(places: Places, node: Node) -> Layer | None:
         if constant
     }
     angles = [f"{table.target}.rows" if constant else places.rows(table) for table in tables]
-    codes = coding(places, node)
-    floats = places.float_rows(node) if set(node.users) != {codes} else None
+    to = written(places, node)
     layer = Rotary(
         x=places.stores[x].plane, first=first, heads=given["heads"], width=width, positions=shape[1],
-        pitch=width // 2 if constant else places.stores[angles[0]].plane.pitch, floats=floats,
-        codes=None if codes is None else places.stores[places.place(codes, codes)].plane,
+        pitch=width // 2 if constant else places.stores[angles[0]].plane.pitch,
+        floats=to.floats, codes=to.codes,
     )  # fmt: skip
-    step = {} if codes is None else step_of(places, codes)
-    results = [value.name for value, made in ((node, layer.floats), (codes, layer.codes)) if made and value]
     return Layer(
         kernel="rotary", description=layer, make=lambda name: rotary(layer, places.isa, name),
-        arguments=(x, *angles, *step), results=tuple(results), constants=known | step,
+        arguments=(x, *angles, *to.step), results=to.names, constants={**known, **to.step},
     )  # fmt: skip
