@@ -1,6 +1,7 @@
 """Steps of a decoder with nothing of torch in them: what is not compiled is a few numbers.
 
 tokens, start, gather, first, main(calls), take   -->   rows copied, a number written, main(calls)
+tokens, start, gather, first, lend, main(calls)   -->   the same
 
 Between two steps the weights pass through every cache, so that what Python runs next comes from memory, line
 by line: an op of torch that takes 1 us in a loop takes 50 to 130 there (Zen 4), and a step had nine of them.
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from qcompiler.backends.tvm.arena import owner
 from qcompiler.backends.tvm.build import ALIGNMENT, handed
-from qcompiler.backends.tvm.program import Call, Enter, First, Gather, Leave, Take
+from qcompiler.backends.tvm.program import Call, Enter, First, Gather, Leave, Lend, Take
 from qcompiler.backends.tvm.ready import Ready
 from qcompiler.errors import InputError
 from qcompiler.ir import Graph
@@ -80,31 +81,41 @@ def direct(ready: Ready, graph: Graph) -> Direct | None:
     kept = [step for step in ready.program.steps if not isinstance(step, Enter | Leave)]
     calls = [step for step in kept if isinstance(step, Call)]
     match [step for step in kept if not isinstance(step, Call)]:
-        case [Gather() as gather, First() as first, Take() as take]:
+        case [Gather() as gather, First() as first, (Take() | Lend()) as made]:
             pass
         case _:
             return None
-    tokens, start = graph.inputs[:2]
-    name = owner(ready.program.stores, take.name)
-    plane = ready.program.stores[name].plane
+    known = (gather.indices, first.node, made.node) == (*graph.inputs[:2], graph.results[0])
+    written = by_row(ready, made)
+    if not known or written is None:
+        return None
+    name, pitch = written
     touched = [call for call in calls if name in {owner_of(ready, given) for given in call.arguments}]
-    by_row = take.store.dtype == "float32" and not (plane.border or take.store.is_image)
-    side_by_side = plane.pitch == plane.channels or math.prod(take.shape[:-1]) == 1
     last = touched == calls[-1:] and calls[-1].arguments[-1] == name
-    known = (gather.indices, first.node, take.node) == (tokens, start, graph.results[0])
     table = ready.constants[gather.table]
-    aligned = torch.empty(take.shape).data_ptr() % ALIGNMENT == 0
-    if not (by_row and side_by_side and last and known and aligned and table.dtype == torch.float32):
+    aligned = torch.empty(made.shape).data_ptr() % ALIGNMENT == 0
+    if not (last and aligned and table.dtype == torch.float32):
         return None
     view: Callable[[Any], memoryview] = memoryview  # whose type knows no arrays
     return Direct(
         ready=ready, table=view(table.detach().contiguous().view(-1).numpy()), width=table.shape[1],
         rows=view(ready.arrays[gather.name]), apart=gather.store.plane.pitch,
-        start=view(ready.arrays[first.name]), shape=take.shape, pitch=plane.pitch,
+        start=view(ready.arrays[first.name]), shape=made.shape, pitch=pitch,
         calls=partial(ready.code.run, handed(ready.addresses), 0, len(calls)),
         addresses=view(ready.addresses), at=ready.code.places[name],
     )  # fmt: skip
 
 
-def owner_of(ready: Ready, name: str) -> Any:
-    return owner(ready.program.stores, name) if name in ready.program.stores else None
+def by_row(ready: Ready, made: Take | Lend) -> tuple[str, int] | None:
+    """What functions call the memory of a result, and how far apart its rows lie; None if it is no rows."""
+    if isinstance(made, Lend):
+        return made.name, made.shape[-1]
+    name = owner_of(ready, made.name)
+    plane = ready.program.stores[name].plane
+    are_rows = made.store.dtype == "float32" and not (plane.border or made.store.is_image)
+    side_by_side = plane.pitch == plane.channels or math.prod(made.shape[:-1]) == 1
+    return (name, plane.pitch) if are_rows and side_by_side else None
+
+
+def owner_of(ready: Ready, name: str) -> str:
+    return owner(ready.program.stores, name) if name in ready.program.stores else name

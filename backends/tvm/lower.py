@@ -4,6 +4,7 @@ partition -> node by node: a function for what a family takes, torch or the refe
              (where values lie is decided in `layout`, and where they are by now is known in `values`)
 """
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,9 @@ from qcompiler.backends.tvm.families.base import Layer
 from qcompiler.backends.tvm.floatpath.steps import computed, with_functions
 from qcompiler.backends.tvm.floats import FLOATS, encoded
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.edge import encode
+from qcompiler.backends.tvm.kernels.edge import decode, encode
+from qcompiler.backends.tvm.layout import RESHAPES
+from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.program import Call, Compute, Load, Program, Refer, Step, alive, early
 from qcompiler.backends.tvm.ranges import floats_of, ranged
 from qcompiler.backends.tvm.schedules import Choose, Schedules, measured_by
@@ -81,7 +84,7 @@ class Lowering(Values):
                 self.on_host.add(node)
             elif node.op == "output":
                 for read in node.all_input_nodes:
-                    self.bring(read)
+                    self.give(read)
         return alive(self.steps, self.graph.output.all_input_nodes)
 
     def program(self) -> Program:
@@ -90,7 +93,8 @@ class Lowering(Values):
             self.function,
         )  # fmt: skip
         return Program(
-            stores=self.stores, constants=self.constants, functions=tuple(self.functions.values()),
+            stores=self.lent.others(self.stores), constants=self.constants,
+            functions=tuple(self.functions.values()),
             steps=early(steps), shapes=self.shapes, kernels={**self.kernels, **computed(steps)},
             fusions=tuple(self.fusions),
         )  # fmt: skip
@@ -125,9 +129,10 @@ class Lowering(Values):
         if layer is not None:
             self.call(node, layer)
         elif not self.alias(node):
-            for read in node.all_input_nodes:
+            shape = self.shapes[node] if node.target in RESHAPES else None
+            for read in node.all_input_nodes[: None if shape is None else 1]:
                 self.bring(read)
-            self.steps.append(Compute(node=node))
+            self.steps.append(Compute(node=node, shape=shape, names=self.lent.names(node)))
             self.on_host.add(node)
 
     def plane(self, decoded: Node) -> str:
@@ -159,6 +164,23 @@ class Lowering(Values):
         self.constants[scale] = self.tensor(arguments(codes)["scale"]).reshape(1).numpy()
         self.steps.append(Load(node=source, name=floats))
         self.steps.append(Call(node=codes, function=function, arguments=(floats, scale, name)))
+
+    def give(self, value: Node) -> None:
+        """Have a result as a tensor: an image of codes is decoded and sorted by channel in one pass."""
+        codes: Any = value.args[0] if value.target is qc.dequantize.default else None
+        if value in self.on_host or codes in self.on_host or codes not in self.on_plane:
+            self.bring(value)
+            return
+        name, given, scale = self.on_plane[codes], arguments(value), f"{value.name}.scale"
+        store, count = self.stores[name], math.prod(self.shapes[value])
+        if not store.is_image or given["axis"] is not None or given["scale"].op != "get_attr":
+            self.bring(value)
+            return
+        plane, zero = store.plane, int(self.tensor(given["zero_point"]))
+        function = self.function(("decode", plane, zero), lambda made: decode(plane, zero, self.isa, made))
+        self.constants[scale] = self.tensor(given["scale"]).reshape(1).numpy()
+        self.lend(value, Plane(images=1, height=1, width=1, channels=count, pitch=count))
+        self.steps.append(Call(node=value, function=function, arguments=(name, scale, value.name)))
 
     # ---------------------------------------------------------------- calls
 

@@ -2,7 +2,7 @@
 
 rows, embed, mask, first, cached    have a value where kernels read it
 bring                               have it as a tensor of torch
-place, float_rows, hold, keep       memory for what a kernel returns
+place, float_rows, hold, keep       memory for what a kernel returns; lend: memory of torch for it
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.tvm.layout import Layout, layout
+from qcompiler.backends.tvm.lent import Lent
 from qcompiler.backends.tvm.plane import Plane, pitch_of
 from qcompiler.backends.tvm.program import (
     Compute,
@@ -21,6 +22,7 @@ from qcompiler.backends.tvm.program import (
     First,
     Gather,
     Leave,
+    Lend,
     Mask,
     Put,
     Step,
@@ -49,6 +51,7 @@ class Values:
         self.on_host: set[Node] = set()
         self.caches: dict[Node, str] = {}  # what attention has written into -> the store that holds it
         self.masks: set[str] = set()
+        self.lent = Lent(graph=graph)
 
     def tensor(self, node: Any) -> Tensor:
         return self.graph.tensors[str(node.target)]
@@ -86,7 +89,7 @@ class Values:
     def alias(self, node: Node) -> bool:
         """Have a value that is another description of the same memory under its own name; whether it is."""
         read: Any = node.args[0] if has(node, Trait.MOVES_DATA) else None
-        if read not in self.on_plane:
+        if read not in self.on_plane or read in self.lent.values:
             return False
         name = self.on_plane[read]
         store = self.layout.alias(node, read, name, self.stores[name])
@@ -98,7 +101,7 @@ class Values:
         """Have a float value on a plane, by row."""
         if value not in self.on_plane:
             self.bring(value)
-            self.float_rows(value)
+            self.by_row(value)
             self.put(value)
         return self.on_plane[value]
 
@@ -111,7 +114,7 @@ class Values:
         """Rows of a constant table, copied to where our functions read them."""
         given = arguments(node)
         self.bring(given["indices"])
-        self.float_rows(node)
+        self.by_row(node)
         self.steps.append(
             Gather(
                 node=node, indices=given["indices"], table=given["weight"], name=node.name,
@@ -185,6 +188,19 @@ class Values:
         return plane
 
     def float_rows(self, value: Node) -> Plane:
+        """Memory for floats that a kernel makes, by row; torch's own, where they are returned as they are."""
+        plane = self.by_row(value)
+        if value not in self.images and self.lent.takes(value, plane):
+            self.lend(value, plane)
+        return plane
+
+    def lend(self, value: Node, plane: Plane) -> None:
+        """New memory of torch, which is the value as soon as a kernel has written it."""
+        shape = self.shapes[value]
+        self.steps.append(Lend(node=value, name=value.name, count=plane.size, shape=shape))
+        self.on_host.add(value)
+
+    def by_row(self, value: Node) -> Plane:
         """Memory for a float value, by row; whole registers are written."""
         plane = self.plane_of(value, 0)
         plane = replace(plane, pitch=pitch_of(plane.channels))

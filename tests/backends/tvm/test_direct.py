@@ -18,9 +18,10 @@ from tests.backends.tvm.test_decoder import CAPACITY, made
 __all__ = ["pytestmark"]
 
 
-@pytest.fixture(scope="module")
-def executable() -> Any:
-    found = made("llama", "tvm").compiled.executable
+@pytest.fixture(scope="module", params=[50, 64])
+def executable(request: pytest.FixtureRequest) -> Any:
+    """Rows of 50 numbers lie on a plane; those of 64 have no gaps, and memory of torch is lent for them."""
+    found = made("llama", "tvm", request.param).compiled.executable
     assert isinstance(found, TvmExecutable)
     return found
 

@@ -146,8 +146,12 @@ def test_a_network_that_returns_a_map_of_codes() -> None:
     network = nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 7, 1), nn.ReLU()).eval()
     x = torch.randn(2, 3, 9, 30)
     graph = quantized(explain(network, x, target=TARGET))
-    (found,), (wanted,) = Tvm(TARGET).lower(graph)([x]), Reference(TARGET).lower(graph)([x])
-    assert torch.equal(found, wanted)
+    engine = Tvm(TARGET).lower(graph)
+    (found,), (wanted,) = engine([x]), Reference(TARGET).lower(graph)([x])
+    assert torch.equal(found, wanted) and found.is_contiguous()
+    assert isinstance(engine, TvmExecutable)
+    steps = [type(step).__name__ for step in engine.ready([x]).program.steps]
+    assert steps == ["Load", "Lend", "Call", "Call", "Call", "Call"]  # in, two convolutions, out
 
 
 class Tokens(nn.Module):

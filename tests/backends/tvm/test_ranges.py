@@ -17,7 +17,8 @@ from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm
 from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.ranges import encode_at_once, extremes, extremes_of
+from qcompiler.backends.tvm.kernels.extremes import extremes_of
+from qcompiler.backends.tvm.kernels.ranges import encode_at_once, extremes
 from qcompiler.backends.tvm.plane import NUMBER
 from qcompiler.proof import quantized
 from tests.backends.tvm.networks import TARGET, equal_to_the_reference
@@ -43,12 +44,12 @@ def test_codes_on_a_range_of_their_own(
     draw = np.random.default_rng(seed)
     values = (size * (draw.random((rows, channels)) / 2 + shift / 2)).astype(np.float32)
     x, y = (plane(rows, channels, more) for more in wider)
-    found = placed(np.full(extremes_of(x, isa).size, np.nan, np.float32))
+    found = placed(np.full(extremes_of(rows, isa).size, np.nan, np.float32))
     codes = placed(np.full(y.size, 99, np.uint8))
     scale, zero = placed(np.zeros(NUMBER.size, np.float32)), placed(np.zeros(NUMBER.size, np.int32))
     source = laid(x, values)
     built(extremes(x, isa, "extremes"), isa)(handed(source), handed(found))
-    built(encode_at_once(x, y, isa, "encode"), isa)(*map(handed, (source, found, codes, scale, zero)))
+    built(encode_at_once(x, y, rows, isa, "encode"), isa)(*map(handed, (source, found, codes, scale, zero)))
     wanted = qc.dynamic_quantize(torch.from_numpy(values))
     assert np.array_equal(taken(y, codes), wanted[0].numpy()) and kept(y, codes, 99)
     assert (scale[0], zero[0]) == (wanted[1].numpy(), wanted[2].numpy())

@@ -52,3 +52,25 @@ def test_random_networks_of_sequences(isa: Isa, seed: int) -> None:
     assert found.verified >= 4 and "reference" not in found.kernels.values()
     layers = found.decision.plan.layers
     assert {layer.precision for layer in layers if "conv" in layer.node or "pool" in layer.node} == {"int8"}
+
+
+class Gated(nn.Module):
+    """Columns of a linear, which are rows, gate each other into lines of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.conv = nn.Linear(32, 96), nn.Conv1d(16, 24, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, other = self.linear(x).split([48, 48], -1)
+        y: Tensor = self.conv(F.silu(gate) * other)
+        return y
+
+
+def test_a_gate_that_is_read_as_an_image_is_no_gate_of_rows() -> None:
+    def data(count: int, seed: int) -> Tensor:
+        return torch.randn(count, 16, 32, generator=torch.Generator().manual_seed(seed))
+
+    torch.manual_seed(0)
+    kernels = equal_to_the_reference(Gated(), data).kernels
+    assert "reference" not in kernels.values()

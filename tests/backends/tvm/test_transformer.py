@@ -113,7 +113,7 @@ def test_an_mlp_is_four_calls() -> None:
     engine = Tvm(TARGET).lower(quantized(explain(network, x, target=TARGET)))
     engine([x])
     if isinstance(engine, TvmExecutable) and engine.isa.lookup is not None:
-        assert steps(engine) == ["Put", "Call", "Call", "Call", "Call", "Take"]
+        assert steps(engine) == ["Put", "Lend", "Call", "Call", "Call", "Call"]
 
 
 def test_a_sum_belongs_to_the_linear_that_returns_floats() -> None:
