@@ -1,7 +1,10 @@
 """Training a model in few bits: the same module, with its forward pass compiled."""
 
 import weakref
+from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import nn
 
 from qcompiler.errors import InputError
@@ -42,8 +45,19 @@ def compile_training(
         tell=tell,
     )
     SESSIONS.add(training)
-    model.compile(backend=training, dynamic=False)
+    # As nn.Module.compile does, but through a function of ours: torch does not capture calls that begin in
+    # modules of its own, nn.Sequential say.
+    model._compiled_call_impl = torch.compile(call_of(model), backend=training, dynamic=False)
     return model
+
+
+def call_of(model: nn.Module) -> Callable[..., Any]:
+    """The call of a module, hooks included."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    return call
 
 
 def training_report(model: nn.Module) -> TrainingReport:

@@ -183,5 +183,5 @@ def readable(name: str) -> str:
 
     L_self_modules_encoder_modules_fc1_parameters_weight_  -->  encoder.fc1.weight
     """
-    inner = re.sub(r"^[Ll]_(self|fn|mod)_", "", name).strip("_")
+    inner = re.sub(r"^[Ll]_(self|fn|model)_", "", name).strip("_")
     return re.sub(r"_?(modules|parameters|buffers)_", ".", inner).strip(".")
