@@ -78,13 +78,16 @@ DERIVATIVES: Mapping[Any, Derivative] = {
 """Backward operators of pointwise functions: each takes the gradient first."""
 
 
-def save_derivatives(halves: Halves) -> None:
-    """Let factors cross in the place of what only they are computed from; both graphs are changed."""
+def save_derivatives(halves: Halves, *, frugal: bool = False) -> None:
+    """Let factors cross in the place of what they are computed from; both graphs are changed.
+
+    frugal: only where a value crosses no longer for each that does, and not beside one that others read, too.
+    """
     graph = halves.backward.graph
     separate(graph)
     join(graph)
     for factor in factors(graph):
-        if is_hoistable(factor, halves):
+        if is_hoistable(factor, halves) and (not frugal or replaces(factor)):
             cross(factor, halves)
     drop_unread(halves)
 
@@ -156,6 +159,27 @@ def is_hoistable(factor: Node, halves: Halves) -> bool:
     return all(is_pointwise(node) for node in inner if node.op != "placeholder") and any(
         leaf.meta["val"].numel() == value.numel() for leaf in leaves
     )
+
+
+def replaces(factor: Node) -> bool:
+    """Whether some value that crosses is read for this factor alone."""
+    inner = set(cone(factor))
+    wide = [node for node in inner if node.op == "placeholder" and elements(node) == elements(factor)]
+    return any(
+        all(reader in inner for node in seen(leaf, inner) for reader in node.users if node is not factor)
+        for leaf in wide
+    )
+
+
+def seen(leaf: Node, inner: set[Node]) -> list[Node]:
+    """What is computed from a value on the way to a factor, itself included."""
+    late = dependent(leaf.graph, [leaf])
+    return [node for node in inner if node in late]
+
+
+def elements(node: Node) -> int:
+    """Elements of a value, whatever view it is."""
+    return int(node.meta["val"].numel())
 
 
 def is_pointwise(node: Node) -> bool:

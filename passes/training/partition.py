@@ -1,14 +1,14 @@
-"""Cutting a joint graph in two, with less or more that is computed again instead of kept.
+"""Cutting a joint graph in two.
 
-joint --min-cut--> forward, backward        share 1: nothing that costs is computed twice; 0: nothing is kept
+joint --min-cut--> forward, backward
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch._functorch import config
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,45 +16,53 @@ from qcompiler.passes.training.derivatives import save_derivatives
 from qcompiler.passes.training.graphs import duplicate, evaluate_all
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.noise import carry_keys
+from qcompiler.passes.training.recompute import mark
 from qcompiler.passes.training.shapes import forget_values
 
 
-def cut(
-    joint: fx.GraphModule,
-    inputs: Any,
-    parameters: Sequence[int],
-    outputs: int,
-    share: float = 1.0,
-    **rest: Any,
-) -> Halves:
-    """The two halves of a joint graph, which itself stays as it is.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cutting:
+    """A joint graph with all that torch's partitioner wants to know: what its backend is called with.
 
-    share: of the bytes that would be kept without recomputing; torch's partitioner finds what to keep.
+    parameters: positions, among the inputs, of what never changes in a step. outputs: of forward, the user's.
     """
-    primals = [node.name for node in joint.graph.find_nodes(op="placeholder")]
-    with config.patch(activation_memory_budget=share):
+
+    joint: fx.GraphModule
+    inputs: Any
+    parameters: Sequence[int]
+    outputs: int
+    rest: Mapping[str, Any]
+
+    def cut(self, again: Collection[str] = ()) -> Halves:
+        """The two halves of the joint graph, which itself stays as it is.
+
+        again: names of products that backward computes again, instead of forward keeping what comes of them.
+        """
+        whole = duplicate(self.joint)
+        mark(whole, again, self.parameters)
+        primals = [node.name for node in whole.graph.find_nodes(op="placeholder")]
         forward, backward = min_cut_rematerialization_partition(
-            duplicate(joint),
-            inputs,
-            num_fwd_outputs=outputs,
-            static_lifetime_input_indices=list(parameters),
-            **rest,
+            whole,
+            self.inputs,
+            num_fwd_outputs=self.outputs,
+            static_lifetime_input_indices=list(self.parameters),
+            **self.rest,
         )
-    halves = Halves(
-        forward=forward,
-        backward=backward,
-        outputs=outputs,
-        parameters=frozenset(primals[position] for position in parameters),
-    )
-    halves.finish()
-    return halves
+        halves = Halves(
+            forward=forward,
+            backward=backward,
+            outputs=self.outputs,
+            parameters=frozenset(primals[position] for position in self.parameters),
+        )
+        halves.finish()
+        return halves
 
 
-def prepare(halves: Halves) -> None:
+def prepare(halves: Halves, *, frugal: bool = False) -> None:
     """Bring what crosses into the form that is stored: keys, derivatives, and nothing for its shape."""
     carry_keys(halves)
     forget_values(halves.backward.graph)
-    save_derivatives(halves)
+    save_derivatives(halves, frugal=frugal)
 
 
 def work(halves: Halves) -> int:

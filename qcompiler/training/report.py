@@ -62,6 +62,15 @@ def products(piece: Piece) -> "RenderableType":
     return table
 
 
+def peaks(piece: Piece) -> "RenderableType":
+    """The memory of a step, simulated, and what is computed again for it."""
+    from rich.text import Text
+
+    lines = [f"Peak of a step: {mega(piece.after.bytes)} MB, {mega(piece.before.bytes)} MB in float."]
+    lines += [f"Computed again in backward: {kind}." for kind in piece.again]
+    return Text("\n".join(lines))
+
+
 def values(piece: Piece) -> "RenderableType":
     """What crosses, in how many bits, and why it does where it is not stored."""
     from rich.table import Table

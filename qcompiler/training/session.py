@@ -13,12 +13,15 @@ from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from qcompiler.passes.training.halves import Halves
+from qcompiler.passes.training.halves import Halves, is_tensor
 from qcompiler.passes.training.liveness import Peak, peak
 from qcompiler.passes.training.noise import carry_keys
-from qcompiler.passes.training.partition import cut, is_real, prepare
+from qcompiler.passes.training.partition import Cutting, is_real, prepare
+from qcompiler.passes.training.plan import Planner
 from qcompiler.passes.training.products import Computed, compute
+from qcompiler.passes.training.recompute import Kind
 from qcompiler.passes.training.saved import Saved, saved
+from qcompiler.passes.training.speed import speed
 from qcompiler.passes.training.store import store
 from qcompiler.passes.training.verify import Checked, check
 from qcompiler.progress import Tell, silent
@@ -34,7 +37,7 @@ class Piece:
 
     bits: of each value that is stored. names: of the graph's inputs, as the model's owner knows them. before,
     after: the peaks of a step as it would be, and as it is. checked: the step on one batch against float,
-    None where it could not be run, because `unchecked`.
+    None where it could not be run, because `unchecked`. again: the products that backward computes again.
     """
 
     products: tuple[Computed, ...]
@@ -45,6 +48,7 @@ class Piece:
     after: Peak
     checked: Checked | None = None
     unchecked: str = ""
+    again: tuple[Kind, ...] = ()
 
     def kept(self, *, stored: bool = True) -> int:
         """Bytes that cross, of what nobody holds anyway: as stored, or as they would be."""
@@ -101,7 +105,7 @@ class Graph:
         self.training = training
         self.names = [readable(str(node.target)) for node in module.graph.find_nodes(op="placeholder")]
         self.lowering: Lowering = find_lowering(training.lowering, inputs)
-        self.inputs = [apart(x) for x in inputs] if training.verify and is_real(inputs) else None
+        self.inputs = [apart(x) for x in inputs] if is_real(inputs) else None
         backend = aot_autograd(
             fw_compiler=self.forward,
             bw_compiler=self.backward,
@@ -122,16 +126,23 @@ class Graph:
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Split a joint graph, and store what crosses. torch calls it again for graphs inside of graphs."""
         training, positions = self.training, list(static_lifetime_input_indices or ())
-        before = cut(joint, inputs, positions, num_fwd_outputs, **rest)
+        before = Cutting(
+            joint=joint, inputs=inputs, parameters=positions, outputs=num_fwd_outputs, rest=rest
+        ).cut()
         products = compute(joint, positions, training.recipe, lambda: training.noise.take(1))
-        halves = cut(joint, inputs, positions, num_fwd_outputs, **rest)
-        would_be = peak(halves)
-        if training.memory.bits is None:
-            carry_keys(halves)
+        would_be = peak(before)
+        cutting = Cutting(
+            joint=joint, inputs=inputs, parameters=positions, outputs=num_fwd_outputs, rest=rest
+        )
+        again: tuple[Kind, ...] = ()
+        if training.memory.budget is None:
+            halves = cutting.cut()
+            prepare(halves) if training.memory.bits else carry_keys(halves)
+            values = saved(halves)
+            bits = training.memory.choose(values)
         else:
-            prepare(halves)
-        values = saved(halves)
-        bits = training.memory.choose(values)
+            best = self.planner(cutting, training.memory.allowed(would_be.bytes)).plan()
+            halves, again, values, bits = best.halves, best.again, best.values, best.bits
         first = training.noise.take(len(values))
         store(halves, bits, {value.name: first + place for place, value in enumerate(values)})
         primals = [node.name for node in halves.forward.graph.find_nodes(op="placeholder")]
@@ -140,10 +151,20 @@ class Graph:
         training.pieces.append(
             Piece(
                 products=products, saved=values, bits=bits, names=names, before=would_be, after=peak(halves),
-                checked=checked, unchecked=unchecked,
+                checked=checked, unchecked=unchecked, again=again,
             )
         )  # fmt: skip
         return halves.forward, halves.backward
+
+    def planner(self, cutting: Cutting, budget: int) -> Planner:
+        """What plans this graph within so many bytes, on the inputs at hand."""
+        device = next(node.meta["val"].device for node in cutting.joint.graph.nodes if is_tensor(node))
+        with unset_fake_temporarily():
+            measured = speed(device)
+        return Planner(
+            cutting=cutting, batch=self.inputs, budget=budget, limit=self.training.tolerance, speed=measured,
+            tell=self.training.tell,
+        )  # fmt: skip
 
     def check(
         self, before: Halves, after: Halves, names: Mapping[str, str], *, is_exact: bool
