@@ -1,7 +1,7 @@
 """Few-bit weights on a model that has learned something: perplexity on text that it has not seen.
 
-The model is trained here, with half the layers, context and steps of the one that docs/weights.md gives figures of:
-its weights are used up as well, and all of it takes a tenth. All figures are over the same held-out windows.
+The model is trained here, with half the layers, context and steps of the one that docs/weights.md shows: its
+weights are used up as well, and it takes a sixth. All figures are over the same held-out windows.
 """
 
 from __future__ import annotations
