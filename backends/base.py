@@ -65,7 +65,7 @@ class Engine(Executable, Protocol):
     """An executable that is meant to be fast, so its kernels are verified, profiled and guarded."""
 
     def profile(self, inputs: Sequence[Tensor]) -> Mapping[str, float]:
-        """Microseconds per run of every node, by planned name."""
+        """Microseconds per run of every node, by planned name; of CPU time where the engine tells it."""
 
     def verify(self, inputs: Sequence[Tensor]) -> Sequence[NodeDistance]:
         """Every integer kernel against the reference, on the inputs that it was really given."""

@@ -36,11 +36,11 @@ class Remembers(Protocol):
     def memory(self) -> Memory: ...
 
 
-def check_fits(length: int, tokens: Tensor, capacity: int) -> None:
+def check_fits(length: int, tokens: int, capacity: int) -> None:
     """Refuse tokens that the cache has no room for: behind its end an engine writes elsewhere, or nowhere."""
-    if length + tokens.shape[1] > capacity:
+    if not 0 <= length <= capacity - tokens:
         raise InputError(
-            f"{tokens.shape[1]} tokens behind {length} do not fit", why=f"the cache holds {capacity}",
+            f"{tokens} tokens behind {length} do not fit", why=f"the cache holds {capacity}",
             fix="begin a new sequence, or compile the decoder with a larger capacity",
         )  # fmt: skip
 
@@ -57,7 +57,7 @@ class HeldMemory:
         self.cache, self.length = list(cache), length
 
     def feed(self, tokens: Tensor) -> Tensor:
-        check_fits(self.length, tokens, self.cache[0].shape[2])
+        check_fits(self.length, tokens.shape[1], self.cache[0].shape[2])
         returned = self.executable([tokens, torch.tensor(self.length), *self.cache])
         logits: Tensor
         logits, *self.cache = pytree.tree_leaves(returned)

@@ -89,6 +89,10 @@ CONTENDERS: dict[str, Contender] = {
         title="qcompiler int8 dynamic", peer=ours.Compile(recipe="int8-dynamic"),
         kinds=("transformer", "prefill"), ours=True,
     ),
+    "ours-tvm-int8-dynamic": Contender(
+        title="qcompiler int8 dynamic, kernels of our own",
+        peer=ours.Compile(recipe="int8-dynamic", backend="tvm"), kinds=("transformer", "prefill"), ours=True,
+    ),
     "ours-decoder-int8": Contender(
         title="qcompiler decoder, int8 dynamic", peer=ours_decoder.Decode(recipe="int8-dynamic"),
         kinds=LANGUAGE, ours=True,

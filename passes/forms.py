@@ -1,7 +1,8 @@
 """The forms that a target computes in one kernel; what they are is the target's data.
 
 FORMS(recipe, target) = siblings joined >> rotary positions as one op >> attention over a cache as one op
-                        >> attention by token >> linears of parts                  canonical --> canonical
+                        >> rotary positions and attention by token >> linears of parts
+                                                                                   canonical --> canonical
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from qcompiler.passes.profit import Fusion
 from qcompiler.passes.rules.attention import JOINS, attention_for
 from qcompiler.passes.rules.rotary import ROTARY
 from qcompiler.passes.siblings import families, join_siblings, least_rows, weigh_siblings
+from qcompiler.passes.turned import turned_by_token
 from qcompiler.recipe import Recipe
 from qcompiler.rewrite import Pass, Pipeline, apply_rules
 from qcompiler.target import Target
@@ -38,6 +40,7 @@ def forms(recipe: Recipe, target: Target) -> Pipeline:
         # A pass of its own: only now has what was split no other readers.
         passes.append(named("join what was split", lambda graph: apply_rules(graph, JOINS)))
     if target.by_token:
+        passes.append(named("turn by token", turned_by_token))
         passes.append(named("attend by token", attend_by_token))
         passes.append(named("split linears that are read in parts", split_parts))
     return tuple(passes)
@@ -60,8 +63,9 @@ def kind(recipe: Recipe, target: Target, node: Node) -> Any:
     names = (module_path(node), node.name, label(node))
     layer = recipe.for_layer(*names)
     mode = layer.linear_mode
-    if least_rows(node) > target.join_rows:
+    most = target.joins.get(mode)
+    if mode not in target.joins or (most is not None and least_rows(node) > most):
         return None
     # Siblings of which an override names some stay apart, so that the names in a recipe keep their meaning.
     patterns = tuple(override.pattern for override in recipe.overrides_of(*names))
-    return (mode, patterns) if mode in target.joins else None
+    return mode, patterns

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from qcompiler.recipe import Override as Override
     from qcompiler.recipe import Recipe as Recipe
     from qcompiler.region import region_report as region_report
+    from qcompiler.training import compile_training as compile_training
+    from qcompiler.training import training_report as training_report
 
 # Public name -> where it lives.
 PUBLIC = {
@@ -37,6 +39,8 @@ PUBLIC = {
     "compile_decoder": "qcompiler.language",
     "load_decoder": "qcompiler.language",
     "region_report": "qcompiler.region",
+    "compile_training": "qcompiler.training",
+    "training_report": "qcompiler.training",
     "LanguageModel": "qcompiler.language",
     "Recipe": "qcompiler.recipe",
     "Override": "qcompiler.recipe",

@@ -16,6 +16,8 @@ from qcompiler.models import names
 from qcompiler.recipe import RECIPES, WEIGHT_METHODS, find_recipe
 from qcompiler.target import find_target
 from qcompiler.target.machine import this_cpu
+from qcompiler.training.memory import BITS
+from qcompiler.training_recipe import TRAINING_RECIPES
 from tests.test_architecture import LAYERS
 
 ROOT = Path(__file__).parent.parent
@@ -137,6 +139,22 @@ def test_the_code_of_the_language_page_runs_as_written(run: Run) -> None:
     assert [len(line.split()) for line in printed.splitlines()] == [8, 8]
 
 
+def test_the_code_of_the_page_on_optimizers_runs_as_written(tmp_path: Path) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/optimizers.md")), tmp_path)
+    assert printed.endswith("2.031 bytes of state per weight\n")
+
+
+def test_the_code_of_the_page_on_training_runs_as_written(tmp_path: Path) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/training.md")), tmp_path)
+    assert printed.startswith("recipe int8, memory act4, 1 graph: ") and "One step against float" in printed
+
+
+def test_the_tables_of_the_page_on_training_are_those_of_the_code() -> None:
+    page = ROOT / "docs/training.md"
+    assert first_column(section(page, "Memory: what crosses into backward"))[: len(BITS)] == [*BITS]
+    assert first_column(section(page, "Recipes: how products are computed")) == [*TRAINING_RECIPES]
+
+
 def test_the_recipes_of_the_recipe_page_are_recipes(tmp_path: Path) -> None:
     (code,), (written,) = blocks(ROOT / "docs/recipes.md"), blocks(ROOT / "docs/recipes.md", "json")
     exec(code, {})
@@ -175,7 +193,7 @@ def test_named_files_exist(page: Path) -> None:
 
 @every_page
 def test_verbs_exist(page: Path) -> None:
-    used = set(re.findall(r"(?:^ {4}(?:\$ )?|`)qcompiler ([a-z]+)", text(page), re.MULTILINE))
+    used = set(re.findall(r"(?:^ {4}(?:\$ )?|`)qcompiler ([a-z-]+)", text(page), re.MULTILINE))
     assert used <= set(VERBS)
 
 

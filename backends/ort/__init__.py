@@ -62,7 +62,7 @@ class OrtExecutable:
         return BoundMemory(self.session)
 
     def profile(self, inputs: Sequence[Tensor]) -> dict[str, float]:
-        """Microseconds per run of every node, by planned name."""
+        """Microseconds per run of every node, by planned name; the engine reads a clock on the wall."""
         return profile_nodes(self.path, inputs, self.settings)
 
     def verify(self, inputs: Sequence[Tensor]) -> list[NodeDistance]:

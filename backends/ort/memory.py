@@ -48,7 +48,7 @@ class BoundMemory:
 
     def feed(self, tokens: Tensor) -> Tensor:
         """[1, T] tokens behind those fed before  -->  the logits that the session returns for them."""
-        check_fits(self.length, tokens, self.capacity)
+        check_fits(self.length, tokens.shape[1], self.capacity)
         self.binding.bind_cpu_input(self.tokens.name, np.ascontiguousarray(tokens.numpy()))
         self.binding.bind_cpu_input(self.start.name, np.array(self.length, np.int64))
         if self.place is None:

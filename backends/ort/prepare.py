@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.ort.requirements import ATTENTION_OPSET
-from qcompiler.backends.ort.rotary import turn_by_token
 from qcompiler.backends.ort.stem import pays, use_space_to_depth
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Draft, Graph, arguments, label, spec, value
@@ -25,6 +24,7 @@ from qcompiler.ir.ops import FLOAT8
 from qcompiler.passes.duplicates import merge_duplicates
 from qcompiler.passes.heads import is_attention, use_attention
 from qcompiler.passes.materialize import insert_bias
+from qcompiler.passes.turned import turn_by_token
 from qcompiler.passes.weights import MOST_BIAS
 from qcompiler.rewrite import Trait, has
 

@@ -11,8 +11,10 @@ driver      all calls of a program as one function  plain       functions as C h
 ready       a program with its memory               executable  programs that run, profiled and verified
 floats      families of ops on floats               memory      a decoder whose cache stays in place
 floatpath/  float ops without a kernel, as functions that TVM schedules
-ranges      ranges taken at run time                 layout      which values are images, which rows
-threads     the work of one function, divided       selftest    what must hold before the first kernel
+ranges      ranges taken at run time            layout      how values lie: images, rows, borders
+values      where every value is by now, while lowering
+threads     the work of one function, divided       narrow      one thread of torch between our calls
+selftest    what must hold before the first kernel
 library/    a model as files that run without us
 """
 

@@ -15,6 +15,9 @@ from qcompiler.target.machine import this_cpu
 
 SPELLED = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
 ALIGNMENT = 64  # bytes; a vector load may want it
+# What TVM raises where it cannot schedule or compile: errors of its own are of the first kind, those of an
+# argument of the second.
+REFUSALS = (RuntimeError, ValueError)
 
 
 def compiled(functions: Sequence[Any], processor: Processor) -> Any:
@@ -80,3 +83,9 @@ def processor_features(processor: Processor) -> set[str]:
     """What LLVM says a processor has, in the spelling of the operating system where the two differ."""
     target = target_of(processor)
     return {SPELLED.get(str(name), str(name)) for name in tvm.target.codegen.llvm_get_cpu_features(target)}
+
+
+def refusal(error: BaseException) -> str:
+    """What TVM raised, as the reason in an error of ours: the first line says it."""
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {said}"[:200]

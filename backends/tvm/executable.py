@@ -4,7 +4,7 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from qcompiler.backends.tvm.floatpath.steps import KERNEL
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.memory import KeptMemory
-from qcompiler.backends.tvm.program import Call, Enter
+from qcompiler.backends.tvm.narrow import one_thread
+from qcompiler.backends.tvm.program import Call, Enter, Program
 from qcompiler.backends.tvm.ready import Ready, made_ready
 from qcompiler.backends.tvm.schedules import Choose
 from qcompiler.backends.tvm.threads import Team
@@ -42,6 +43,7 @@ class TvmExecutable:
     isa: Isa
     team: Team = field(default_factory=lambda: Team(1))
     choose: Choose | None = None  # schedules of layers; the predicted ones if None
+    lowered: dict[Shapes, Program] = field(default_factory=dict)  # and not made ready yet
     programs: dict[Shapes, Ready] = field(default_factory=dict)
     placed: dict[str, NDArray[Any]] = field(default_factory=dict)
     turn: Any = field(default_factory=threading.Lock)
@@ -54,11 +56,24 @@ class TvmExecutable:
         return [decoded(values[arg]) if isinstance(arg, Node) else arg for arg in returned]  # type: ignore[union-attr]
 
     def ready(self, inputs: Sequence[Tensor]) -> Ready:
-        shapes = tuple(tuple(x.shape) for x in inputs)
-        if shapes not in self.programs:
-            program = lower(self.graph, self.target, shapes_of(self.graph, inputs), self.isa, self.choose)
-            self.programs[shapes] = made_ready(program, self.graph, self.isa, self.team, self.placed)
-        return self.programs[shapes]
+        key = tuple(tuple(x.shape) for x in inputs)
+        if key not in self.programs:
+            program = self.lowered.pop(key, None) or self.program(shapes_of(self.graph, inputs))
+            self.programs[key] = made_ready(program, self.graph, self.isa, self.team, self.placed)
+        return self.programs[key]
+
+    def program(self, shapes: Mapping[Node, tuple[int, ...]]) -> Program:
+        return lower(self.graph, self.target, shapes, self.isa, self.choose)
+
+    def traced(self) -> Program:
+        """Of the traced shapes; a call that has them later finds it lowered."""
+        shapes = shapes_of(self.graph)
+        key = tuple(shapes[node] for node in self.graph.inputs)
+        if key in self.programs:
+            return self.programs[key].program
+        if key not in self.lowered:
+            self.lowered[key] = self.program(shapes)
+        return self.lowered[key]
 
     def fusions(self, inputs: Sequence[Tensor]) -> Sequence[Fusion]:
         """Those that were weighed for calls of these shapes, whether taken or refused."""
@@ -76,17 +91,24 @@ class TvmExecutable:
         return dict(zip(self.graph.inputs, inputs, strict=True))
 
     @torch.no_grad()
-    def profile(self, inputs: Sequence[Tensor], *, runs: int = 7) -> dict[str, float]:
-        """Microseconds per run of every step, under the name of the node that it computes; medians."""
+    def profile(
+        self, inputs: Sequence[Tensor], *, runs: int = 7, clock: Callable[[], float] = time.thread_time
+    ) -> dict[str, float]:
+        """Microseconds per run of every step, under the name of the node that it computes; medians.
+
+        By default those that the calling thread computes or waits for its team in compiled code: on a core
+        that others use as well, a clock on the wall counts theirs, too. A team that has fewer cores than
+        threads sleeps while it waits, and what it waits for is then not counted.
+        """
         times: dict[str, list[float]] = defaultdict(list)
-        with self.turn:
+        with self.turn, one_thread():
             ready = self.ready(inputs)
             for _ in range(runs):
                 state, spent = ready.state(self.given(inputs)), defaultdict[str, float](float)
                 for step, run in ready.each():
-                    begin = time.perf_counter()
+                    begin = clock()
                     run(state)
-                    spent[step.node.name] += (time.perf_counter() - begin) * 1e6
+                    spent[step.node.name] += (clock() - begin) * 1e6
                 for name, found in spent.items():
                     times[name].append(found)
         return {name: statistics.median(found) for name, found in times.items()}
@@ -106,7 +128,8 @@ class TvmExecutable:
 
     def execution(self, plan: Plan) -> Execution:
         """What the program of the traced shapes computes each planned layer with."""
-        kernels = lower(self.graph, self.target, shapes_of(self.graph), self.isa, self.choose).kernels
+        with self.turn:
+            kernels = self.traced().kernels
         layers = tuple(
             Executed(
                 node=layer.node,

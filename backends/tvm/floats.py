@@ -6,16 +6,19 @@ norm(x), quantize(norm(x))   -->   one function that writes both         floats 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch.fx import Node
 
+from qcompiler.backends.tvm.attention import attention_of_floats
 from qcompiler.backends.tvm.cache import attention_over_cache
+from qcompiler.backends.tvm.coding import has_known_step, step_of, written
 from qcompiler.backends.tvm.families.base import Layer, Places
 from qcompiler.backends.tvm.fewbits import few_bit_linear, rounded_behind
-from qcompiler.backends.tvm.fusions import behind
 from qcompiler.backends.tvm.gates import gate, gelu
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
+from qcompiler.backends.tvm.kernels.rows import rows
+from qcompiler.backends.tvm.ranges import ranged_behind
+from qcompiler.backends.tvm.rotary import turned
 from qcompiler.ir import arguments
 
 aten = torch.ops.aten
@@ -41,39 +44,22 @@ def normed(places: Places, node: Node, *, centered: bool, epsilon: float) -> Lay
     fits = list(given["normalized_shape"]) == [width] and node not in places.images
     if not fits or any(constant.op != "get_attr" for constant in constants.values()):
         return None
-    x, codes = places.rows(given["input"]), coding(node)
-    if codes is not None and not places.pays(behind(places, "codes", node, codes)):
-        codes = None
-    floats = places.float_rows(node) if set(node.users) != {codes} else None
-    block, rounded = rounded_behind(places, node, floats)
+    x, to = places.rows(given["input"]), written(places, node)
+    block, rounded = rounded_behind(places, node, to.floats)
+    found = () if to.floats is None else ranged_behind(places, node, rows(to.floats))
     layer = Norm(
         x=places.stores[x].plane, centered=centered, bias="bias" in constants, epsilon=epsilon,
-        floats=floats, block=block,
-        codes=None if codes is None else places.stores[places.place(codes, codes)].plane,
+        floats=to.floats, codes=to.codes, block=block, ranged=bool(found),
     )  # fmt: skip
     gain = places.tensor(constants["weight"]).float() if "weight" in constants else torch.ones(width)
     known = {f"{node.name}.gain": gain.numpy()}
     if "bias" in constants:
         known[f"{node.name}.bias"] = places.tensor(constants["bias"]).float().numpy()
-    if codes is not None:
-        known |= step_of(places, codes)
-    results = [value.name for value, made in ((node, layer.floats), (codes, layer.codes)) if made and value]
+    known |= to.step
     return Layer(
         kernel="norm", description=layer, make=lambda name: norm(layer, places.isa, name),
-        arguments=(x, *known), results=(*results, *rounded), constants=known,
+        arguments=(x, *known), results=(*to.names, *rounded, *found), constants=known,
     )  # fmt: skip
-
-
-def coding(node: Node) -> Node | None:
-    """The first reader that makes codes of a value, with one scale that is known."""
-    return next((user for user in node.users if has_known_step(user)), None)
-
-
-def has_known_step(node: Node) -> bool:
-    if node.target is not qc.quantize.default:
-        return False
-    given = arguments(node)
-    return given["axis"] is None and given["format"] == "uint8" and given["scale"].op == "get_attr"
 
 
 def encoded(places: Places, codes: Node) -> Layer | None:
@@ -93,19 +79,13 @@ def encoded(places: Places, codes: Node) -> Layer | None:
     )  # fmt: skip
 
 
-def step_of(places: Places, codes: Node) -> dict[str, np.ndarray[Any, Any]]:
-    given = arguments(codes)
-    return {
-        f"{codes.name}.scale": places.tensor(given["scale"]).float().reshape(1).numpy(),
-        f"{codes.name}.zero": places.tensor(given["zero_point"]).to(torch.int32).reshape(1).numpy(),
-    }
-
-
 FLOATS: Mapping[Any, Callable[[Places, Node], Layer | None]] = {
     aten.linear.default: few_bit_linear,
     aten.layer_norm.default: layer_norm,
     aten.rms_norm.default: rms_norm,
     aten.mul.Tensor: gate,
     aten.gelu.default: gelu,
+    qc.rotary.default: turned,
+    qc.attention.default: attention_of_floats,
     qc.cached_attention.default: attention_over_cache,
 }

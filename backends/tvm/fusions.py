@@ -1,7 +1,7 @@
 """Fusions that are weighed while a graph is lowered: taken or not, the numbers are the same.
 
 table in the epilogue of products             by rows of the database where it holds both, else on paper
-codes in the pass of a norm                   on paper
+codes in the pass of a norm or a gate         on paper
 a sum behind products of weights of few bits  on paper
 
 Tuning measures both ways of the first, since it keeps what is asked for here (`tuning.Asking`).

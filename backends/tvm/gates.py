@@ -1,13 +1,17 @@
-"""Functions of floats by row: silu(a) b, of values or of columns side by side, and GELU."""
+"""Functions of floats by row, and codes of them: silu(a) b, of values or columns side by side, and GELU."""
 
 import operator
+from dataclasses import replace
 
 import torch
 from torch.fx import Node
 
+from qcompiler.backends.tvm.coding import written
 from qcompiler.backends.tvm.families.base import Layer, Places, shape_of
 from qcompiler.backends.tvm.fewbits import rounded_behind
 from qcompiler.backends.tvm.kernels.activation import Activation, activation
+from qcompiler.backends.tvm.kernels.rows import rows
+from qcompiler.backends.tvm.ranges import ranged_behind
 from qcompiler.ir import arguments
 
 aten = torch.ops.aten
@@ -20,38 +24,38 @@ def gate(places: Places, node: Node) -> Layer | None:
         return None
     (other,) = (x for x in sides if x is not turned)
     found = [columns_of(x) for x in (arguments(turned)["self"], other)]
-    if not all(places.known(source, before=node) for source, _ in found):
+    if node in places.images or not all(places.known(source, before=node) for source, _ in found):
         return None
     names = [places.rows(source) for source, _ in found]
     (x, first), (factor, other_first) = zip(names, (begin for _, begin in found), strict=True)
-    floats = places.float_rows(node)
-    block, rounded = rounded_behind(places, node, floats)
     layer = Activation(
         function="silu", channels=places.shapes[node][-1], x=places.stores[x].plane, first=first,
-        other=places.stores[factor].plane, other_first=other_first, floats=floats, block=block,
+        other=places.stores[factor].plane, other_first=other_first,
     )  # fmt: skip
-    return called(places, node, layer, names, rounded)
+    return called(places, node, layer, names)
 
 
 def gelu(places: Places, node: Node) -> Layer | None:
     given = arguments(node)
     if not places.known(given["self"], before=node):
         return None
-    x, floats = places.rows(given["self"]), places.float_rows(node)
-    block, rounded = rounded_behind(places, node, floats)
+    x = places.rows(given["self"])
     layer = Activation(
         function="gelu_tanh" if given["approximate"] == "tanh" else "gelu",
-        channels=places.shapes[node][-1], x=places.stores[x].plane, floats=floats, block=block,
+        channels=places.shapes[node][-1], x=places.stores[x].plane,
     )  # fmt: skip
-    return called(places, node, layer, [x], rounded)
+    return called(places, node, layer, [x])
 
 
-def called(
-    places: Places, node: Node, layer: Activation, names: list[str], rounded: tuple[str, ...]
-) -> Layer:
+def called(places: Places, node: Node, layer: Activation, names: list[str]) -> Layer:
+    """With all that is written of its results."""
+    to = written(places, node)
+    block, rounded = rounded_behind(places, node, to.floats)
+    extremes = () if to.floats is None else ranged_behind(places, node, rows(to.floats))
+    whole = replace(layer, floats=to.floats, codes=to.codes, block=block, ranged=bool(extremes))
     return Layer(
-        kernel="activation", description=layer, make=lambda name: activation(layer, places.isa, name),
-        arguments=tuple(names), results=(node.name, *rounded),
+        kernel="activation", description=whole, make=lambda name: activation(whole, places.isa, name),
+        arguments=(*names, *to.step), results=(*to.names, *rounded, *extremes), constants=to.step,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Step = a function of ours on planes  |  codes onto a plane, or off it  |  an op 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -64,10 +65,17 @@ class State:
     functions: Mapping[str, Any]
     loaded: dict[str, Tensor] = field(default_factory=dict)
 
+    def tensor(self, node: Node) -> Tensor:
+        """A value of torch as functions take it."""
+        return aligned(decoded(self.values[node]))
+
     def load(self, name: str, floats: Tensor) -> None:
         """Have functions find floats of torch under a name: the tensor itself, if a vector load may."""
-        self.loaded[name] = held = aligned(floats)
-        self.addresses[self.places[name]] = held.data_ptr()
+        self.hold(name, aligned(floats))
+
+    def hold(self, name: str, floats: Tensor) -> None:
+        self.loaded[name] = floats
+        self.addresses[self.places[name]] = floats.data_ptr()
 
 
 class Step(Protocol):
@@ -124,7 +132,20 @@ class Load(Moving):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPlane(Moving):
+class Lend(Moving):
+    """New memory of torch where functions write rows that are returned, so that nobody copies them."""
+
+    count: int
+    shape: tuple[int, ...]
+
+    def run(self, state: State) -> None:
+        made = aligned(torch.empty(self.count))
+        state.hold(self.name, made)
+        state.values[self.node] = made[: math.prod(self.shape)].view(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPlane(Moving, ABC):
     """What all steps between torch and the pixels of a plane have: where these lie is known before a call."""
 
     store: Store
@@ -136,8 +157,9 @@ class OnPlane(Moving):
     def run(self, state: State) -> None:
         self.move(self.view(state.arrays), state)
 
+    @abstractmethod
     def move(self, view: Any, state: State) -> None:
-        raise NotImplementedError
+        """Between torch and what `view` has given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +198,9 @@ class Mask(Moving):
 
 
 def aligned(floats: Tensor) -> Tensor:
-    """A tensor as a function takes it: flat, and where a vector load may begin."""
-    flat = floats.detach().float().contiguous().reshape(-1)
-    return flat if flat.data_ptr() % ALIGNMENT == 0 else flat.clone()
+    """The tensor itself if it is float32, contiguous, and where a vector load may begin; else one that is."""
+    found = floats.detach().float().contiguous()
+    return found if found.data_ptr() % ALIGNMENT == 0 else found.clone()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,15 +262,24 @@ def by_pixel(codes: NDArray[Any], is_image: bool) -> NDArray[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """An op that has no kernel of ours: torch computes it."""
+    """An op that has no kernel of ours: torch computes it.
+
+    shape: of a reshape, where all sizes are known. names: it only names memory that was lent, written or not.
+    """
 
     node: Node
+    shape: tuple[int, ...] | None = None
+    names: bool = False
 
     @property
     def memory(self) -> tuple[str, ...]:
         return ()
 
     def run(self, state: State) -> None:
+        if self.shape is not None:
+            whole: Any = decoded(state.values[self.node.all_input_nodes[0]])
+            state.values[self.node] = whole.reshape(self.shape)
+            return
         given: Any = fx.map_arg((self.node.args, self.node.kwargs), state.values.__getitem__)
         args, kwargs = given
         if self.node.target is qc.dequantize.default:
@@ -312,6 +343,8 @@ def early(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def is_at_once(step: Step) -> bool:
+    if isinstance(step, Lend) or (isinstance(step, Compute) and step.names):
+        return True
     given = step.node.all_input_nodes if isinstance(step, Gather) else [step.node]
     enters = isinstance(step, Moving) and not isinstance(step, Take | Leave)
     return enters and all(node.op in ("placeholder", "get_attr") for node in given)
@@ -320,8 +353,10 @@ def is_at_once(step: Step) -> bool:
 def reads(step: Step) -> tuple[Node, ...]:
     """The values of torch that a step may look at."""
     match step:
-        case Call():
+        case Call() | Lend():
             return ()
+        case Compute(shape=shape) if shape is not None:
+            return (step.node, step.node.all_input_nodes[0])
         case Refer(region=region):
             more = [node for node in (region.residual, region.addend) if node is not None]
             return (step.node, *more, *step.node.all_input_nodes)

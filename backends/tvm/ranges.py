@@ -1,6 +1,7 @@
 """Values whose range is taken at run time: codes by row, and scale and zero point for who reads them.
 
 dynamic_quantize(x)   -->   extremes(x), encode_at_once(x, ..)        q, s and z in memory
+norm, gate, attention, which one reads   -->   their extremes in the same pass
 """
 
 import operator
@@ -9,7 +10,9 @@ import torch
 from torch.fx import Node
 
 from qcompiler.backends.tvm.families.base import Layer, Places
-from qcompiler.backends.tvm.kernels.ranges import encode_at_once, extremes, extremes_of
+from qcompiler.backends.tvm.kernels.extremes import extremes_of
+from qcompiler.backends.tvm.kernels.ranges import encode_at_once, extremes
+from qcompiler.backends.tvm.kernels.rows import rows
 from qcompiler.backends.tvm.plane import NUMBER
 from qcompiler.ir import arguments
 
@@ -24,23 +27,41 @@ def ranged(places: Places, decoded: Node) -> Layer | None:
     if source is None:
         return None
     x = places.rows(source)
-    plane, found = places.stores[x].plane, f"{x}.extremes"
-    places.hold(found, extremes_of(plane, places.isa), "float32")
-    places.call(
-        decoded,
-        Layer(
-            kernel="range", description=("extremes", plane),
-            make=lambda name: extremes(plane, places.isa, name), arguments=(x,), results=(found,),
-        ),
-    )  # fmt: skip
+    plane, found = places.stores[x].plane, extremes_name(x)
+    if found not in places.stores:
+        hold_extremes(places, x, rows(plane))
+        places.call(
+            decoded,
+            Layer(
+                kernel="range", description=("extremes", plane),
+                make=lambda name: extremes(plane, places.isa, name), arguments=(x,), results=(found,),
+            ),
+        )  # fmt: skip
+    turns = places.stores[found].plane.width
     kinds = ((plane, "uint8"), (NUMBER, "float32"), (NUMBER, "int32"))
     for part, (memory, dtype) in zip(parts, kinds, strict=True):
         places.keep(part, memory, dtype)
     return Layer(
-        kernel="range", description=("encode at once", plane),
-        make=lambda name: encode_at_once(plane, plane, places.isa, name),
+        kernel="range", description=("encode at once", plane, turns),
+        make=lambda name: encode_at_once(plane, plane, turns, places.isa, name),
         arguments=(x, found), results=tuple(part.name for part in parts),
     )  # fmt: skip
+
+
+def ranged_behind(places: Places, value: Node, turns: int) -> tuple[str, ...]:
+    """Where what computes a value by row leaves its extremes, if somebody takes its range at run time."""
+    if not any(user.target is qc.dynamic_quantize.default for user in value.users):
+        return ()
+    return (hold_extremes(places, value.name, turns),)
+
+
+def hold_extremes(places: Places, x: str, turns: int) -> str:
+    places.hold(extremes_name(x), extremes_of(turns, places.isa), "float32")
+    return extremes_name(x)
+
+
+def extremes_name(x: str) -> str:
+    return f"{x}.extremes"
 
 
 def floats_of(decoded: Node) -> Node | None:

@@ -4,14 +4,12 @@ steps    load, call, call, call, take    -->    runs    load, main(calls 0 .. 2)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
@@ -20,6 +18,7 @@ from qcompiler.backends.tvm.arena import memory
 from qcompiler.backends.tvm.build import assembled, handed, placed, processor_for
 from qcompiler.backends.tvm.driver import FIRST, MAIN, MEETING, WORKSPACE, Started, counters, driven, largest
 from qcompiler.backends.tvm.isa import Isa, Processor
+from qcompiler.backends.tvm.narrow import one_thread
 from qcompiler.backends.tvm.pages import arranged
 from qcompiler.backends.tvm.program import Call, Host, OnPlane, Program, State, Step, reads, tensors
 from qcompiler.backends.tvm.threads import Team, divided
@@ -33,7 +32,7 @@ class Code:
     """The calls of a program as one compiled function, and the threads that run it.
 
     functions: those that steps call with torch's tensors. meeting, workspace: memory of the team.
-    places: name -> its place in the table of addresses. divided: functions whose work threads divide.
+    places: name -> its place in the table of addresses.
     """
 
     main: Callable[..., Any]
@@ -42,11 +41,13 @@ class Code:
     meeting: NDArray[np.int32]
     workspace: NDArray[np.uint8]
     places: Mapping[str, int]
-    divided: frozenset[str]
 
     def run(self, table: Any, first: int, last: int) -> None:
         """The calls first .. last - 1."""
         main, size = self.main, self.team.size
+        if size == 1:
+            main(table, first, last, 0, 1)
+            return
         try:
             self.team.run(lambda thread: main(table, first, last, thread, size), self.give_up)
         except BaseException:
@@ -102,23 +103,13 @@ class Ready:
         return ready(self.program, steps, self.code, {**self.arrays, **arrays}, self.constants)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What torch computes in between is small, and its threads spin behind it on cores that ours want."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def made_ready(program: Program, graph: Graph, isa: Isa, team: Team, known: dict[str, NDArray[Any]]) -> Ready:
     """`known`: the constants of other programs of this graph; equal ones are shared, new ones join them."""
     read = {node for step in program.steps for node in reads(step)} | set(graph.output.all_input_nodes)
     constants = {node: tensor for node, tensor in tensors(graph).items() if node in read}
-    arrays = memory(program) | constants_of(program, known)
-    return ready(program, program.steps, built(program, isa, team), arrays, constants)
+    held = constants_of(program, known)
+    program = replace(program, constants=held)  # and not as they were packed: weights lie in memory once
+    return ready(program, program.steps, built(program, isa, team), memory(program) | held, constants)
 
 
 def ready(
@@ -146,7 +137,7 @@ def built(program: Program, isa: Isa, team: Team) -> Code:
     main.release_gil = True  # or threads that wait for each other would wait for ever
     return Code(
         main=main, functions={name: made.module[name] for name in made.others}, team=team,
-        places=made.places, divided=made.divided,
+        places=made.places,
         meeting=placed(np.zeros(counters(team.size), np.int32)),
         workspace=placed(np.zeros(made.workspace, np.uint8)),
     )  # fmt: skip
@@ -161,7 +152,6 @@ class Kernels:
 
     module: Any
     places: Mapping[str, int]
-    divided: frozenset[str]
     workspace: int
     others: tuple[str, ...]
 
@@ -184,7 +174,7 @@ def kernels(program: Program, isa: Isa, threads: int, processor: Processor) -> K
     ]  # fmt: skip
     made = driven(functions, started, len(places) + FIRST, threads, isa)
     return Kernels(
-        module=assembled({**made, **others}, processor), places=places, divided=frozenset(shared),
+        module=assembled({**made, **others}, processor), places=places,
         workspace=largest(functions) * threads, others=tuple(others),
     )  # fmt: skip
 

@@ -57,6 +57,7 @@ def as_text(layer: Convolution | Depthwise) -> str:
         told = {
             f"groups {layer.groups}": layer.groups > 1, "residual": layer.residual is not None,
             "table": layer.table, "to float": layer.to_float, "addend": layer.addend is not None,
+            "ranged": layer.ranged, "offset": layer.offset,
         }  # fmt: skip
         words += [word for word, holds in told.items() if holds]
     return ", ".join(words)

@@ -34,7 +34,7 @@ def distance(call: Call, program: Program, state: State, graph: Graph) -> NodeDi
         given = {operand: coded(operand, {**known, operand.args[0]: wanted}.__getitem__)}
         args, kwargs = fx.map_arg((following.anchor.args, following.anchor.kwargs), given.__getitem__)
         wanted = compute_region(following, graph, args, kwargs, None)
-    found = on_plane(last.result, program, state)
+    found = held(last.result, program, state, graph)
     apart = (found.double() - wanted.double()).abs()
     if not last.returns_codes:  # floats have no steps of their own: those of their range
         apart = apart / (wanted.double().abs().max().clamp_min(1e-30) / 127)

@@ -12,7 +12,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qcompiler.cli import bench, compile, demo, doctor, explain, export, generate, models, report, tune
+from qcompiler.cli import (
+    bench,
+    compile,
+    demo,
+    doctor,
+    explain,
+    export,
+    generate,
+    models,
+    report,
+    train_check,
+    tune,
+)
 from qcompiler.cli.screen import complain
 from qcompiler.errors import QCompilerError
 
@@ -23,6 +35,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "bench": bench.run,
     "generate": generate.run,
     "tune": tune.run,
+    "train-check": train_check.run,
     "report": report.run,
     "models": models.run,
     "doctor": doctor.run,

@@ -120,7 +120,7 @@ def measured(
         crew = remote.crew if tracker else lambda: [LocalBench]
         left = tune(waiting, rows, crew, core, isa, until=until, peak=top, tell=steps.tell)
         groups = {} if tracker else floats.groups_in(graph, aim, job.timed, isa)
-        behind = floats.jobs(list(groups), rows.rows(core), core, isa, trials)
+        behind = floats.jobs(list(groups), rows.rows(core), core, trials)
         left += floats.tune(behind, rows, core, isa, until=until, tell=steps.tell)
     found = rows.rows(core)
     return known(layers, found, isa), floats.known(groups, found), left, top

@@ -1,6 +1,19 @@
 """The arithmetic below the compiler: formats, rounding, quantization, observers and error measures."""
 
-from qcompiler.numerics.blockscale import MX_BLOCK, NVFP4_BLOCK, MXRule, NVFP4Params, mx_params, nvfp4_params
+from qcompiler.numerics.bias import Bias, measure_bias
+from qcompiler.numerics.blockscale import (
+    MX_BLOCK,
+    NVFP4_BLOCK,
+    BlockRounding,
+    MXRule,
+    NVFP4Params,
+    NVFP4Scale,
+    mx_params,
+    mx_scale,
+    nvfp4_params,
+    nvfp4_scale,
+    round_scaled,
+)
 from qcompiler.numerics.e8m0 import e8m0_decode, e8m0_encode
 from qcompiler.numerics.error import (
     ErrorMeter,
@@ -11,18 +24,31 @@ from qcompiler.numerics.error import (
     mse,
     sqnr,
 )
+from qcompiler.numerics.flexible import best_split, round_flexible
 from qcompiler.numerics.formats import FORMATS, Format, parse_format
+from qcompiler.numerics.fp8 import FP8, ROW_BLOCK, SQUARE_BLOCK, Infinity, cast_fp8, from_fp8, to_fp8
 from qcompiler.numerics.granularity import (
     Granularity,
     PerBlock,
     PerChannel,
     PerGroup,
     PerTensor,
+    reduce_amax,
     reduce_range,
     scale_shape,
     spread,
 )
+from qcompiler.numerics.groupwise import (
+    Noise,
+    compress,
+    compress_mask,
+    compressed_bytes,
+    decompress,
+    decompress_mask,
+)
+from qcompiler.numerics.hadamard import best_block, hadamard, transform
 from qcompiler.numerics.integer import IntFormat
+from qcompiler.numerics.learnedstep import mean_step, step_codes, step_gradient, within_step
 from qcompiler.numerics.minifloat import FloatFormat, Specials
 from qcompiler.numerics.observers import (
     CANDIDATES,
@@ -47,6 +73,7 @@ from qcompiler.numerics.observers import (
     percentile_range,
 )
 from qcompiler.numerics.packing import pack, unpack
+from qcompiler.numerics.philox import Purpose, noise_key, uniform
 from qcompiler.numerics.quantize import (
     QuantParams,
     Scheme,
@@ -55,68 +82,120 @@ from qcompiler.numerics.quantize import (
     params_from_range,
     quantize,
 )
-from qcompiler.numerics.rounding import ROUNDINGS, counter_noise, round_by, stochastic
+from qcompiler.numerics.rounding import ROUNDINGS, round_by, stochastic
+from qcompiler.numerics.sampling import (
+    kept_rows,
+    leverage_scores,
+    sample_rows,
+    sampling_probabilities,
+    sampling_variance,
+)
+from qcompiler.numerics.scaling import amax_history, amax_scale, delayed_scale, remember_amax
+from qcompiler.numerics.splitting import BitSplit, split_bits
 
 __all__ = [
     "CANDIDATES",
     "FORMATS",
+    "FP8",
     "KL",
     "MSE",
     "MX_BLOCK",
     "NVFP4_BLOCK",
     "OBSERVERS",
     "ROUNDINGS",
+    "ROW_BLOCK",
+    "SQUARE_BLOCK",
+    "Bias",
+    "BitSplit",
+    "BlockRounding",
     "Constant",
     "ErrorMeter",
     "FloatFormat",
     "Format",
     "Granularity",
     "Histogram",
+    "Infinity",
     "IntFormat",
     "Isotone",
     "MXRule",
     "MinMax",
     "MovingAverage",
     "NVFP4Params",
+    "NVFP4Scale",
+    "Noise",
     "Observer",
     "PerBlock",
     "PerChannel",
     "PerGroup",
     "PerTensor",
     "Percentile",
+    "Purpose",
     "QuantParams",
     "Range",
     "Scheme",
     "Specials",
     "accumulator_bound",
+    "amax_history",
+    "amax_scale",
+    "best_block",
     "best_range",
+    "best_split",
     "candidates",
+    "cast_fp8",
+    "compress",
+    "compress_mask",
+    "compressed_bytes",
     "cosine",
-    "counter_noise",
+    "decompress",
+    "decompress_mask",
+    "delayed_scale",
     "dequantize",
     "e8m0_decode",
     "e8m0_encode",
     "expected_error",
     "fake_quantize",
+    "from_fp8",
+    "hadamard",
+    "kept_rows",
     "kl_range",
+    "leverage_scores",
     "lsb_distance",
     "make_observer",
     "max_abs",
+    "mean_step",
+    "measure_bias",
     "minmax_range",
     "mse",
     "mse_range",
     "mx_params",
+    "mx_scale",
+    "noise_key",
     "nvfp4_params",
+    "nvfp4_scale",
     "pack",
     "params_from_range",
     "parse_format",
     "percentile_range",
     "quantize",
+    "reduce_amax",
     "reduce_range",
+    "remember_amax",
     "round_by",
+    "round_flexible",
+    "round_scaled",
+    "sample_rows",
+    "sampling_probabilities",
+    "sampling_variance",
     "scale_shape",
+    "split_bits",
     "spread",
     "sqnr",
+    "step_codes",
+    "step_gradient",
     "stochastic",
+    "to_fp8",
+    "transform",
+    "uniform",
     "unpack",
+    "within_step",
 ]

@@ -104,6 +104,12 @@ def reduce_range(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     return lo.reshape(wanted), hi.reshape(wanted)
 
 
+def reduce_amax(x: Tensor, granularity: Granularity) -> Tensor:
+    """The largest magnitude under each scale, of shape `scale_shape(x.shape, granularity)`; NaN stays."""
+    lo, hi = reduce_range(x, granularity)
+    return torch.maximum(-lo, hi)
+
+
 def _reduce_axis(x: Tensor, axis: int, size: int, reduce: Callable[..., Tensor]) -> Tensor:
     """(.., n, ..)  -->  (.., ceil(n / size), ..)."""
     n = x.shape[axis]

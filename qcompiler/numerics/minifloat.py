@@ -7,10 +7,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompiler.errors import RecipeError
 from qcompiler.numerics.exponent import exp2, floor_log2
+from qcompiler.numerics.rounding import stochastic
 
 Specials = Literal["ieee", "fn", "fnuz", "none"]
 
@@ -100,29 +102,32 @@ class FloatFormat:
 
     def decode_table(self) -> Tensor:
         """The values of all 2^bits codes in order, float64."""
-        return _decode_table(self).clone()
+        return torch.from_numpy(_decode_table(self).copy())
 
     def decode(self, codes: Tensor) -> Tensor:
         """The float32 values of codes."""
-        return _decode_table(self).to(codes.device, torch.float32)[codes.long()]
+        return self.decode_table().to(codes.device, torch.float32)[codes.long()]
 
-    def round(self, x: Tensor) -> Tensor:
+    def round(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """The nearest number of the format, ties to even, saturating (+-inf become +-max).
 
         c = clip(x, +-max);  e = max(floor_log2(|c|), 1 - b);  step = 2^(e - M);  step * rne(c / step)
 
         NaN stays NaN where the format has one; elsewhere it becomes -max, as integers turn it into qmin.
+        With noise u in [0, 1) one of the two neighbours, lo <= c <= hi, where hi has the probability
+        (c - lo) / (hi - lo): the mean is c.
         """
         clipped = self._clip(x)
         step = exp2(self._exponent(clipped) - self.mantissa_bits)
-        return (clipped / step).round_().mul_(step).clamp_(-self.max, self.max)
+        steps = (clipped / step).round_() if noise is None else stochastic(clipped / step, noise)
+        return steps.mul_(step).clamp_(-self.max, self.max)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """The codes of `round(x)`.
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The codes of `round(x, noise)`.
 
         code(|y|) = (e + b - 1) * 2^M + |y| / 2^(e - M)        subnormals included, since there e = 1 - b
         """
-        y = self.round(x)
+        y = self.round(x, noise)
         exponent = self._exponent(y)
         magnitude = (y.abs() / exp2(exponent - self.mantissa_bits)).nan_to_num_(nan=0.0).to(torch.int32)
         magnitude += (exponent + (self.bias - 1)) << self.mantissa_bits
@@ -150,13 +155,16 @@ def default_bias(exponent_bits: int, specials: Specials) -> int:
 
 
 @lru_cache(maxsize=64)
-def _decode_table(format: FloatFormat) -> Tensor:
+def _decode_table(format: FloatFormat) -> NDArray[np.float64]:
+    # of numpy, since a tensor that is made while a graph is captured has no values to be kept
     fraction, sign = 1 << format.mantissa_bits, 1 << (format.bits - 1)
     codes = np.arange(2 * sign)
     magnitudes = codes % sign
     exponents, mantissas = np.divmod(magnitudes, fraction)
     significands = (mantissas + fraction * (exponents > 0)).astype(np.float64)
-    values = np.ldexp(significands, np.maximum(exponents, 1) - format.bias - format.mantissa_bits)
+    values: NDArray[np.float64] = np.ldexp(
+        significands, np.maximum(exponents, 1) - format.bias - format.mantissa_bits
+    )
     if format.specials == "ieee":
         values[magnitudes > format.max_code] = np.nan
         values[magnitudes == format.max_code + 1] = np.inf
@@ -165,4 +173,4 @@ def _decode_table(format: FloatFormat) -> Tensor:
     values[codes >= sign] *= -1.0
     if format.specials == "fnuz":
         values[sign] = np.nan
-    return torch.from_numpy(values)
+    return values

@@ -118,15 +118,18 @@ def quantize(
     """Q(x) = sat(round(x / s) + z), in `format.storage`: a true float32 division, and z added after rounding.
 
     +inf -> qmax, -inf -> qmin, NaN -> qmin (as ONNX Runtime does). For minifloats the codes of x / s,
-    always rounded half to even.
+    rounded half to even or stochastically.
     """
     scale, zero = _spread(params, x.shape)
     ratio = x.to(torch.float32) / scale
     format = params.format
     if isinstance(format, FloatFormat):
-        if rounding != "half_even" or noise is not None:
-            raise RecipeError(f'rounding "{rounding}" of {format}', why="minifloats round half to even")
-        return format.encode(ratio)
+        if (rounding, noise is None) not in (("half_even", True), ("stochastic", False)):
+            raise RecipeError(
+                f'rounding "{rounding}" with{"out" if noise is None else ""} noise of {format}',
+                why="minifloats round half to even, or stochastically with noise",
+            )
+        return format.encode(ratio, noise)
     # float32 holds every code of 16 bits or fewer exactly, and a sum that it would round is saturated anyway
     rounded = round_by(ratio, rounding, noise).to(_exact(format))
     return (

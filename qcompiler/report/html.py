@@ -79,10 +79,10 @@ def printed(value: object) -> object:
 
 
 def breakable(name: object) -> "Markup":
-    """A name that may go on in the next line after a dot or a slash."""
+    """A name that may go on in the next line after a dot, a slash or an underscore, and where aWordBegins."""
     from markupsafe import Markup, escape
 
-    pieces = re.split(r"(?<=[./])", words.clean(name))
+    pieces = re.split(r"(?<=[./_])|(?<=[a-z])(?=[A-Z])", words.clean(name))
     return Markup("<wbr>").join(escape(piece) for piece in pieces)
 
 

@@ -99,8 +99,8 @@ class Target:
     rotary: bool = False  # whether a kernel computes `qcompiler::rotary`
     attention: AttentionKernel | None = None
     by_token: bool = False  # whether attention is one op that reads heads side by side
-    joins: frozenset[str] = frozenset()  # modes in which linears of one input are better one,
-    join_rows: float = 1  # if their input has no more rows than this
+    # Modes in which linears of one input are better one -> up to how many rows; None: `costs` weigh each.
+    joins: Mapping[str, int | None] = field(default_factory=dict)
     carries_moves: frozenset[Any] = frozenset()
     movement_kernel: str = "on codes"
     opset: Mapping[str, int] = field(default_factory=dict)  # lowest ONNX opset by format

@@ -5,16 +5,13 @@ silently stays float. Each row is one entry of the measured table in docs/ort.md
 """
 
 import torch
-from torch.fx import Node
 
-from qcompiler.ir import arguments, spec
-from qcompiler.rewrite import Trait
-from qcompiler.target.base import AttentionKernel, KernelRow, Support, Target, WeightOnly, register_target
+from qcompiler.target.base import AttentionKernel, Support, Target, WeightOnly, register_target
+from qcompiler.target.rows import CONVOLUTIONS, INTEGER, MOVES, row
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
-INTEGER = Support(executes="integer")
 NO_KERNEL = Support(executes="float", reason="ONNX Runtime has no integer kernel for this format")
 FAN_OUT = Support(
     executes="float",
@@ -25,60 +22,18 @@ BASIC_LEVEL = Support(
 )
 
 
-def convolution(op: object) -> KernelRow:
-    return KernelRow(
-        op=op, kernel="QLinearConv", formula="conv", operands=("input",), weight="weight", bias="bias",
-        output="required", absorbs=Trait.CLAMPS, starts=True,
-    )  # fmt: skip
-
-
-def is_plain_sum(add: Node) -> bool:
-    """x + alpha y with another alpha has no kernel."""
-    return bool(arguments(add)["alpha"] == 1)
-
-
-def has_matrix(linear: Node) -> bool:
-    """A vector for weight has no output channels."""
-    weight = spec(arguments(linear)["weight"])
-    return weight is not None and len(weight.shape) == 2
-
-
-def divides_as_torch(pool: Node) -> bool:
-    """The kernel takes no divisor, and counts in full a window that hangs over the padding it includes."""
-    given = arguments(pool)
-    hangs_over = given["ceil_mode"] and given["count_include_pad"] and any(given["padding"])
-    return given.get("divisor_override") is None and not hangs_over
-
-
 ROWS = (
-    convolution(aten.conv1d.default),
-    convolution(aten.conv2d.default),
-    convolution(aten.conv3d.default),
-    KernelRow(
-        op=aten.linear.default, kernel="QGemm", formula="linear", operands=("input",), weight="weight",
-        bias="bias", output="optional", to_float="MatMulIntegerToFloat", absorbs=Trait.CLAMPS, starts=True,
-        where=has_matrix,
-    ),
-    KernelRow(op=aten.add.Tensor, kernel="QLinearAdd", formula="add", operands=("self", "other"),
-              absorbs=Trait.CLAMPS, where=is_plain_sum),
-    KernelRow(op=aten.mul.Tensor, kernel="QLinearMul", formula="mul", operands=("self", "other"),
-              absorbs=Trait.CLAMPS),
-    KernelRow(op=qc.global_avg_pool.default, kernel="QLinearGlobalAveragePool", formula="global_avg_pool",
-              operands=("x",)),
-    KernelRow(op=aten.avg_pool2d.default, kernel="QLinearAveragePool", formula="avg_pool", operands=("self",),
-              where=divides_as_torch),
-    KernelRow(op=aten.max_pool2d.default, kernel="MaxPool", formula="max_pool", operands=("self",),
-              output="same"),
-    KernelRow(op=aten.cat.default, kernel="QLinearConcat", formula="concat", operands=("tensors",)),
-    KernelRow(op=aten.sigmoid.default, kernel="QLinearSigmoid", formula="unary", operands=("self",)),
-    KernelRow(op=aten.leaky_relu.default, kernel="QLinearLeakyRelu", formula="unary", operands=("self",)),
-)  # fmt: skip
-
-MOVES = frozenset({
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default,
-    aten.transpose.int, aten.t.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
-    aten.slice.Tensor, aten.select.int, aten.expand.default, aten.pixel_shuffle.default,
-})  # fmt: skip
+    *(row(op, "QLinearConv") for op in CONVOLUTIONS),
+    row(aten.linear.default, "QGemm", to_float="MatMulIntegerToFloat"),
+    row(aten.add.Tensor, "QLinearAdd"),
+    row(aten.mul.Tensor, "QLinearMul"),
+    row(qc.global_avg_pool.default, "QLinearGlobalAveragePool"),
+    row(aten.avg_pool2d.default, "QLinearAveragePool"),
+    row(aten.max_pool2d.default, "MaxPool"),
+    row(aten.cat.default, "QLinearConcat"),
+    row(aten.sigmoid.default, "QLinearSigmoid"),
+    row(aten.leaky_relu.default, "QLinearLeakyRelu"),
+)
 
 ONNX_RUNTIME_CPU = register_target(
     Target(
@@ -114,8 +69,7 @@ ONNX_RUNTIME_CPU = register_target(
         attention=AttentionKernel(name="GroupQueryAttention", multiple=8, rotary_multiple=16),
         # A step of a decoder is 8 % faster so with int4 weights and 4 % with int8 ones; from 4 rows on it is
         # even or, with dynamic ranges, 1 to 3 % slower, since what was computed as one is then split.
-        joins=frozenset({"weight-only", "dynamic"}),
-        join_rows=1,
+        joins={"weight-only": 1, "dynamic": 1},
         carries_moves=MOVES,
         opset={
             "uint8": 13,

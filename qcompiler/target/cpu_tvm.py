@@ -10,22 +10,15 @@ import torch
 from torch.fx import Node
 
 from qcompiler.ir import arguments, spec
-from qcompiler.rewrite import Trait
-from qcompiler.target.base import AttentionKernel, KernelRow, Support, Target, WeightOnly, register_target
+from qcompiler.target.base import AttentionKernel, Support, Target, WeightOnly, register_target
 from qcompiler.target.costs import Behind, Costs, Way
-from qcompiler.target.cpu import INTEGER, MOVES, divides_as_torch, has_matrix, is_plain_sum
+from qcompiler.target.rows import AVERAGES, FUNCTIONS, INTEGER, MAXIMA, MOVES, row
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
 NO_KERNEL = Support(executes="float", reason="there is no kernel for this format yet")
 ONLY_STORED = Support(executes="float", reason="linears read it, and compute on 8 bits inside of a group")
-
-# Of one number: all that they make of the 256 codes is a table.
-FUNCTIONS = (
-    aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.hardswish.default,
-    aten.hardsigmoid.default, aten.leaky_relu.default, aten.elu.default,
-)  # fmt: skip
 
 
 def is_by_token(attention: Node) -> bool:
@@ -34,35 +27,18 @@ def is_by_token(attention: Node) -> bool:
     return queries is not None and len(queries.shape) == 3
 
 
-def convolution(op: object) -> KernelRow:
-    return KernelRow(
-        op=op, kernel="convolution", formula="conv", operands=("input",), weight="weight", bias="bias",
-        absorbs=Trait.CLAMPS, adds=True, starts=True,
-    )  # fmt: skip
-
-
 ROWS = (
-    convolution(aten.conv1d.default),
-    convolution(aten.conv2d.default),
-    KernelRow(
-        op=aten.linear.default, kernel="convolution", formula="linear", operands=("input",), weight="weight",
-        bias="bias", output="optional", absorbs=Trait.CLAMPS, adds_floats=True, starts=True, where=has_matrix,
-    ),
-    KernelRow(op=aten.add.Tensor, kernel="sum", formula="add", operands=("self", "other"),
-              absorbs=Trait.CLAMPS, where=is_plain_sum),
-    KernelRow(op=aten.mul.Tensor, kernel="product", formula="mul", operands=("self", "other"),
-              absorbs=Trait.CLAMPS),
-    KernelRow(op=qc.global_avg_pool.default, kernel="global average", formula="global_avg_pool",
-              operands=("x",)),
-    *(KernelRow(op=op, kernel="average", formula="avg_pool", operands=("self",), where=divides_as_torch)
-      for op in (aten.avg_pool1d.default, aten.avg_pool2d.default)),
-    *(KernelRow(op=op, kernel="maximum", formula="max_pool", operands=("self",), output="same")
-      for op in (aten.max_pool1d.default, aten.max_pool2d.default)),
-    KernelRow(op=aten.cat.default, kernel="concatenation", formula="concat", operands=("tensors",)),
-    KernelRow(op=qc.attention.default, kernel="attention", formula="attention", operands=("q", "k", "v"),
-              starts=True, where=is_by_token),
-    *(KernelRow(op=op, kernel="table", formula="unary", operands=("self",), links=True) for op in FUNCTIONS),
-)  # fmt: skip
+    *(row(op, "convolution", adds=True) for op in (aten.conv1d.default, aten.conv2d.default)),
+    row(aten.linear.default, "convolution", adds_floats=True),
+    row(aten.add.Tensor, "sum"),
+    row(aten.mul.Tensor, "product"),
+    row(qc.global_avg_pool.default, "global average"),
+    *(row(op, "average") for op in AVERAGES),
+    *(row(op, "maximum") for op in MAXIMA),
+    row(aten.cat.default, "concatenation"),
+    row(qc.attention.default, "attention", where=is_by_token),
+    *(row(op, "table", links=True) for op in FUNCTIONS),  # all that they make of the 256 codes
+)
 
 CALL = 0.4  # microseconds from a step of a program to the next
 
@@ -101,8 +77,7 @@ OWN_KERNELS_CPU = register_target(
         dynamic_kernel="convolution",
         rotary=True,
         attention=AttentionKernel(name="cached attention", multiple=16, rotary_multiple=16),
-        joins=frozenset({"weight-only"}),
-        join_rows=math.inf,  # costs tell
+        joins={"weight-only": None},
         range_macs=9.0,
         carries_moves=MOVES,
         by_token=True,

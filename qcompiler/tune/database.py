@@ -32,7 +32,10 @@ class Core:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measurement; seconds are a median over rounds, `spread` is their interquartile range over it."""
+    """One measurement; seconds are a median over rounds, `spread` is their interquartile range over it.
+
+    Infinite seconds: the configuration cannot be compiled, and need not be tried again.
+    """
 
     workload: str
     configuration: str
@@ -138,7 +141,8 @@ def read_rows(path: Path, core: Core) -> list[Row]:
 
 def best(rows: Sequence[Row], versions: Mapping[str, str]) -> dict[str, Row]:
     """Workload -> its fastest row; rows of these versions before all others, since only they compare."""
-    ordered = sorted(rows, key=lambda row: (not is_of(row, versions), row.seconds, row.configuration))
+    ran = [row for row in rows if row.seconds < float("inf")]
+    ordered = sorted(ran, key=lambda row: (not is_of(row, versions), row.seconds, row.configuration))
     found: dict[str, Row] = {}
     for row in ordered:
         found.setdefault(row.workload, row)
@@ -235,7 +239,7 @@ def checked(row: Row) -> Row:
     for field in fields(Row):
         if not isinstance(getattr(row, field.name), field.type):  # type: ignore[arg-type]  # a class
             raise TypeError(f"{field.name} is {getattr(row, field.name)!r}")
-    if not 0 < row.seconds < float("inf") or row.rounds < 1:
+    if not row.seconds > 0 or row.rounds < 1:
         raise ValueError(f"{row.seconds} seconds in {row.rounds} rounds")
     return row
 

@@ -7,9 +7,9 @@ from qcompiler.models.decoder import Decoder, Growing, Shape
 from qcompiler.models.statistics import seeded, settle_transformer
 
 
-def small(family: Literal["llama", "gpt2"]) -> Decoder:
+def small(family: Literal["llama", "gpt2"], vocabulary: int = 50) -> Decoder:
     shape = Shape(
-        vocabulary=50, width=64, hidden=128, depth=2, heads=4, kv_heads=2 if family == "llama" else 4,
+        vocabulary=vocabulary, width=64, hidden=128, depth=2, heads=4, kv_heads=2 if family == "llama" else 4,
         positions=32, family=family, tied=family == "gpt2",
     )  # fmt: skip
     with seeded(0), torch.no_grad():

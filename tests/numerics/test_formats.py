@@ -187,3 +187,30 @@ def test_unknown_formats_are_refused(name: str) -> None:
 def test_the_refusal_lists_what_is_known() -> None:
     with pytest.raises(RecipeError, match=r"posit8.*int8.*e4m3"):
         parse_format("posit8")
+
+
+@pytest.mark.parametrize("name", ["e2m1", "e4m3", "e5m2", "e3m2"])
+def test_stochastic_rounding_takes_a_neighbour_in_proportion(name: str) -> None:
+    format = minifloat(name)
+    values = format.decode_table()
+    values = values[values.isfinite()].sort().values
+    values = values[torch.cat((values.diff() > 0, torch.tensor([True])))]  # of the two zeros one
+    lo, hi = values[:-1, None], values[1:, None]
+    for share in (0.125, 0.5, 0.8125):
+        x = lo + (hi - lo) * share
+        # the noise in even steps: exactly `share` of them lie below it
+        noise = torch.arange(16)[None] / 16
+        rounded = format.round(x.float().expand(-1, 16), noise.expand(len(x), -1)).double()
+        assert bool(((rounded == lo) | (rounded == hi)).all())
+        assert torch.equal(rounded.mean(1, keepdim=True), x)
+        assert torch.equal(format.decode(format.encode(x.float(), noise)), rounded.float())
+
+
+def test_stochastic_rounding_leaves_the_ends_and_the_numbers_of_a_format_alone() -> None:
+    format, noise = minifloat("e2m1"), torch.tensor([0.0, 0.5, 1 - 2**-24])[:, None]
+    values = format.decode_table().float()
+    assert torch.equal(format.round(values, noise), values.expand(3, -1))
+    beyond = torch.tensor([7.0, -1e9, torch.inf])
+    assert format.round(beyond, noise).tolist() == [[6.0, -6.0, 6.0]] * 3
+    assert format.round(torch.tensor(torch.nan), noise).tolist() == [[-6.0]] * 3
+    assert bool(minifloat("e4m3").round(torch.tensor(torch.nan), noise).isnan().all())

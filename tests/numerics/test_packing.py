@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qcompiler.errors import InputError
 from qcompiler.numerics import pack, unpack
+from qcompiler.numerics.packing import join, split
 
 
 @given(
@@ -48,6 +49,13 @@ def test_low_bits_come_first_and_the_tail_is_zero(codes: list[int], bits: int, e
 def test_codes_that_do_not_fit_are_refused(codes: list[int], bits: int) -> None:
     with pytest.raises(InputError):
         pack(torch.tensor(codes), bits)
+
+
+@given(bits=st.sampled_from([1, 2, 4, 8]), size=st.integers(0, 9))
+def test_join_is_pack_without_a_check(bits: int, size: int) -> None:
+    codes = torch.randint(0, 2**bits, (8 * size,)).to(torch.uint8)
+    assert torch.equal(join(codes, bits), pack(codes, bits))
+    assert torch.equal(split(join(codes, bits), bits), codes)
 
 
 def test_a_wrong_length_is_refused() -> None:

@@ -20,13 +20,14 @@ from qcompiler.numerics import (
     PerTensor,
     QuantParams,
     Scheme,
-    counter_noise,
     dequantize,
     fake_quantize,
+    noise_key,
     params_from_range,
     parse_format,
     quantize,
     reduce_range,
+    uniform,
 )
 
 INTEGERS = ["int2", "uint2", "int4", "uint4", "int7", "int8", "uint8", "int16", "uint16"]
@@ -263,7 +264,7 @@ def test_finer_granularity_is_per_tensor_on_each_part(
 def test_stochastic_quantization_is_unbiased() -> None:
     params = per_tensor(-4.0, 4.0, "int4", "symmetric")
     x = torch.full((100_000,), 1.0)
-    noise = counter_noise(x.shape, seed=0, step=0, tensor_id=0)
+    noise = uniform(x.numel(), noise_key(0), tensor=0, purpose=0)
     error = fake_quantize(x, params, "stochastic", noise).double().mean().item() - 1.0
     # a Bernoulli step of one scale: five standard deviations of the mean
     assert abs(error) < 5 * params.scale.item() * 0.5 / math.sqrt(x.numel())

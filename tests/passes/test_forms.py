@@ -103,7 +103,7 @@ def test_static_integers_keep_their_linears_apart() -> None:
 def test_a_target_without_such_kernels_changes_nothing() -> None:
     module = small("llama")
     graph = canonical(module, call(module, 5, 0))
-    plain = replace(CPU, attention=None, joins=frozenset(), rotary=False)
+    plain = replace(CPU, attention=None, joins={}, rotary=False)
     assert format_text(formed(graph, target=plain)) == format_text(graph)
 
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from qcompiler.backends.tvm.build import REFUSALS, refusal
 from qcompiler.backends.tvm.floatpath.build import function, stages
 from qcompiler.backends.tvm.floatpath.group import LONE, Group, work
 from qcompiler.backends.tvm.floatpath.ops import CONTRACTIONS, MOVEMENT
@@ -38,11 +39,14 @@ def chosen(group: Group, measured: Mapping[str, str]) -> str:
 
 
 def made(group: Group, configuration: str, symbol: str) -> Any:
-    """The function of a group; raises TuningError for a trace that is none of it."""
-    if configuration == FUSED:
-        arguments, names = stages(group)
+    """The function of a group; raises TuningError where TVM cannot schedule it, or for a trace not of it."""
+    if configuration != FUSED:
+        return applied(unscheduled(group, symbol), configuration)
+    arguments, names = stages(group)
+    try:
         return scheduled(function(arguments, symbol), names)
-    return applied(unscheduled(group, symbol), configuration)
+    except REFUSALS as error:
+        raise TuningError("TVM has no schedule for these ops together", why=refusal(error)) from error
 
 
 def unscheduled(group: Group, symbol: str) -> Any:

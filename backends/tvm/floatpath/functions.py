@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
+from tvm import te, tirx
 
 LOG2_E = math.log2(math.e)
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # sum: ln 2; the first has few bits, so n times it is exact
@@ -33,11 +33,13 @@ ERF_BELOW = (
 
 @dataclass(frozen=True, kw_only=True)
 class Functions:
-    """Expression -> expression."""
+    """Expression -> expression; and expression, axis -> the extreme along it."""
 
     exp: Callable[[Any], Any]
     tanh: Callable[[Any], Any]
     erf: Callable[[Any], Any]
+    largest: Callable[..., Any]
+    smallest: Callable[..., Any]
 
 
 def number(value: float) -> Any:
@@ -110,5 +112,23 @@ def erf(x: Any) -> Any:
     return named(tirx.max(tirx.min(x, number(4.0)), number(-4.0)), quotient)
 
 
-ARITHMETIC = Functions(exp=exp, tanh=tanh, erf=erf)
-NATIVE = Functions(exp=tirx.exp, tanh=tirx.tanh, erf=tirx.erf)  # where the target has them, as CUDA does
+def extreme(beyond: Callable[[Any, Any], Any], least: float) -> Callable[..., Any]:
+    """The number that is beyond all others, or NaN where one is none, as torch has it."""
+
+    def further(a: Any, b: Any) -> Any:
+        return named(b, lambda v: tirx.Select(tirx.any(beyond(v, a), tirx.isnan(v)), v, a))
+
+    def reduce(value: Any, axis: Any) -> Any:
+        # Made for each sum: a name may be bound once in a function.
+        return te.comm_reducer(further, lambda dtype: tirx.const(least, dtype))(value, axis=axis)
+
+    return reduce
+
+
+largest = extreme(lambda b, a: b > a, -math.inf)
+smallest = extreme(lambda b, a: b < a, math.inf)
+
+ARITHMETIC = Functions(exp=exp, tanh=tanh, erf=erf, largest=largest, smallest=smallest)
+# Where the target has them, as CUDA does. DLight divides among threads only what TVM has by name, and its
+# extremes do not look for NaN, and begin at the lowest number that is finite.
+NATIVE = Functions(exp=tirx.exp, tanh=tirx.tanh, erf=tirx.erf, largest=te.max, smallest=te.min)

@@ -83,12 +83,12 @@ COPIES: Mapping[Any, Callable[[Given], Value | None]] = {
 }
 
 REDUCTIONS: Mapping[Any, Callable[[Given], Value | None]] = {
-    aten.sum.default: reductions.total(te.sum),
-    aten.sum.dim_IntList: reductions.total(te.sum),
-    aten.amax.default: reductions.total(te.max),
-    aten.amin.default: reductions.total(te.min),
-    aten.max.default: reductions.total(te.max),
-    aten.min.default: reductions.total(te.min),
+    aten.sum.default: reductions.total(lambda f: te.sum),
+    aten.sum.dim_IntList: reductions.total(lambda f: te.sum),
+    aten.amax.default: reductions.total(lambda f: f.largest),
+    aten.amin.default: reductions.total(lambda f: f.smallest),
+    aten.max.default: reductions.total(lambda f: f.largest),
+    aten.min.default: reductions.total(lambda f: f.smallest),
     aten.mean.default: reductions.mean,
     aten.mean.dim: reductions.mean,
     aten.var.dim: reductions.variance(root=False),

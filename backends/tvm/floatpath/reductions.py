@@ -2,7 +2,7 @@
 
     sum_k x[k]  -->  sum_l (sum_k x[k L + l]) + the rest        L lanes of a register, each with its own sum
 
-so that the inner loop is one over lanes. NaN is not looked for in a maximum.
+so that the inner loop is one over lanes.
 """
 
 import math
@@ -11,11 +11,15 @@ from typing import Any
 
 from tvm import te, tirx
 
+from qcompiler.backends.tvm.floatpath import elementwise
 from qcompiler.backends.tvm.floatpath.elementwise import FUNCTION
-from qcompiler.backends.tvm.floatpath.functions import named
+from qcompiler.backends.tvm.floatpath.functions import Functions, largest, named, smallest
 from qcompiler.backends.tvm.floatpath.values import Given, Index, Making, Value, axis_of, joined, number
 
 Reduce = Callable[..., Any]
+BOTH = {  # of two, where it is not the sum
+    largest: elementwise.larger, smallest: elementwise.smaller, te.max: tirx.max, te.min: tirx.min,
+}  # fmt: skip
 
 
 def axes_of(given: Given, rank: int) -> tuple[int, ...]:
@@ -47,7 +51,7 @@ def reduced(making: Making, x: Value, axes: Sequence[int], reduce: Reduce) -> Va
     if not rest:
         return total
     behind = over(making, kept, [*sizes[:-1], rest], of_rest, reduce)
-    both = tirx.max if reduce is te.max else tirx.min if reduce is te.min else lambda a, b: a + b
+    both = BOTH.get(reduce, lambda a, b: a + b)
     return making.compute(kept, lambda *index: both(total.at(index), behind.at(index)))
 
 
@@ -95,11 +99,13 @@ def scaled(value: Value, function: Callable[[Any], Any], cost: int = 1) -> Value
     return Value(shape=value.shape, at=lambda index: function(value.at(index)), cost=value.cost + cost)
 
 
-def total(reduce: Reduce) -> Callable[[Given], Value]:
+def total(reduce: Callable[[Functions], Reduce]) -> Callable[[Given], Value]:
+    """What a target's functions reduce by."""
+
     def row(given: Given) -> Value:
-        x = given["self"]
+        x, making = given["self"], given.making
         axes = axes_of(given, len(x.shape))
-        return shaped(given, reduced(given.making, x, axes, reduce), axes, len(x.shape))
+        return shaped(given, reduced(making, x, axes, reduce(making.functions)), axes, len(x.shape))
 
     return row
 
@@ -161,7 +167,7 @@ def vector_norm(given: Given) -> Value | None:
 
 
 def shifted(given: Given) -> tuple[Value, int]:
-    """x - max x, of which no exponent is too large, and the axis."""
+    """x - max x, of which no exponent is too large, and the axis; NaN need not be looked for, as it stays."""
     making, rank = given.making, len(given.shape)
     x, axis = making.read_again(given["self"], 2), axis_of(given["dim"], rank)
     top = reduced(making, x, (axis,), te.max)

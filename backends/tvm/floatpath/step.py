@@ -1,14 +1,11 @@
 """A step of a program that computes a group by one function, on torch's tensors in place."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.reference import decoded
-from qcompiler.backends.tvm.build import ALIGNMENT
 from qcompiler.backends.tvm.floatpath.group import Group
 
 if TYPE_CHECKING:
@@ -31,13 +28,7 @@ class Floats:
         return ()
 
     def run(self, state: "State") -> None:
-        given = [placed(state.values[node]) for node in self.group.inputs]
+        given = [state.tensor(node) for node in self.group.inputs]
         results = [torch.empty(self.group.shapes[node]) for node in self.group.outputs]
         state.functions[self.function](*given, *results)
         state.values.update(zip(self.group.outputs, results, strict=True))
-
-
-def placed(value: Any) -> Tensor:
-    """A tensor as functions take it: contiguous, and where a vector load may begin."""
-    found: Tensor = decoded(value).contiguous()
-    return found if found.data_ptr() % ALIGNMENT == 0 else found.clone()

@@ -14,6 +14,7 @@ from qcompiler.backends.tvm.floatpath.choice import TORCH, checked, chosen, made
 from qcompiler.backends.tvm.floatpath.group import Group, Shapes, groups
 from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.program import Compute, Step, reads
+from qcompiler.errors import TuningError
 
 KERNEL = "tvm float"  # what an op of a group is computed by, as reports call it
 
@@ -38,11 +39,9 @@ def with_functions(
             make = partial(made, group, configuration)
             try:
                 calls.append(Floats(group=group, function=function((group.text, configuration), make)))
-            except Exception as error:  # TVM's refusals have no class of their own; torch computes everything
-                warnings.warn(
-                    f"{', '.join(node.name for node in group.nodes)} stay with torch, because TVM has no "
-                    f"schedule for them together ({type(error).__name__})", stacklevel=2,
-                )  # fmt: skip
+            except TuningError as error:  # torch computes everything
+                names = ", ".join(node.name for node in group.nodes)
+                warnings.warn(f"{names} stay with torch: {error}", stacklevel=2)
     return placed_last(steps, calls)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm import s_tir
 
+from qcompiler.backends.tvm.build import refusal
 from qcompiler.errors import TuningError
 
 PROVEN = frozenset({
@@ -52,9 +53,8 @@ def applied(function: Any, text: str) -> Any:
     schedule = s_tir.Schedule(function)
     try:
         s_tir.schedule.Trace.apply_json_to_schedule([steps, decisions], schedule)
-    except Exception as error:  # TVM's refusals have no class of their own
-        last = [line for line in str(error).splitlines() if line.strip()][:1]
-        raise damaged(f"TVM refuses it: {' '.join(last)[:200]}") from error
+    except Exception as error:  # the text comes from a file, and TVM trusts it: whatever it raises
+        raise damaged(f"TVM refuses it: {refusal(error)}") from error
     return schedule.mod["main"].with_attr("global_symbol", str(function.attrs["global_symbol"]))
 
 

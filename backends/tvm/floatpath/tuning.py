@@ -3,11 +3,13 @@
 group  -->  torch, the schedule without measurement, traces that are drawn  -->  race  -->  rows
 
 The candidates are steps as programs run them, so a figure is what the model pays, calls and all. Rows of all
-candidates of a group are kept together: a run that is stopped begins with the group that it was at.
+candidates of a group are kept together: a run that is stopped begins with the group that it was at. What LLVM
+does not take has a row as well, of infinite seconds, so that no later run tries it again.
 """
 
+import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.backends.tvm.build import compiled, processor_for, target_of
+from qcompiler.backends.tvm.build import REFUSALS, compiled, processor_for, target_of
 from qcompiler.backends.tvm.executable import shapes_of
 from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, by_rule, made, unscheduled, workload
 from qcompiler.backends.tvm.floatpath.draw import drawn
@@ -26,9 +28,10 @@ from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.floatpath.steps import groups_of
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lowered_steps
+from qcompiler.backends.tvm.narrow import one_thread
 from qcompiler.backends.tvm.program import Compute, Host, State
-from qcompiler.backends.tvm.ready import one_thread
 from qcompiler.backends.tvm.schedules import Schedules, versions
+from qcompiler.errors import TuningError
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.progress import Tell, silent
 from qcompiler.target import Target
@@ -49,45 +52,51 @@ def groups_in(graph: Graph, target: Target, inputs: Sequence[Tensor], isa: Isa) 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One group, and the configurations to compare: torch's, ours without measurement, and traces."""
+    """One group to measure, how many traces to draw, and the configurations that have rows already."""
 
     group: Group
-    configurations: tuple[str, ...]
+    trials: int
+    measured: frozenset[str] = frozenset()
+
+    def configurations(self, isa: Isa) -> tuple[str, ...]:
+        """Torch's, ours without measurement, and traces; none where all have rows, as few can be drawn."""
+        traces = drawn(unscheduled(self.group, "drawn"), target_of(processor_for(isa)), self.trials)
+        found = (TORCH, FUSED, *traces)
+        return () if self.measured.issuperset(found) else found
 
 
-def jobs(groups: Sequence[Group], rows: Sequence[Row], core: Core, isa: Isa, trials: int) -> list[Job]:
-    """What is left to measure: groups with fewer rows of these versions than configurations."""
-    measured = Counter(row.workload for row in rows if row.core == core and is_of(row, versions()))
-    target = target_of(processor_for(isa))
-    found = []
-    for group in groups:
-        if measured[workload(group)] >= trials + 2:
-            continue
-        traces = drawn(unscheduled(group, "drawn"), target, trials)
-        if measured[workload(group)] < len(traces) + 2:
-            found.append(Job(group=group, configurations=(TORCH, FUSED, *traces)))
-    return found
+def jobs(groups: Sequence[Group], rows: Sequence[Row], core: Core, trials: int) -> list[Job]:
+    """What may be left to measure: groups with fewer rows of these versions than configurations."""
+    measured: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.core == core and is_of(row, versions()):
+            measured[row.workload].add(row.configuration)
+    known = [(group, frozenset(measured[workload(group)])) for group in groups]
+    return [Job(group=group, trials=trials, measured=have) for group, have in known if len(have) < trials + 2]
 
 
 class Bench:
-    """The configurations of one group, ready to run; a trace that LLVM does not take is left out."""
+    """The configurations of one group by number, ready to run; `refused`: those that LLVM does not take."""
 
-    def __init__(self, job: Job, isa: Isa, clock: Callable[[], float] = time.thread_time) -> None:
-        self.clock, group = clock, job.group
+    def __init__(
+        self, group: Group, configurations: Sequence[str], isa: Isa,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:  # fmt: skip
+        self.clock = clock
         self.values = numbers_for(group)
         torch_steps: tuple[Host, ...] = tuple(Compute(node=node) for node in group.nodes)
         self.steps: dict[int, tuple[Host, ...]] = {}
+        self.refused: list[int] = []
         functions: dict[str, Any] = {}
-        for i, configuration in enumerate(job.configurations):
+        for i, configuration in enumerate(configurations):
             name = f"float_{i}"
             if configuration == TORCH:
                 self.steps[i] = torch_steps
                 continue
             try:
                 module = compiled([made(group, configuration, name)], processor_for(isa))
-            except Exception:  # a schedule may be valid and have no code
-                if configuration == FUSED:
-                    raise
+            except (TuningError, *REFUSALS):  # a schedule may be valid and have no code
+                self.refused.append(i)
                 continue
             functions[name] = module[name]
             self.steps[i] = (Floats(group=group, function=name),)
@@ -141,21 +150,24 @@ def tune(
             return len(waiting) - done
         label = title(job.group)
         tell(label, done, len(waiting))
-        bench = Bench(job, isa)
+        configurations = job.configurations(isa)
+        if not configurations:
+            continue
+        bench = Bench(job.group, configurations, isa)
 
         def tick(found: Measured[int], done: int = done, label: str = label) -> None:
             tell(f"{label}: best {found.median * 1e6:.1f} us", done, len(waiting))
 
         found = race(list(bench.steps), bench.sample, rounds=rounds, until=until, clock=clock, tick=tick)
-        database.add(row(job, result, core) for result in found)
+        found += [Measured(candidate=i, seconds=(math.inf,)) for i in bench.refused]
+        database.add(row(job.group, configurations[result.candidate], result, core) for result in found)
     return 0
 
 
-def row(job: Job, found: Measured[int], core: Core) -> Row:
+def row(group: Group, configuration: str, found: Measured[int], core: Core) -> Row:
     return Row(
-        workload=workload(job.group), configuration=job.configurations[found.candidate], isa=core.isa,
-        processor=core.processor, seconds=found.median, spread=found.spread, rounds=len(found.seconds),
-        **versions(),
+        workload=workload(group), configuration=configuration, isa=core.isa, processor=core.processor,
+        seconds=found.median, spread=found.spread, rounds=len(found.seconds), **versions(),
     )  # fmt: skip
 
 
@@ -186,7 +198,8 @@ class Tuned:
 def known(groups: dict[Group, int], rows: Sequence[Row]) -> list[Tuned]:
     """The groups that have rows."""
     fastest = best(rows, versions())
-    seconds = {(row.workload, row.configuration): row.seconds for row in rows if is_of(row, versions())}
+    ran = [row for row in rows if is_of(row, versions()) and row.seconds < math.inf]
+    seconds = {(row.workload, row.configuration): row.seconds for row in ran}
     found = []
     for group, calls in groups.items():
         name, guess = workload(group), by_rule(group)

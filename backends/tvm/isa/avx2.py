@@ -8,6 +8,7 @@ from qcompiler.backends.tvm.builder import pure, splat
 from qcompiler.backends.tvm.isa.base import (
     MFENCE,
     PAUSE,
+    SFENCE,
     Expression,
     Isa,
     Processor,
@@ -52,7 +53,7 @@ HASWELL = "x86-64-v3"  # as LLVM calls all that has AVX2 and fused multiply-add
 AVX2 = Isa(
     name="avx2", features=("avx2", "fma"), processor=Processor(name=HASWELL), lanes=8, unit=4, registers=12,
     latency=4, spread=spread_over(8), panel=panel_of(32), dot=vpmaddwd, nearest=vcvtps2dq,
-    narrow=packed, fence=MFENCE, pause=PAUSE,
+    narrow=packed, fence=MFENCE, barrier=SFENCE, pause=PAUSE,
 )  # fmt: skip
 AVX_VNNI = replace(
     AVX2, name="avx_vnni", features=("avx2", "fma", "avx_vnni"),

@@ -8,6 +8,7 @@ from qcompiler.backends.tvm.builder import pure, splat
 from qcompiler.backends.tvm.isa.base import (
     MFENCE,
     PAUSE,
+    SFENCE,
     Expression,
     Isa,
     Processor,
@@ -37,7 +38,7 @@ def packed(four: list[Expression]) -> Expression:
 AVX512_VNNI = Isa(
     name="avx512_vnni", features=("avx512_vnni",), processor=Processor(name="cascadelake"), lanes=16, unit=4,
     registers=28, latency=4, spread=spread_over(16), panel=panel_of(64), dot=vpdpbusd,
-    nearest=vcvtps2dq, narrow=packed, fence=MFENCE, pause=PAUSE,
+    nearest=vcvtps2dq, narrow=packed, fence=MFENCE, barrier=SFENCE, pause=PAUSE,
 )  # fmt: skip
 
 

@@ -36,7 +36,8 @@ class Isa:
     spread: (bytes, index) -> `unit` codes, the same in every lane. panel: (weights, index) -> one per lane.
     nearest: float32 -> int32, half to even; the lowest number for NaN and for what is too low. narrow: four
     int32 vectors -> 4 * lanes bytes, saturated to 0 .. 255, in the order of `order`. lookup: (registers that
-    hold 256 bytes, codes) -> their entries.
+    hold 256 bytes, codes) -> their entries. fence: no access to memory moves across it. barrier: LLVM moves
+    none, but the processor may read early.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Isa:
     narrow: Callable[[list[Expression]], Expression]
     lookup: Callable[[list[Expression], Expression], Expression] | None = None
     fence: Callable[[], Expression]
+    barrier: Callable[[], Expression]
     pause: Callable[[], Expression]
 
     @property
@@ -92,7 +94,9 @@ def effect(name: str, *numbers: int) -> Callable[[], Expression]:
     return lambda: tirx.op.call_llvm_intrin("void", intrinsic(name), *given)
 
 
-MFENCE, PAUSE = effect("llvm.x86.sse2.mfence"), effect("llvm.x86.sse2.pause")  # of every x86-64
+# Of every x86-64.
+MFENCE, SFENCE = effect("llvm.x86.sse2.mfence"), effect("llvm.x86.sse.sfence")
+PAUSE = effect("llvm.x86.sse2.pause")
 
 
 def spread_over(lanes: int) -> Callable[[Any, Expression], Expression]:

@@ -38,7 +38,8 @@ NEON_DOT = Isa(
     name="neon_dot", features=("asimddp",),
     processor=Processor(name="generic", attributes=("neon", "dotprod"), triple=LINUX), lanes=4, unit=4,
     registers=20, latency=8, spread=spread_over(4), panel=panel_of(16), dot=udot, nearest=fcvtns,
-    narrow=narrowed, fence=effect("llvm.aarch64.dmb", 11), pause=effect("llvm.aarch64.hint", 1),
+    narrow=narrowed, fence=effect("llvm.aarch64.dmb", 11),
+    barrier=effect("llvm.aarch64.dmb", 10), pause=effect("llvm.aarch64.hint", 1),
 )  # fmt: skip
 # Products of unsigned and signed bytes: Neoverse N2 and V1, Apple M2, Cortex-X2 and later.
 NEON_I8MM = replace(

@@ -80,7 +80,8 @@ class Activation:
 
     x, other: float32, `channels` numbers from `first` and `other_first` on, which may lie on one plane; no
     `other`: y = f(x). floats: where y goes, codes: where q goes; None: not wanted. block: numbers of a block
-    in which y is rounded as well (`rounding.py`), or 0.
+    in which y is rounded as well (`rounding.py`), or 0. ranged: whether the extremes of y are wanted
+    (`extremes.py`).
     """
 
     function: str
@@ -92,15 +93,16 @@ class Activation:
     floats: Plane | None = None
     codes: Plane | None = None
     block: int = 0
+    ranged: bool = False
 
 
 def activation(layer: Activation, isa: Isa, name: str) -> Any:
-    """The function (x, [other,] [s of codes, z of codes,] [y,] [q,] [codes, scales, sums])."""
+    """The function (x, [other,] [s of codes, z of codes,] [y,] [q,] [codes, scales, sums,] [extremes])."""
     k, lanes, function = Builder(name), isa.lanes, FUNCTIONS[layer.function]
     given = [(k.argument("x", "float32", layer.x.size), layer.x, layer.first)]
     if layer.other is not None:
         given.append((k.argument("other", "float32", layer.other.size), layer.other, layer.other_first))
-    result = results(k, isa, layer.floats, layer.codes, layer.block)
+    result = results(k, isa, layer.floats, layer.codes, layer.block, layer.ranged)
     with k.loop(rows(layer.x), shared=True) as row:
         for at, lengths in parts(k, layer.channels, lanes):
             loaded = [

@@ -23,7 +23,10 @@ Place = Callable[[Plane], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two planes and their result, of one shape; the pitches are multiples of the lanes."""
+    """Two planes and their result; the pitches are multiples of the lanes.
+
+    A factor or summand has the shape of the result, or one image, line or pixel where that has several.
+    """
 
     a: Plane
     b: Plane
@@ -90,14 +93,22 @@ def by_element(pair: Pair, isa: Isa, name: str, result: Callable[[Any, Any, list
 
 
 def runs(k: Builder, planes: tuple[Plane, ...]) -> Iterator[tuple[int, Place]]:
-    """Bytes side by side in every plane, inside loops: lines, or pixels where the pitches differ."""
+    """Bytes side by side in every plane, inside loops: lines, or pixels where the pitches or widths differ.
+
+    Of a plane with one image, line or pixel that one is read again.
+    """
     y = planes[-1]
     with k.loop(y.images) as n, k.loop(y.height, shared=True) as h, ExitStack() as pixels:
-        if len({plane.pitch for plane in planes}) == 1:
+        if len({(plane.pitch, plane.width) for plane in planes}) == 1:
             w, extent = 0, y.width * y.pitch
         else:
             w, extent = pixels.enter_context(k.loop(y.width)), pitch_of(y.channels)
-        yield extent, lambda p: p.origin + n * p.image + h * p.line + w * p.pitch
+
+        def place(p: Plane) -> Any:
+            turns = ((n, p.image, p.images), (h, p.line, p.height), (w, p.pitch, p.width))
+            return p.origin + sum(turn * size for turn, size, count in turns if count > 1)
+
+        yield extent, place
 
 
 def table(x: Plane, y: Plane, isa: Isa, name: str) -> Any:

@@ -6,8 +6,9 @@
     y[t]       = sum_j 2^(s[j] - max s) values[j]  /  sum_j 2^(s[j] - max s)
 
 The position is read at run time, so that one function serves every length. Rows of a head follow one
-another, so the cache is read in order. With u = 2^-24, D the width of a head, and S the largest
-scale sum |q| |keys[j]|, where |a cos| + |b sin| counts for what is turned, float32 is near the exact result:
+another, and the values of a head are read beside the keys of the next one: two streams in order of memory.
+With u = 2^-24, D the width of a head, and S the largest scale sum |q| |keys[j]|, where |a cos| + |b sin|
+counts for what is turned, float32 is near the exact result:
 
     |error| <= u max|v| (2 (D / 16 + 12) S + 1.1 (p + 1) + 20)
 """
@@ -28,6 +29,7 @@ from qcompiler.backends.tvm.kernels.strips import whole
 from qcompiler.backends.tvm.plane import Plane
 
 BLOCK = 16  # keys whose scores are made together
+LINE = 16  # numbers in a cache line
 
 
 Place = tuple[Any, Any]  # a buffer, and where in it
@@ -67,8 +69,8 @@ class CachedAttention:
 
     @property
     def scratch(self) -> Plane:
-        """The scores of one head, and its queries."""
-        return flat(whole(self.capacity, BLOCK) + self.width)
+        """The scores of two heads, and all queries of a token."""
+        return flat(2 * whole(self.capacity, BLOCK) + self.heads * self.width)
 
 
 def flat(count: int) -> Plane:
@@ -87,31 +89,38 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
     keys, values = (k.argument(n, "float32", layer.cache.size) for n in ("keys", "values"))
     y = k.argument("y", "float32", layer.y.size)
     round_row = rounder(k, isa, Rounding(x=layer.y, block=layer.block), y) if layer.block else None
-    query = whole(layer.capacity, BLOCK)  # where it lies behind the scores
-    shared = layer.heads // layer.kv_heads
-    last = layer.batch * layer.kv_heads - 1
+    room, shared, last = whole(layer.capacity, BLOCK), layer.heads // layer.kv_heads, layer.heads - 1
     turned = Turned(half=width // 2, lanes=isa.lanes if width // 2 % isa.lanes == 0 else 8, tables=tables)
     with k.loop(layer.batch) as b, k.loop(layer.tokens) as t:
         here, line = k.load(position, 0) + t, b * layer.tokens + t
+        start = line * layer.x.pitch
         with k.loop(layer.kv_heads) as g:
-            which = b * layer.kv_heads + g
-            row, start = which * layer.capacity, line * layer.x.pitch
-            following = tirx.min(which + 1, last) * layer.capacity
-            new = (row + here) * width
+            new = ((b * layer.kv_heads + g) * layer.capacity + here) * width
             turn(k, turned, here, (x, start + (layer.heads + g) * width), (keys, new), 1.0)
             for d in range(0, width, isa.lanes):
                 value = k.load(x, start + (layer.heads + layer.kv_heads + g) * width + d, isa.lanes)
                 k.store(values, new + d, value, isa.lanes)
-            with k.loop(shared) as r:
-                head = g * shared + r
-                factor = layer.scale * math.log2(math.e)
-                turn(k, turned, here, (x, start + head * width), (scratch, query), factor)
-                one = Head(
-                    width=width, here=here, scratch=scratch, query=query, keys=(keys, row * width),
-                    values=(values, row * width), next_keys=(keys, following * width),
-                    y=(y, line * layer.y.pitch + head * width),
-                )  # fmt: skip
-                weigh(k, isa, one, scored(k, isa, one))
+        with k.loop(layer.heads) as h:
+            factor = layer.scale * math.log2(math.e)
+            turn(k, turned, here, (x, start + h * width), (scratch, 2 * room + h * width), factor)
+
+        def head(h: Any) -> Head:
+            row = (b * layer.kv_heads + tirx.floordiv(h, shared)) * layer.capacity * width
+            return Head(
+                width=width, here=here, scores=(scratch, tirx.floormod(h, 2) * room),
+                query=(scratch, 2 * room + h * width), keys=(keys, row), values=(values, row),
+                y=(y, line * layer.y.pitch + h * width),
+            )  # fmt: skip
+
+        largest = k.register("float32", isa.lanes)
+        one = head(tirx.const(0, "int32"))
+        read(k, isa, None, one, (one, one), largest)
+        if last:
+            with k.loop(last) as h:
+                one, other = head(h), head(h + 1)
+                read(k, isa, one, other, (other, head(tirx.min(h + 2, last))), largest)
+        one = head(tirx.const(last, "int32"))
+        read(k, isa, one, None, (one, one), largest)
         if round_row is not None:
             round_row(line)
     return k.function()
@@ -119,20 +128,14 @@ def cached_attention(layer: CachedAttention, isa: Isa, name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What one head of queries reads and writes, for a token at position `here`.
-
-    Rows of the cache are many pages, so what comes next is fetched while what is there is computed on: the
-    values beside their keys, and beside the values the keys of the next head. Into the second cache: the
-    first is no larger than what one head reads.
-    """
+    """What one head of queries reads and writes, for a token at position `here`."""
 
     width: int
     here: Any
-    scratch: Any
-    query: int
+    scores: Place
+    query: Place
     keys: Place
     values: Place
-    next_keys: Place
     y: Place
 
 
@@ -159,37 +162,65 @@ def turn(k: Builder, by: Turned, here: Any, source: Place, to: Place, factor: fl
             k.store(to[0], to[1] + i + offset, scaled if factor != 1.0 else value, lanes)
 
 
-def scored(k: Builder, isa: Isa, head: Head) -> Any:
-    """Scores into the scratch, -inf behind the last key; the largest, in all lanes."""
-    lanes, width = isa.lanes, head.width
-    largest = k.register("float32", lanes)
+def read(
+    k: Builder, isa: Isa, weighed: Head | None, scored: Head | None, then: tuple[Head, Head], largest: Any
+) -> None:
+    """Sum the values of one head while the keys of the next one are scored: both are read as streams.
+
+    largest: a register with the largest score, in all lanes; of `weighed` before, of `scored` afterwards.
+    then: whose values and whose keys are read next. Rows of a head are many pages from those of another, and
+    what the processor foresees of a stream begins late and does not end with it: so with every row, one of
+    the next block is announced, and the beginning of what comes next. Into the second cache.
+    """
+    lanes, both = isa.lanes, [head for head in (weighed, scored) if head is not None]
+    width, here, steps = both[0].width, both[0].here, range(0, both[0].width, isa.lanes)
+    blocks = tirx.floordiv(here + lanes, lanes)
+    ratio = powers(k, isa, weighed, k.load(largest, 0, lanes), blocks) if weighed else None
+    sums = {d: k.register("float32", lanes) for d in steps if weighed}
+    for register in sums.values():
+        k.store(register, 0, splat(0.0, "float32", lanes), lanes)
+    parts = [k.keep(k.load(*at(scored.query, d), lanes), "float32", lanes) for d in steps] if scored else []
     k.store(largest, 0, splat(-math.inf, "float32", lanes), lanes)
-    steps = range(0, width, lanes)
-    parts = [k.keep(k.load(head.scratch, head.query + d, lanes), "float32", lanes) for d in steps]
     # Key by key, as they lie in memory: what is stored in between keeps LLVM from moving loads to where their
-    # sums want them, and prefetches into one burst.
+    # sums want them.
     products = k.scratch("float32", lanes * lanes)
-    with k.loop(tirx.floordiv(head.here + lanes, lanes)) as b:
+    with k.loop(blocks) as b:
         for j in range(lanes):
-            row = tirx.min(b * lanes + j, head.here)  # what lies behind would be fetched in vain
-            first, *others = (load_beside(k, head.keys, head.values, row * width + d, lanes) for d in steps)
-            product = k.keep(parts[0] * first, "float32", lanes)
-            for q, key in zip(parts[1:], others, strict=True):
-                product = k.keep(tirx.op.fma(q, key, product), "float32", lanes)
-            k.store(products, j * lanes, product, lanes)
-        sums = [k.load(products, j * lanes, lanes) for j in range(lanes)]
-        crossed = sums_across(k, sums)
-        seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(head.here, "int32", lanes)
-        score = k.keep(tirx.Select(seen, crossed, splat(-math.inf, "float32", lanes)), "float32", lanes)
-        k.store(head.scratch, b * lanes, score, lanes)
-        k.store(largest, 0, tirx.max(k.load(largest, 0, lanes), score), lanes)
-    return across(k, k.load(largest, 0, lanes), "float32", lanes, tirx.max)
+            row = tirx.min(b * lanes + j, here)  # a weight behind it is 0
+            if scored:
+                announce(k, scored.keys, then[1].keys, b * lanes + j, width)
+                first, *others = (k.load(*at(scored.keys, row * width + d), lanes) for d in steps)
+                product = k.keep(parts[0] * first, "float32", lanes)
+                for q, key in zip(parts[1:], others, strict=True):
+                    product = k.keep(tirx.op.fma(q, key, product), "float32", lanes)
+                k.store(products, j * lanes, product, lanes)
+            if weighed:
+                announce(k, weighed.values, then[0].values, b * lanes + j, width)
+                weight = splat(k.load(*at(weighed.scores, b * lanes + j)), "float32", lanes)
+                weight = k.keep(weight, "float32", lanes)
+                for d, register in sums.items():
+                    value = k.load(*at(weighed.values, row * width + d), lanes)
+                    k.store(register, 0, tirx.op.fma(weight, value, k.load(register, 0, lanes)), lanes)
+        if scored:
+            crossed = sums_across(k, [k.load(products, j * lanes, lanes) for j in range(lanes)])
+            seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
+            score = k.keep(tirx.Select(seen, crossed, splat(-math.inf, "float32", lanes)), "float32", lanes)
+            k.store(*at(scored.scores, b * lanes), score, lanes)
+            k.store(largest, 0, tirx.max(k.load(largest, 0, lanes), score), lanes)
+    if scored:
+        k.store(largest, 0, across(k, k.load(largest, 0, lanes), "float32", lanes, tirx.max), lanes)
+    for d, register in sums.items():
+        assert weighed is not None
+        k.store(*at(weighed.y, d), k.load(register, 0, lanes) * ratio, lanes)
 
 
-def load_beside(k: Builder, read: Place, fetched: Place, at: Any, lanes: int) -> Any:
-    """A vector from one place, and a prefetch of what lies as far into another."""
-    k.prefetch(fetched[0], fetched[1] + at, level=2)
-    return k.load(read[0], read[1] + at, lanes)
+def announce(k: Builder, this: Place, following: Place, row: Any, width: int) -> None:
+    k.prefetch(*at(following, row * LINE), level=2)
+    k.prefetch(*at(this, (row + BLOCK) * width), level=2)
+
+
+def at(place: Place, offset: Any) -> Place:
+    return place[0], place[1] + offset
 
 
 def sums_across(k: Builder, vectors: list[Any]) -> Any:
@@ -212,28 +243,18 @@ def sums_across(k: Builder, vectors: list[Any]) -> Any:
     return vectors[0]
 
 
-def weigh(k: Builder, isa: Isa, head: Head, largest: Any) -> None:
-    """Powers of two of the scores, and the mean of the values that they weigh."""
-    lanes, scratch, here = isa.lanes, head.scratch, head.here
+def powers(k: Builder, isa: Isa, head: Head, largest: Any, blocks: Any) -> Any:
+    """Powers of two in the place of scores, 0 behind the last key; one over their sum, in all lanes."""
+    lanes = isa.lanes
     total = k.register("float32", lanes)
     k.store(total, 0, splat(0.0, "float32", lanes), lanes)
-    with k.loop(tirx.floordiv(here + lanes, lanes)) as b:
-        below = k.load(scratch, b * lanes, lanes) - largest
+    with k.loop(blocks) as b:
+        below = k.load(*at(head.scores, b * lanes), lanes) - largest
         exponent = k.keep(tirx.max(below, splat(-FARTHEST, "float32", lanes)), "float32", lanes)
         power = power_of_two(k, exponent, lanes, POWER)
-        seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(here, "int32", lanes)
+        seen = tirx.Ramp(b * lanes, 1, lanes) <= splat(head.here, "int32", lanes)
         weight = k.keep(tirx.Select(seen, power, splat(0.0, "float32", lanes)), "float32", lanes)
-        k.store(scratch, b * lanes, weight, lanes)
+        k.store(*at(head.scores, b * lanes), weight, lanes)
         k.store(total, 0, k.load(total, 0, lanes) + weight, lanes)
     whole_sum = across(k, k.load(total, 0, lanes), "float32", lanes, plus)
-    ratio = k.keep(splat(1.0, "float32", lanes) / whole_sum, "float32", lanes)
-    sums = {d: k.register("float32", lanes) for d in range(0, head.width, lanes)}
-    for register in sums.values():
-        k.store(register, 0, splat(0.0, "float32", lanes), lanes)
-    with k.loop(here + 1) as j:
-        weight = k.keep(splat(k.load(scratch, j), "float32", lanes), "float32", lanes)
-        for d, register in sums.items():
-            value = load_beside(k, head.values, head.next_keys, j * head.width + d, lanes)
-            k.store(register, 0, tirx.op.fma(weight, value, k.load(register, 0, lanes)), lanes)
-    for d, register in sums.items():
-        k.store(head.y[0], head.y[1] + d, k.load(register, 0, lanes) * ratio, lanes)
+    return k.keep(splat(1.0, "float32", lanes) / whole_sum, "float32", lanes)

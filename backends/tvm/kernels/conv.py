@@ -28,6 +28,7 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.plane import NUMBER, Plane
 
 LINE = 64  # bytes of the cache
+NEAR = 512 << 10  # bytes of results that the second cache keeps from one use of their memory to the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,8 @@ class Kernel:
             panel = within(k, block, tile.columns, self.panels)
             w = within(k, t, tile.rows, y.width)
             sums = self.start(g, panel)
+            if self.layer.to_float and 4 * y.size > NEAR:
+                self.announce(sums, (n, g, panel, h, w))
             self.accumulate(sums, (n, g, panel, h, w), h * tiles + t, lines * tiles)
             self.finish(sums, (n, g, panel, h, w))
         return k.function()
@@ -154,6 +157,15 @@ class Kernel:
             for row in sums:
                 k.store(row[j], 0, held, lanes)
         return sums
+
+    def announce(self, sums: list[list[Any]], place: tuple[Any, ...]) -> None:
+        """Bring near where results will go while they are summed: a store waits for a line that is far."""
+        n, g, panel, h, w = place
+        channel = (g * self.panels + panel) * self.isa.lanes
+        for r, row in enumerate(sums):
+            for j in range(0, len(row), LINE // (4 * self.isa.lanes)):
+                spot = n, h, w + r, channel + j * self.isa.lanes
+                self.k.prefetch(self.y, self.address(self.layer.y, spot))
 
     def accumulate(self, sums: list[list[Any]], place: tuple[Any, ...], turn: Any, turns: int) -> None:
         """Add the products of every run of bytes; `turn` of `turns` is how far the pixels have come."""

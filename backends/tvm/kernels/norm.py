@@ -38,26 +38,29 @@ class Norm:
     """One layer on borderless planes of equal pixels; each pixel is a row, whatever its pitch.
 
     x: float32. floats: where y goes, codes: where q goes; None: not wanted. block: numbers of a block in
-    which y is rounded as well (`rounding.py`), or 0. centered: around the mean of the row. bias: whether b
-    is added.
+    which y is rounded as well (`rounding.py`), or 0. ranged: whether the extremes of y are wanted
+    (`extremes.py`). centered: around the mean of the row. bias: whether b is added.
     """
 
     x: Plane
     floats: Plane | None = None
     codes: Plane | None = None
     block: int = 0
+    ranged: bool = False
     centered: bool = True
     bias: bool = True
     epsilon: float = 1e-5
 
 
 def norm(layer: Norm, isa: Isa, name: str) -> Any:
-    """The function (x, gain [C], [bias [C],] [s of codes, z of codes,] [y,] [q,] [codes, scales, sums])."""
+    """The function (x, gain [C], [bias [C],] [s of codes, z of codes,] [y,] [q,] [codes, scales, sums,]
+    [extremes]).
+    """
     k, lanes, channels = Builder(name), isa.lanes, layer.x.channels
     x = k.argument("x", "float32", layer.x.size)
     gain = k.argument("gain", "float32", channels)
     bias = k.argument("bias", "float32", channels) if layer.bias else None
-    result = results(k, isa, layer.floats, layer.codes, layer.block)
+    result = results(k, isa, layer.floats, layer.codes, layer.block, layer.ranged)
     with k.loop(rows(layer.x), shared=True) as row:
         begin = row * layer.x.pitch
         middle = None

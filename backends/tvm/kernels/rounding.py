@@ -64,7 +64,7 @@ def rounded(layer: Rounding, isa: Isa, name: str) -> Any:
     k = Builder(name)
     x = k.argument("x", "float32", layer.x.size)
     round_row = rounder(k, isa, layer, x)
-    with k.loop(layer.rows) as row:
+    with k.loop(layer.rows, shared=True) as row:
         round_row(row)
     return k.function()
 

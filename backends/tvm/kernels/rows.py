@@ -10,6 +10,7 @@ from tvm import tirx
 
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.extremes import Extremes
 from qcompiler.backends.tvm.kernels.rounding import Rounding, rounder
 from qcompiler.backends.tvm.kernels.strips import bounded, store_codes
 from qcompiler.backends.tvm.plane import Plane
@@ -65,8 +66,12 @@ class Results(NamedTuple):
     end: Callable[[Any], None]
 
 
-def results(k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None, block: int = 0) -> Results:
-    """([s, z,] [y,] [q,] [codes of y by block, their scales, their sums]) become arguments here."""
+def results(
+    k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None, block: int = 0, ranged: bool = False
+) -> Results:
+    """([s, z,] [y,] [q,] [codes of y by block, their scales, their sums,] [extremes of rows]) become
+    arguments here.
+    """
     scale = None if codes is None else k.argument("scale", "float32", 1)
     zero = None if codes is None else k.argument("zero", "int32", 1)
     y = None if floats is None else k.argument("y", "float32", floats.size)
@@ -74,18 +79,26 @@ def results(k: Builder, isa: Isa, floats: Plane | None, codes: Plane | None, blo
     step = None if scale is None else k.keep(
         splat(k.load(scale, 0), "float32", isa.lanes), "float32", isa.lanes
     )  # fmt: skip
+    round_row = rounder(k, isa, Rounding(x=floats, block=block), y) if floats is not None and block else None
+    seen = Extremes(k, isa, rows(floats)) if floats is not None and ranged else None
 
     def part(row: Any, at: Any, values: list[Any], lengths: list[int]) -> None:
         values = [k.keep(value, "float32", isa.lanes) for value in values]
         if floats is not None:
             store_floats(k, y, row * floats.pitch + at, values, lengths, isa.lanes)
+        if seen is not None:
+            seen.see(values)
         if codes is not None:
             steps = [value / step for value in values]
             store_steps(k, isa, q, row * codes.pitch + at, steps, k.load(zero, 0), sum(lengths))
 
-    if floats is None or not block:
-        return Results(part, lambda row: None)
-    return Results(part, rounder(k, isa, Rounding(x=floats, block=block), y))
+    def end(row: Any) -> None:
+        if round_row is not None:
+            round_row(row)
+        if seen is not None:
+            seen.end(row)
+
+    return Results(part, end)
 
 
 def rows(plane: Plane) -> int:

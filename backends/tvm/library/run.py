@@ -278,6 +278,12 @@ class Model:
         values[step["place"]] = held = aligned(floats)
         self.addresses[step["place"]] = held.ctypes.data
 
+    def lend(self, step: Mapping[str, Any], values: Values) -> None:
+        """New memory where functions write rows that are returned."""
+        made, shape = placed(step["count"], np.float32), step["shape"]
+        self.hold(step, values, made)
+        values[step["value"]] = made[: math.prod(shape)].reshape(shape)
+
     def put(self, step: Mapping[str, Any], values: Values) -> None:
         """A tensor of codes or floats, by channel or by row, onto its plane."""
         self.pixels(step)[:] = by_pixel(values[step["value"]], step["plane"]["image"])

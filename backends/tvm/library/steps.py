@@ -7,7 +7,7 @@ Shapes are those of one call, so that what torch computes of sizes alone is gone
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import groupby
 from typing import Any
 
@@ -15,23 +15,7 @@ import torch
 from torch.fx import Node
 
 from qcompiler.backends.tvm.floatpath.step import Floats
-from qcompiler.backends.tvm.program import (
-    Call,
-    Compute,
-    Enter,
-    First,
-    Gather,
-    Leave,
-    Load,
-    Mask,
-    Program,
-    Put,
-    Refer,
-    Step,
-    Store,
-    Take,
-    reads,
-)
+from qcompiler.backends.tvm.program import Call, Compute, Moving, Program, Refer, Step, Store, reads
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Graph, arguments, value
 
@@ -76,34 +60,31 @@ def recorded(steps: Sequence[Step], program: Program, places: Mapping[str, int])
 
 
 def moving(step: Step, program: Program, places: Mapping[str, int]) -> Data:
-    """A step between a value and memory, or a function of values."""
-    about = step.node.name
-    match step:
-        case Load(name=name):
-            return {"do": "load", "value": about, "place": places[name]}
-        case Mask(name=name):
-            return {"do": "mask", "value": about, "place": places[name]}
-        case Put(name=name, store=store):
-            return {"do": "put", "value": about, "store": name, "plane": plane(store)}
-        case Take(name=name, store=store, shape=shape):
-            return {"do": "take", "value": about, "store": name, "plane": plane(store), "shape": list(shape)}
-        case Gather(name=name, store=store, indices=indices, table=table):
-            where = {"store": name, "plane": plane(store)}
-            return {"do": "gather", "indices": indices.name, "table": table.name, **where}
-        case First(name=name, last=last):
-            return {"do": "first", "value": about, "store": name, "last": last}
-        case Enter(name=name):
-            return {"do": "enter", "value": about, "store": name}
-        case Floats(group=group, function=function):
-            to = [{"value": node.name, "shape": list(program.shapes[node])} for node in group.outputs]
-            return {"do": "function", "name": function, "of": [node.name for node in group.inputs], "to": to}
-        case Leave(name=name, shape=shape):
-            return {"do": "leave", "value": about, "store": name, "shape": list(shape)}
-    raise AssertionError(f"{type(step).__name__} has no form as data")
+    """A function of values, or a step between a value and memory: all that it holds, named for its kind."""
+    if isinstance(step, Floats):
+        to = [{"value": node.name, "shape": list(program.shapes[node])} for node in step.group.outputs]
+        given = [node.name for node in step.group.inputs]
+        return {"do": "function", "name": step.function, "of": given, "to": to}
+    assert isinstance(step, Moving), f"{type(step).__name__} has no form as data"
+    held = {field.name: getattr(step, field.name) for field in fields(step)}
+    name = held.pop("name")
+    where = {"store": name} if name in program.stores else {"place": places[name]}
+    about = {WORDS.get(key, key): plain(each) for key, each in held.items()}
+    return {"do": type(step).__name__.lower(), **where, **about}
 
 
-def plane(store: Store) -> Data:
-    return {**asdict(store.plane), "image": store.is_image}
+WORDS = {"node": "value", "store": "plane"}  # fields of steps, as the loader calls them
+
+
+def plain(held: Any) -> Any:
+    match held:
+        case Node():
+            return held.name
+        case Store():
+            return {**asdict(held.plane), "image": held.is_image}
+        case tuple():
+            return list(held)
+    return held
 
 
 # ---------------------------------------------------------------- what torch computes, as numpy does

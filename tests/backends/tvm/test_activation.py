@@ -22,7 +22,7 @@ from qcompiler.backends.tvm.plane import Plane
 from qcompiler.numerics import quantize
 from tests.backends.tvm.sets import built, every_isa, pytestmark, some_isa
 from tests.backends.tvm.test_edge import ZEROS, params
-from tests.backends.tvm.test_norm import WIDTHS, kept, laid, plane, taken
+from tests.backends.tvm.test_norm import WIDTHS, are_extremes, kept, laid, plane, room, taken
 from tests.backends.tvm.test_rounding import BLOCKS, between, is_rounded
 
 __all__ = ["pytestmark"]
@@ -30,15 +30,18 @@ SCALE = 0.02
 
 
 def run(
-    isa: Isa, function: Any, arguments: list[NDArray[Any]], y: Plane, q: Plane, zero: int = 0, block: int = 0
-) -> tuple[Any, Any]:
-    """Floats and codes; nothing beside the rows is written, and they are rounded in blocks where wanted."""
-    rounded = between(y, block)
+    isa: Isa, function: Any, arguments: list[NDArray[Any]], y: Plane, q: Plane, zero: int = 0, block: int = 0,
+    ranged: bool = False,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Floats and codes; nothing beside the rows is written, and they are rounded in blocks where wanted, and
+    their extremes found."""
+    rounded, seen = between(y, block), room(y.width, isa) if ranged else []
     floats, codes = placed(np.full(y.size, 99, np.float32)), placed(np.full(q.size, 99, np.uint8))
     step = placed(np.array([SCALE], np.float32)), placed(np.array([zero], np.int32))
-    built(function, isa)(*map(handed, [*arguments, *step, floats, codes, *rounded]))
+    built(function, isa)(*map(handed, [*arguments, *step, floats, codes, *rounded, *seen]))
     assert kept(y, floats, 99) and kept(q, codes, 99)
     assert not block or is_rounded(torch.from_numpy(taken(y, floats)), block, rounded)
+    assert not ranged or are_extremes(taken(y, floats), seen)
     return taken(y, floats).copy(), taken(q, codes).copy()
 
 
@@ -63,11 +66,12 @@ FUNCTION = st.sampled_from(["gelu", "gelu_tanh", "silu"])
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     isa=some_isa, function=FUNCTION, rows=st.integers(1, 4), channels=WIDTHS, gap=st.sampled_from([0, 3]),
-    spread=st.sampled_from([0.1, 2.0, 30.0]), zero=ZEROS, block=BLOCKS, seed=st.integers(0, 1000),
+    spread=st.sampled_from([0.1, 2.0, 30.0]), zero=ZEROS, block=BLOCKS, ranged=st.booleans(),
+    seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_gate(
     isa: Isa, function: str, rows: int, channels: int, gap: int, spread: float, zero: int, block: int,
-    seed: int,
+    ranged: bool, seed: int,
 ) -> None:  # fmt: skip
     """Gate and other half on one plane, as one linear leaves them."""
     draw = np.random.default_rng(seed)
@@ -75,10 +79,10 @@ def test_gate(
     values = (spread * draw.standard_normal((rows, both.channels))).astype(np.float32)
     layer = Activation(
         function=function, channels=channels, x=both, other=both, other_first=channels + gap, floats=y,
-        codes=q, block=block,
+        codes=q, block=block, ranged=ranged,
     )  # fmt: skip
     memory = laid(both, values)
-    floats, codes = run(isa, activation(layer, isa, "kernel"), [memory, memory], y, q, zero, block)
+    floats, codes = run(isa, activation(layer, isa, "kernel"), [memory, memory], y, q, zero, block, ranged)
     x, other = (torch.from_numpy(values[:, i : i + channels]) for i in (0, channels + gap))
     wanted = exact(function, x) * other
     # The product is rounded once more.

@@ -101,6 +101,27 @@ def test_multiply(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, s
     assert np.array_equal(run(isa, function, given_, pair.y), called("mul", operands, scales[2], zeros[2]))
 
 
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    isa=some_isa, sizes=SIZES, one=st.sets(st.sampled_from([0, 2, 3])), second=st.booleans(),
+    wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS,
+)  # fmt: skip
+def test_multiply_by_what_is_repeated(
+    isa: Isa, sizes: Sizes, one: set[int], second: bool, wider: int, scales: Any, zeros: Any, seed: int
+) -> None:
+    """One operand has a single image, line or pixel where the other has several."""
+    few = tuple(1 if axis in one else size for axis, size in enumerate(sizes))
+    shapes: list[Any] = [sizes, few] if second else [few, sizes]
+    planes = [plane(shape, wider=more, border=1) for shape, more in zip(shapes, (0, wider), strict=True)]
+    pair = Pair(a=planes[0], b=planes[1], y=plane(sizes))
+    codes = [random(shape, seed + i) for i, shape in enumerate(shapes)]
+    operands = [quantized(*each) for each in zip(codes, scales[:2], zeros[:2], strict=True)]
+    laid = [filled(*each, 0) for each in zip(planes, codes, strict=True)]
+    function = multiply(pair, Zeros(a=zeros[0], b=zeros[1], y=zeros[2]), isa, "kernel")
+    found = run(isa, function, [*laid, placed(np.array(scales, np.float32))], pair.y)
+    assert np.array_equal(found, called("mul", operands, scales[2], zeros[2]))
+
+
 def entries(op: Any, scales: tuple[float, float], zeros: tuple[int, int]) -> NDArray[np.uint8]:
     """The table of the reference: every code once."""
     every = quantized(np.arange(256, dtype=np.uint8), scales[0], zeros[0])

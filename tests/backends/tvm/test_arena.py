@@ -15,8 +15,9 @@ from qcompiler.backends.tvm.arena import memory, mould, shared
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.program import Call, Program, Step, Store
 from qcompiler.proof import quantized
+from tests.backends.tvm.networks import TARGET
 from tests.backends.tvm.test_conv import pytestmark
-from tests.backends.tvm.test_lower import TARGET, Network
+from tests.backends.tvm.test_lower import Network
 
 __all__ = ["pytestmark"]
 NODE = FxGraph().placeholder("x")

@@ -26,13 +26,13 @@ CAPACITY, DEPTH = 32, 2
 RECIPE: Any = {"base": "w4a16", "name": "groups of 16", "group_size": 16, "weight_method": "nearest"}
 
 
-def made(family: Literal["llama", "gpt2"], backend: str) -> qc.LanguageModel:
+def made(family: Literal["llama", "gpt2"], backend: str, vocabulary: int = 50) -> qc.LanguageModel:
     """Without the speed guard: a model this small is no faster in few bits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "raced", lambda *_, **__: None)
         return qc.compile_decoder(
-            small(family), recipe=RECIPE, target="cpu-tvm", backend=backend, capacity=CAPACITY, threads=1,
-            progress=False,
+            small(family, vocabulary), recipe=RECIPE, target="cpu-tvm", backend=backend, capacity=CAPACITY,
+            threads=1, progress=False,
         )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.proof import quantized
+from tests.backends.tvm.networks import TARGET
 from tests.backends.tvm.sets import pytestmark
-from tests.backends.tvm.test_lower import TARGET
 
 __all__ = ["pytestmark"]
 

@@ -28,6 +28,7 @@ from qcompiler.backends.tvm.kernels.cached_attention import CachedAttention, cac
 from qcompiler.backends.tvm.kernels.conv import Convolution, convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, depthwise
 from qcompiler.backends.tvm.kernels.edge import decode, encode
+from qcompiler.backends.tvm.kernels.float_attention import FloatAttention, float_attention
 from qcompiler.backends.tvm.kernels.gemv import Gemv, gemv
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
 from qcompiler.backends.tvm.kernels.pool import (
@@ -93,11 +94,15 @@ def functions_of_rows(isa: Isa) -> dict[str, Any]:
     cached = CachedAttention(
         x=heads, y=lines(64), heads=2, kv_heads=2, width=32, capacity=70, scale=0.2, rotary=True
     )
+    seen = FloatAttention(
+        q=heads, k=heads, v=heads, y=heads, batch=1, heads=6, kv_heads=3, queries=5, keys=5, width=32,
+        scale=0.2, causal=True, ranged=True,
+    )  # fmt: skip
     few = Gemv(x=x, y=lines(112), bits=4, block=32, zero=8)
     curve = Activation(function="gelu", channels=100, x=x, floats=y, codes=y)
     turned = Rotary(x=heads, heads=3, width=64, positions=5, pitch=32, floats=heads, codes=heads)
     return {
-        "norm": norm(Norm(x=x, floats=y, codes=y), isa, "norm"),
+        "norm": norm(Norm(x=x, floats=y, codes=y, ranged=True), isa, "norm"),
         "encode rows": encode_rows(x, y, isa, "encode_rows"),
         "attention": attention(some, isa, "attention"),
         "cached attention": cached_attention(cached, isa, "cached_attention"),
@@ -105,6 +110,7 @@ def functions_of_rows(isa: Isa) -> dict[str, Any]:
         "gemv": gemv(few, isa, "gemv"),
         "activation": activation(curve, isa, "activation"),
         "rotary": rotary(turned, isa, "rotary"),
+        "float attention": float_attention(seen, isa, "float_attention"),
     }
 
 

@@ -16,8 +16,8 @@ from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.proof import quantized
+from tests.backends.tvm.networks import TARGET, equal_to_the_reference
 from tests.backends.tvm.sets import pytestmark, seeds
-from tests.backends.tvm.test_lower import TARGET
 from tests.backends.tvm.test_transformer import FUNCTIONS
 
 __all__ = ["pytestmark"]
@@ -60,20 +60,8 @@ def linears(count: int, inputs: int, outputs: int) -> list[nn.Linear]:
 @seeds(4, 1)
 def test_linears_of_four_axes(isa: Isa, seed: int) -> None:
     torch.manual_seed(seed)
-    network = Windows(seed).eval()
-    decision = explain(network, network.data(2, 0), calibration=[network.data(2, 1)], target=TARGET)
-    graph = quantized(decision)
-    engine, reference = Tvm(TARGET, isa=isa.name).lower(graph), Reference(TARGET).lower(graph)
-    assert isinstance(engine, TvmExecutable)
-    for count in (1, 3):
-        x = network.data(count, 2)
-        (found,), (wanted,) = engine([x]), reference([x])
-        if isinstance(network.norm, nn.Identity):
-            assert torch.equal(found, wanted)
-        else:  # sums of floats in another order: a code behind one may differ by one
-            assert float((found - wanted).abs().max()) <= 0.02 * float(wanted.abs().max())
-    assert engine.verify([x]) and all(each.max_lsb == 0 for each in engine.verify([x]))
-    kernels = {layer.node: layer.kernel for layer in engine.execution(decision.plan).layers}
+    network = Windows(seed)
+    kernels = equal_to_the_reference(network, network.data, isa).kernels
     assert {kernel for node, kernel in kernels.items() if "linear" in node} == {"convolution"}
 
 

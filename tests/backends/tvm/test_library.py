@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from qcompiler.api import explain
 from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.backends.tvm.library import Library, compare, run, write_library
 from qcompiler.backends.tvm.library.run import LibraryError, Model
+from qcompiler.backends.tvm.program import Moving
 from qcompiler.errors import ArtifactError, ContractError, InputError, LoweringError, TargetError
 from qcompiler.proof import quantized
 from qcompiler.target import find_target
@@ -128,6 +129,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[TvmExecutable, l
 def folder(exported: tuple[TvmExecutable, list[Tensor], Library], tmp_path: Path) -> Path:
     """A copy that a test may spoil."""
     return Path(shutil.copytree(exported[2].folder, tmp_path / "copy"))
+
+
+def kinds(kind: type) -> Iterator[type]:
+    """All kinds of steps between values and memory; those between carry no step of their own."""
+    below: list[type] = kind.__subclasses__()
+    yield from [kind] if not below else [leaf for each in below for leaf in kinds(each)]
+
+
+def test_the_loader_knows_every_kind_of_step() -> None:
+    names = {kind.__name__.lower() for kind in kinds(Moving)}
+    assert names > {"load", "put", "take"} and all(hasattr(Model, name) for name in names)
 
 
 def started(folder: Path, inputs: Sequence[Tensor], out: Path) -> subprocess.Popen[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +19,19 @@ import qcompiler.backends.tvm as tvm_backend
 from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable
+from qcompiler.backends.tvm import executable as executables
 from qcompiler.backends.tvm.isa import AVX2, AVX512_VBMI, AVX512_VNNI, NEON_DOT, NEON_I8MM, Isa, isa_for
+from qcompiler.backends.tvm.lower import lower
+from qcompiler.backends.tvm.program import Program
 from qcompiler.errors import TargetError
+from qcompiler.ir import Graph
 from qcompiler.proof import quantized
-from qcompiler.target import find_target
+from qcompiler.target import Target
 from qcompiler.target.machine import Cpu
+from tests.backends.tvm.networks import TARGET, equal_to_the_reference
 from tests.backends.tvm.sets import RUNNABLE, pytestmark, seeds
 
 __all__ = ["pytestmark"]
-TARGET = find_target("cpu", "tvm")
 
 
 class Block(nn.Module):
@@ -77,17 +84,8 @@ class Network(nn.Module):
 @seeds(7, 1)
 def test_random_networks(isa: Isa, seed: int) -> None:
     torch.manual_seed(seed)
-    network = Network(seed).eval()
-    decision = explain(network, network.images(2, 0), calibration=[network.images(2, 1)], target=TARGET)
-    graph = quantized(decision)
-    engine, reference = Tvm(TARGET, isa=isa.name).lower(graph), Reference(TARGET).lower(graph)
-    assert isinstance(engine, TvmExecutable)
-    for count in (1, 3):
-        x = network.images(count, 2)
-        assert torch.equal(engine([x])[0], reference([x])[0])
-    assert all(found.max_lsb == 0 for found in engine.verify([x]))
-    ran = engine.execution(decision.plan)
-    assert "reference" not in {layer.kernel for layer in ran.layers}
+    network = Network(seed)
+    assert "reference" not in equal_to_the_reference(network, network.images, isa).kernels.values()
 
 
 def test_compile_on_our_own_kernels(tmp_path: Path) -> None:
@@ -105,13 +103,55 @@ def test_compile_on_our_own_kernels(tmp_path: Path) -> None:
     assert data["accuracy"]["distance"]["max_lsb"] == 0 and data["manifest"]["target"] == "cpu-tvm"
 
 
+@pytest.mark.parametrize("look_first", [True, False])
+def test_what_is_looked_at_and_run_is_lowered_once(monkeypatch: pytest.MonkeyPatch, look_first: bool) -> None:
+    lowered = []
+
+    def counted(graph: Graph, target: Target, shapes: Any, *more: Any) -> Program:
+        lowered.append(shapes)
+        return lower(graph, target, shapes, *more)
+
+    monkeypatch.setattr(executables, "lower", counted)
+    torch.manual_seed(0)
+    network = Network(3).eval()
+    x = network.images(2, 0)
+    decision = explain(network, x, calibration=[x], target=TARGET)
+    engine = Tvm(TARGET).lower(quantized(decision), threads=1)
+    assert isinstance(engine, TvmExecutable)
+    looks: list[Callable[[], Any]] = [
+        lambda: engine.execution(decision.plan), lambda: engine([x]), lambda: engine.fusions([x]),
+    ]  # fmt: skip
+    for look in looks if look_first else looks[::-1]:
+        look()
+    assert len(lowered) == 1
+    (ready,) = engine.programs.values()
+    assert all(ready.arrays[name] is held for name, held in ready.program.constants.items())
+
+
+def test_a_profile_is_by_the_clock_that_it_is_given() -> None:
+    torch.manual_seed(0)
+    network = Network(3).eval()
+    x, seconds = network.images(1, 0), itertools.count()
+    decision = explain(network, x, calibration=[x], target=TARGET)
+    engine = Tvm(TARGET).lower(quantized(decision), threads=1)
+    assert isinstance(engine, TvmExecutable)
+    steps = Counter(step.node.name for step in engine.ready([x]).program.steps)
+    found = engine.profile([x], clock=lambda: float(next(seconds)))
+    assert found == {name: 1e6 * count for name, count in steps.items()}  # a second for each step
+    assert set(engine.profile([x])) == set(found)
+
+
 def test_a_network_that_returns_a_map_of_codes() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 7, 1), nn.ReLU()).eval()
     x = torch.randn(2, 3, 9, 30)
     graph = quantized(explain(network, x, target=TARGET))
-    (found,), (wanted,) = Tvm(TARGET).lower(graph)([x]), Reference(TARGET).lower(graph)([x])
-    assert torch.equal(found, wanted)
+    engine = Tvm(TARGET).lower(graph)
+    (found,), (wanted,) = engine([x]), Reference(TARGET).lower(graph)([x])
+    assert torch.equal(found, wanted) and found.is_contiguous()
+    assert isinstance(engine, TvmExecutable)
+    steps = [type(step).__name__ for step in engine.ready([x]).program.steps]
+    assert steps == ["Load", "Lend", "Call", "Call", "Call", "Call"]  # in, two convolutions, out
 
 
 class Tokens(nn.Module):

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.kernels.extremes import extremes_of
 from qcompiler.backends.tvm.kernels.norm import Norm, encode_rows, norm
-from qcompiler.backends.tvm.plane import Plane
+from qcompiler.backends.tvm.plane import SPARE, Plane
 from qcompiler.numerics import quantize
 from tests.backends.tvm.sets import built, pytestmark, some_isa
 from tests.backends.tvm.test_edge import ODD, SCALES, ZEROS, params
@@ -47,17 +48,33 @@ def kept(plane: Plane, memory: NDArray[Any], mark: float) -> bool:
     return bool((rows[:, plane.channels :] == mark).all() and (behind == mark).all())
 
 
+def room(turns: int, isa: Isa) -> list[NDArray[Any]]:
+    """For extremes."""
+    return [placed(np.full(extremes_of(turns, isa).size, np.nan, np.float32))]
+
+
+def are_extremes(values: NDArray[Any], found: list[NDArray[Any]]) -> bool:
+    """Whether the least and the largest number of every turn [turns, ..] stand in some lane, 0 among them."""
+    turns = len(values)
+    lanes = (len(found[0]) - SPARE) // turns // 2
+    least, largest = found[0][: 2 * turns * lanes].reshape(turns, 2, lanes).transpose(1, 0, 2)
+    flat = values.reshape(turns, -1)
+    return bool(
+        (least.min(1) == flat.min(1).clip(max=0)).all() and (largest.max(1) == flat.max(1).clip(min=0)).all()
+    )
+
+
 @settings(max_examples=24, deadline=None, derandomize=True)
 @given(
     isa=some_isa,
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 3),
     centered=st.booleans(), bias=st.booleans(), shift=st.sampled_from([0.0, 1.0, -100.0]),
     spread=st.sampled_from([1e-3, 1.0, 50.0]), wanted=st.sampled_from(["floats", "codes", "both"]),
-    zero=ZEROS, block=BLOCKS, seed=st.integers(0, 1000),
+    zero=ZEROS, block=BLOCKS, ranged=st.booleans(), seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_norm(
     isa: Isa, rows: int, channels: int, wider: tuple[int, int, int], centered: bool, bias: bool, shift: float,
-    spread: float, wanted: str, zero: int, block: int, seed: int,
+    spread: float, wanted: str, zero: int, block: int, ranged: bool, seed: int,
 ) -> None:  # fmt: skip
     draw = np.random.default_rng(seed)
     values = (spread * (draw.standard_normal((rows, channels)) + shift)).astype(np.float32)
@@ -65,15 +82,16 @@ def test_norm(
     x, y, q = (plane(rows, channels, more) for more in wider)
     layer = Norm(
         x=x, floats=y if wanted != "codes" else None, codes=q if wanted != "floats" else None,
-        block=block if wanted != "codes" else 0, centered=centered, bias=bias, epsilon=1e-5,
+        block=block if wanted != "codes" else 0, ranged=ranged and wanted != "codes",
+        centered=centered, bias=bias, epsilon=1e-5,
     )  # fmt: skip
-    rounded = between(y, layer.block)
+    rounded, seen = between(y, layer.block), room(rows, isa) if layer.ranged else []
     floats, codes = placed(np.full(y.size, 99, np.float32)), placed(np.full(q.size, 99, np.uint8))
     given_ = [laid(x, values), placed(gain)] + [placed(offset)] * bias
     if layer.codes is not None:
         given_ += [placed(np.array([0.02], np.float32)), placed(np.array([zero], np.int32))]
     given_ += [floats] * (layer.floats is not None) + [codes] * (layer.codes is not None)
-    built(norm(layer, isa, "norm"), isa)(*map(handed, given_ + rounded))
+    built(norm(layer, isa, "norm"), isa)(*map(handed, given_ + rounded + seen))
 
     exact, allowed = wanted_of(values, gain, offset if bias else None, centered)
     if layer.floats is not None:
@@ -81,6 +99,8 @@ def test_norm(
         assert kept(y, floats, 99)
     if layer.block:
         assert is_rounded(torch.from_numpy(taken(y, floats)), block, rounded)
+    if layer.ranged:
+        assert are_extremes(taken(y, floats), seen)
     if layer.codes is not None:
         assert kept(q, codes, 99)
     if wanted == "both":

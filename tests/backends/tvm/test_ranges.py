@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
-from qcompiler.backends.tvm import Tvm, TvmExecutable
+from qcompiler.backends.tvm import Tvm
 from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.kernels.ranges import encode_at_once, extremes, extremes_of
+from qcompiler.backends.tvm.kernels.extremes import extremes_of
+from qcompiler.backends.tvm.kernels.ranges import encode_at_once, extremes
 from qcompiler.backends.tvm.plane import NUMBER
 from qcompiler.proof import quantized
+from tests.backends.tvm.networks import TARGET, equal_to_the_reference
 from tests.backends.tvm.sets import built, pytestmark, seeds, some_isa
-from tests.backends.tvm.test_lower import TARGET
 from tests.backends.tvm.test_norm import WIDTHS, kept, laid, plane, taken
 
 __all__ = ["pytestmark"]
@@ -43,12 +44,12 @@ def test_codes_on_a_range_of_their_own(
     draw = np.random.default_rng(seed)
     values = (size * (draw.random((rows, channels)) / 2 + shift / 2)).astype(np.float32)
     x, y = (plane(rows, channels, more) for more in wider)
-    found = placed(np.full(extremes_of(x, isa).size, np.nan, np.float32))
+    found = placed(np.full(extremes_of(rows, isa).size, np.nan, np.float32))
     codes = placed(np.full(y.size, 99, np.uint8))
     scale, zero = placed(np.zeros(NUMBER.size, np.float32)), placed(np.zeros(NUMBER.size, np.int32))
     source = laid(x, values)
     built(extremes(x, isa, "extremes"), isa)(handed(source), handed(found))
-    built(encode_at_once(x, y, isa, "encode"), isa)(*map(handed, (source, found, codes, scale, zero)))
+    built(encode_at_once(x, y, rows, isa, "encode"), isa)(*map(handed, (source, found, codes, scale, zero)))
     wanted = qc.dynamic_quantize(torch.from_numpy(values))
     assert np.array_equal(taken(y, codes), wanted[0].numpy()) and kept(y, codes, 99)
     assert (scale[0], zero[0]) == (wanted[1].numpy(), wanted[2].numpy())
@@ -80,18 +81,10 @@ class Linears(nn.Module):
 @seeds(5, 1)
 def test_linears_on_ranges_taken_at_run_time(isa: Isa, seed: int) -> None:
     torch.manual_seed(seed)
-    model = Linears(seed).eval()
-    decision = explain(model, model.data(2, 0), recipe="int8-dynamic", target=TARGET)
-    graph = quantized(decision)
-    engine, reference = Tvm(TARGET, isa=isa.name).lower(graph), Reference(TARGET).lower(graph)
-    assert isinstance(engine, TvmExecutable)
-    for count in (1, 3):
-        x = model.data(count, 1)
-        assert torch.equal(engine([x])[0], reference([x])[0])
-    found = engine.verify([x])
-    assert len(found) == 4 and all(each.max_lsb == 0 for each in found)
-    linears = [layer for layer in engine.execution(decision.plan).layers if layer.precision == "int8"]
-    assert [layer.kernel for layer in linears] == ["convolution"] * 4
+    model = Linears(seed)
+    found = equal_to_the_reference(model, model.data, isa, recipe="int8-dynamic")
+    linears = [layer.node for layer in found.decision.plan.layers if layer.precision == "int8"]
+    assert found.verified == 4 and [found.kernels[node] for node in linears] == ["convolution"] * 4
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -8,13 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcompiler.api import explain
-from qcompiler.backends.reference import Reference
-from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.proof import quantized
+from tests.backends.tvm.networks import equal_to_the_reference
 from tests.backends.tvm.sets import pytestmark, seeds
-from tests.backends.tvm.test_lower import TARGET
 
 __all__ = ["pytestmark"]
 
@@ -51,16 +47,30 @@ class Sequences(nn.Module):
 @seeds(5, 1)
 def test_random_networks_of_sequences(isa: Isa, seed: int) -> None:
     torch.manual_seed(seed)
-    network = Sequences(seed).eval()
-    decision = explain(network, network.data(2, 0), calibration=[network.data(2, 1)], target=TARGET)
-    graph = quantized(decision)
-    engine, reference = Tvm(TARGET, isa=isa.name).lower(graph), Reference(TARGET).lower(graph)
-    assert isinstance(engine, TvmExecutable)
-    for count in (1, 3):
-        x = network.data(count, 2)
-        assert torch.equal(engine([x])[0], reference([x])[0])
-    found = engine.verify([x])
-    assert len(found) >= 4 and all(each.max_lsb == 0 for each in found)
-    layers = engine.execution(decision.plan).layers
-    assert "reference" not in {layer.kernel for layer in layers}
+    network = Sequences(seed)
+    found = equal_to_the_reference(network, network.data, isa)
+    assert found.verified >= 4 and "reference" not in found.kernels.values()
+    layers = found.decision.plan.layers
     assert {layer.precision for layer in layers if "conv" in layer.node or "pool" in layer.node} == {"int8"}
+
+
+class Gated(nn.Module):
+    """Columns of a linear, which are rows, gate each other into lines of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.conv = nn.Linear(32, 96), nn.Conv1d(16, 24, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, other = self.linear(x).split([48, 48], -1)
+        y: Tensor = self.conv(F.silu(gate) * other)
+        return y
+
+
+def test_a_gate_that_is_read_as_an_image_is_no_gate_of_rows() -> None:
+    def data(count: int, seed: int) -> Tensor:
+        return torch.randn(count, 16, 32, generator=torch.Generator().manual_seed(seed))
+
+    torch.manual_seed(0)
+    kernels = equal_to_the_reference(Gated(), data).kernels
+    assert "reference" not in kernels.values()

@@ -1,4 +1,4 @@
-"""Blocks of transformers on our own kernels: every kernel equals the reference, the rest its bound."""
+"""Blocks of transformers on our own kernels: all equal the reference, but norms, which keep their bound."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.passes.partition import partition
 from qcompiler.proof import quantized
-from qcompiler.target import find_target
+from tests.backends.tvm.networks import TARGET, equal_to_the_reference
 from tests.backends.tvm.sets import pytestmark, seeds
 
 __all__ = ["pytestmark"]
-TARGET = find_target("cpu", "tvm")
 FUNCTIONS = (F.gelu, F.silu, torch.tanh, torch.sigmoid, F.relu)
 
 
@@ -95,19 +94,8 @@ class Blocks(nn.Module):
 @seeds(6, 1)
 def test_every_kernel_equals_the_reference(isa: Isa, seed: int) -> None:
     torch.manual_seed(seed)
-    network = Blocks(seed).eval()
-    decision = explain(network, network.rows(2, 0), calibration=[network.rows(2, 1)], target=TARGET)
-    graph = quantized(decision)
-    engine, reference = Tvm(TARGET, isa=isa.name).lower(graph), Reference(TARGET).lower(graph)
-    assert isinstance(engine, TvmExecutable)
-    for count in (1, 3):
-        x = network.rows(count, 2)
-        (found,), (wanted,) = engine([x]), reference([x])
-        # Norms are floats, summed in another order: a code behind one may differ by one.
-        assert float((found - wanted).abs().max()) <= 0.02 * float(wanted.abs().max())
-    assert engine.verify([x]) and all(found.max_lsb == 0 for found in engine.verify([x]))
-    ran = engine.execution(decision.plan)
-    assert "reference" not in {layer.kernel for layer in ran.layers}
+    network = Blocks(seed)
+    assert "reference" not in equal_to_the_reference(network, network.rows, isa).kernels.values()
 
 
 def steps(engine: Any) -> list[str]:
@@ -125,7 +113,7 @@ def test_an_mlp_is_four_calls() -> None:
     engine = Tvm(TARGET).lower(quantized(explain(network, x, target=TARGET)))
     engine([x])
     if isinstance(engine, TvmExecutable) and engine.isa.lookup is not None:
-        assert steps(engine) == ["Put", "Call", "Call", "Call", "Call", "Take"]
+        assert steps(engine) == ["Put", "Lend", "Call", "Call", "Call", "Call"]
 
 
 def test_a_sum_belongs_to_the_linear_that_returns_floats() -> None:

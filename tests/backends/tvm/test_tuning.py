@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,15 @@ def test_the_workload_is_what_the_time_depends_on() -> None:
     others = [
         replace(one, stride=(2, 1)), replace(one, residual=one.y), replace(one, to_float=True),
         replace(one, dilation=(1, 2)), replace(one, groups=4), replace(one, x=replace(one.x, pitch=32)),
+        replace(one, y=replace(one.y, pitch=32)), replace(one, kernel=(3, 1)), replace(one, table=True),
+        replace(one, addend=one.y), replace(one, ranged=True), replace(one, offset=True),
         Depthwise(x=one.x, y=one.y, kernel=(3, 3)),
     ]  # fmt: skip
     assert len({workload(one), *map(workload, others)}) == len(others) + 1
+    names = {field.name for field in fields(Convolution)}
+    convolutions = [other for other in others if isinstance(other, Convolution)]
+    changed = {name for name in names for other in convolutions if getattr(other, name) != getattr(one, name)}
+    assert names - changed == {"padding", "shifted"}
 
 
 def test_a_row_chooses_within_the_space_and_nowhere_else() -> None:

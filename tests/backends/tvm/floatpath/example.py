@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
+from qcompiler.backends.reference import decoded
 from qcompiler.backends.tvm.build import compiled, host
 from qcompiler.backends.tvm.executable import shapes_of
+from qcompiler.backends.tvm.floatpath.build import stages
 from qcompiler.backends.tvm.floatpath.choice import FUSED, made
+from qcompiler.backends.tvm.floatpath.elementwise import FUNCTION
 from qcompiler.backends.tvm.floatpath.group import Group
 from qcompiler.backends.tvm.floatpath.steps import groups_of
 from qcompiler.backends.tvm.program import Compute
@@ -52,6 +56,52 @@ def by_torch(graph: Graph, inputs: Sequence[Tensor]) -> dict[Node, Any]:
             given: Any = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = operator_of(node)(*given[0], **given[1])
     return values
+
+
+UNIT = 2.0**-24  # of rounding to float32
+NUDGE = 2.0**-16  # by which inputs are moved, in float64, to see how far results move
+DRAWS = 8
+
+
+@torch.no_grad()
+def exactly(group: Group, values: Mapping[Node, Any]) -> list[tuple[Tensor, float]]:
+    """The outputs of a group in float64, and how far from each its function may be.
+
+    A sum that is rounded n times is the exact sum of terms each of which is moved by n units at most, so an
+    output may move as far as inputs moved so make it, and by as many units of its own:
+
+        |error| <= n u (max |f(x (1 + d s)) - f(x)| / d + max |f(x)|)        s: signs, the worst of 8 draws
+    """
+    generator, steps = torch.Generator().manual_seed(0), roundings(group)
+    exact = in_double(group, values, lambda x: x)
+    farthest = [0.0] * len(exact)
+    for _ in range(DRAWS):
+
+        def moved(x: Tensor) -> Tensor:
+            return x * (1 + NUDGE * (2.0 * torch.randint(2, x.shape, generator=generator) - 1))
+
+        for i, (y, z) in enumerate(zip(in_double(group, values, moved), exact, strict=True)):
+            farthest[i] = max(farthest[i], float((y - z).abs().max()) / NUDGE)
+    return [(y, steps * UNIT * (far + float(y.abs().max()))) for y, far in zip(exact, farthest, strict=True)]
+
+
+def in_double(group: Group, values: Mapping[Node, Any], change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    known = {**values, **{node: change(decoded(values[node]).double()) for node in group.inputs}}
+    for node in group.nodes:
+        given: Any = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+        known[node] = operator_of(node)(*given[0], **given[1])
+    return [known[node] for node in group.outputs]
+
+
+def roundings(group: Group) -> int:
+    """Of one number, at most: the sums that it passes through, and the operations of every op."""
+    arguments, _ = stages(group)
+
+    def sums(tensor: Any) -> int:
+        own = math.prod(int(axis.dom.extent) for axis in getattr(tensor.op, "reduce_axis", ()))
+        return own + max(map(sums, tensor.op.input_tensors), default=0)
+
+    return max(map(sums, arguments)) + FUNCTION * len(group.nodes)
 
 
 def computed(

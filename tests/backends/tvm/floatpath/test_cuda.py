@@ -28,6 +28,13 @@ def function(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, ...]:
 INPUTS = [torch.randn(64, 80), torch.randn(80), torch.randn(80, 96)]
 
 
+def test_rows_of_a_maximum_are_divided_among_blocks() -> None:
+    x = torch.randn(64, 80)
+    graph = graph_of(lambda x: (x * 2).amax(1), [x])
+    (found,) = emitted(graph, shapes_of(graph, [x])).functions
+    assert [launch.blocks for launch in found.launches] == [(64, 1, 1)]
+
+
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_fusions_become_kernels_and_the_rest_is_told(architecture: str) -> None:
     graph = graph_of(function, INPUTS)

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tvm.s_tir.schedule.schedule import ScheduleError
 
 from qcompiler.api import explain
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.backends.tvm.build import host
-from qcompiler.backends.tvm.floatpath import steps as steps_of_floats
+from qcompiler.backends.tvm.floatpath import choice
 from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, by_rule, workload
 from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.program import Compute
@@ -144,15 +145,24 @@ def test_a_row_decides_and_a_damaged_one_is_told(tmp_path: Path) -> None:
 
 def test_what_tvm_cannot_schedule_stays_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*given: object) -> None:
-        raise ValueError
+        raise ScheduleError("two readers")
 
     torch.manual_seed(0)
     network, x = Odd().eval(), torch.randn(1, 3, 6, 6)
     graph = quantized(explain(network, x, calibration=[torch.randn(4, 3, 6, 6)], target=TARGET))
-    monkeypatch.setattr(steps_of_floats, "made", refused)
+    monkeypatch.setattr(choice, "scheduled", refused)
     engine = Tvm(TARGET).lower(graph, threads=1)
     assert isinstance(engine, TvmExecutable)
-    with pytest.warns(UserWarning, match=r"softmax.* stay with torch, because TVM has no schedule"):
+    said = "TVM has no schedule for these ops together, because ScheduleError: two readers"
+    with pytest.warns(UserWarning, match=rf"softmax.* stay with torch: {said}"):
         (found,) = engine([x])
     assert not any(isinstance(step, Floats) for step in engine.ready([x]).program.steps)
     assert torch.equal(found, Reference(TARGET).lower(graph)([x])[0])
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "scheduled", lambda *given: dict[str, int]()["mistake"])
+    x = torch.randn(4, 4)
+    (group,) = groups_in(graph_of(lambda x: torch.relu(x) * 2, [x]), [x])
+    with pytest.raises(KeyError, match="mistake"):
+        choice.made(group, FUSED, "f")

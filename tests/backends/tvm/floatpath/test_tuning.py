@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.tvm.build import host, processor_for, target_of
+from qcompiler.backends.tvm.build import compiled, host, processor_for, target_of
+from qcompiler.backends.tvm.floatpath import tuning
 from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, chosen, made, unscheduled, workload
 from qcompiler.backends.tvm.floatpath.draw import drawn
 from qcompiler.backends.tvm.floatpath.group import Group
 from qcompiler.backends.tvm.floatpath.traces import applied
 from qcompiler.backends.tvm.floatpath.tuning import Bench, Job, jobs, known, tune
-from qcompiler.backends.tvm.schedules import read_schedules
+from qcompiler.backends.tvm.isa import Processor
+from qcompiler.backends.tvm.schedules import read_schedules, versions
 from qcompiler.errors import TuningError
-from qcompiler.tune.database import Core, open_database
+from qcompiler.tune.database import Core, best, open_database
 from tests.backends.tvm.floatpath.example import by_torch, computed, graph_of, groups_in
 from tests.backends.tvm.sets import BEST, pytestmark
 
@@ -76,14 +81,14 @@ def test_a_rule_that_fails_on_a_function_leaves_the_others() -> None:
 def test_rows_are_kept_and_used_again(tmp_path: Path) -> None:
     group = one_group()
     with open_database(tmp_path / "rows.db") as database:
-        waiting = jobs([group], [], CORE, BEST, 2)
-        assert [len(job.configurations) for job in waiting] == [4]
+        waiting = jobs([group], [], CORE, 2)
+        assert [len(job.configurations(BEST)) for job in waiting] == [4]
         assert tune(waiting, database, CORE, BEST, rounds=3) == 0
         rows = database.rows()
         assert {row.configuration for row in rows} >= {TORCH, FUSED}
         assert len(rows) == 4 and {row.workload for row in rows} == {workload(group)}
-        assert jobs([one_group()], rows, CORE, BEST, 2) == []  # the same group of another model
-        assert [job.group for job in jobs([group], rows, CORE, BEST, 3)] == [group]  # more trials go on
+        assert jobs([one_group()], rows, CORE, 2) == []  # the same group of another model
+        assert [job.group for job in jobs([group], rows, CORE, 3)] == [group]  # more trials go on
         (told,) = known({group: 2}, rows)
         assert told.title == "mul, add, softmax, [6, 50]" and told.predicted == FUSED and told.calls == 2
     fastest = min(rows, key=lambda row: (row.seconds, row.configuration)).configuration
@@ -93,14 +98,49 @@ def test_rows_are_kept_and_used_again(tmp_path: Path) -> None:
 
 def test_the_budget_of_time_ends_between_groups(tmp_path: Path) -> None:
     now = itertools.count()
-    job = Job(group=one_group(), configurations=(TORCH, FUSED))
+    job = Job(group=one_group(), trials=0)
     with open_database(tmp_path / "rows.db") as database:
         left = tune([job, job], database, CORE, BEST, rounds=3, until=0.5, clock=lambda: float(next(now)))
         assert left == 1 and len(database.rows()) == 2
 
 
+def test_nothing_is_drawn_before_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "drawn", lambda *given: pytest.fail("the time is over"))
+    with open_database(tmp_path / "rows.db") as database:
+        waiting = jobs([one_group()], [], CORE, 4)
+        assert tune(waiting, database, CORE, BEST, until=-1.0, clock=lambda: 0.0) == 1
+
+
+def test_what_has_no_code_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace may be valid where LLVM makes nothing of it: that is kept, and never chosen."""
+    group = one_group()
+    (valid,) = drawn(unscheduled(group, "f"), target_of(processor_for(BEST)), 1)
+
+    def refused(functions: Sequence[Any], processor: Processor) -> Any:
+        if str(functions[0].attrs["global_symbol"]) == "float_2":
+            raise RuntimeError
+        return compiled(functions, processor)
+
+    monkeypatch.setattr(tuning, "compiled", refused)
+    with open_database(tmp_path / "rows.db") as database:
+        assert tune(jobs([group], [], CORE, 1), database, CORE, BEST, rounds=3) == 0
+        seconds = {row.configuration: row.seconds for row in database.rows()}
+        assert seconds.pop(valid) == math.inf and max(seconds.values()) < 1 and len(seconds) == 2
+        assert jobs([group], database.rows(), CORE, 1) == []
+        assert best(database.rows(), versions())[workload(group)].configuration != valid
+
+
+def test_a_space_of_few_schedules_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "drawn", lambda *given: [])
+    with open_database(tmp_path / "rows.db") as database:
+        for seen in (0, 2):
+            assert len(database.rows()) == seen
+            assert tune(jobs([one_group()], database.rows(), CORE, 8), database, CORE, BEST, rounds=3) == 0
+            monkeypatch.setattr(tuning, "Bench", lambda *given: pytest.fail("it has rows"))
+
+
 def test_candidates_are_the_steps_that_run() -> None:
-    bench = Bench(Job(group=one_group(), configurations=(TORCH, FUSED)), BEST)
+    bench = Bench(one_group(), (TORCH, FUSED), BEST)
     assert [len(steps) for steps in bench.steps.values()] == [3, 1]
     assert all(bench.sample(i) > 0 for i in bench.steps)
 

@@ -6,11 +6,20 @@ rotary(by head(x))  -->  by head(rotary by token(x))         exact
 import torch
 from torch.fx import Node
 
-from qcompiler.ir import Draft, arguments
+from qcompiler.ir import Draft, Graph, arguments
 from qcompiler.passes.heads import columns, heads_of
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
+
+
+def turned_by_token(graph: Graph) -> Graph:
+    """All rotary positions of a graph."""
+    draft = Draft(graph)
+    for node in draft.nodes:
+        if node.target is qc.rotary.default:
+            turn_by_token(draft, node)
+    return draft.finish()
 
 
 def turn_by_token(draft: Draft, node: Node) -> None:

@@ -1,0 +1,1 @@
+"""The joint graph of a training step: its products, what crosses from forward to backward, and its memory."""

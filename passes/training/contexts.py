@@ -1,0 +1,85 @@
+"""How backward reads a value that crosses, and so the fewest bits that serve.
+
+    linear      dW = dY^T x, dx = dy f'         a store without bias gives a gradient without bias: 8, 4, 2
+    quadratic   softmax from its result         the bias does not show at 4 bits, and does at 2: 8, 4
+    nonlinear   exp(x), x^3, ...                8
+    exact       a log-sum-exp, a mean           no error may enter, for everything else is scaled with it
+
+Bias of the nonlinear ones: about f'''(x) Var(x) dy / 2; of softmax: -dy_i Var(y_i).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from qcompiler.ir import products as _  # noqa: F401 - registers low_bit_mm
+from qcompiler.passes.training.joint import OPERANDS
+from qcompiler.rewrite.traits import Trait, has
+
+aten = torch.ops.aten
+
+Bits = tuple[int, ...]
+LINEAR: Bits = (8, 4, 2)
+QUADRATIC: Bits = (8, 4)
+NONLINEAR: Bits = (8,)
+EXACT: Bits = ()
+
+# Operators of backward by the operands that they read from forward. What is not here is taken for nonlinear.
+READS: Mapping[Any, Mapping[int, Bits]] = {
+    aten.convolution_backward.default: {1: LINEAR, 2: LINEAR},
+    # Their statistics are exact, so that only (x - mean) rstd carries noise: bias ~ 1 / width.
+    aten.native_layer_norm_backward.default: {1: LINEAR, 3: EXACT, 4: EXACT, 5: LINEAR},
+    aten._fused_rms_norm_backward.default: {1: LINEAR, 3: EXACT, 4: LINEAR},
+    aten.native_group_norm_backward.default: {1: LINEAR, 2: EXACT, 3: EXACT, 4: LINEAR},
+    aten.native_batch_norm_backward.default: {1: LINEAR, 2: LINEAR, 3: EXACT, 4: EXACT, 5: EXACT, 6: EXACT},
+    aten.batch_norm_backward.default: {1: LINEAR, 2: LINEAR, 3: EXACT, 4: EXACT, 5: EXACT, 6: EXACT},
+    aten._softmax_backward_data.default: {1: QUADRATIC},
+    aten._log_softmax_backward_data.default: {1: EXACT},
+    # It takes exp(q k - logsumexp).
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: {
+        1: QUADRATIC, 2: QUADRATIC, 3: QUADRATIC, 4: LINEAR, 5: EXACT,
+    },
+    aten._scaled_dot_product_flash_attention_backward.default: {
+        1: QUADRATIC, 2: QUADRATIC, 3: QUADRATIC, 4: LINEAR, 5: EXACT,
+    },
+    aten._scaled_dot_product_efficient_attention_backward.default: {
+        1: QUADRATIC, 2: QUADRATIC, 3: QUADRATIC, 4: LINEAR, 5: LINEAR, 6: EXACT,
+    },
+}  # fmt: skip
+# Linear in every operand alone, beside those that have the trait.
+ALSO_LINEAR = frozenset({
+    *OPERANDS, torch.ops.qcompiler.low_bit_mm.default, aten.add.Tensor, aten.sub.Tensor, aten.neg.default,
+    aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mul.Scalar, aten._to_copy.default,
+    aten.where.self, aten.where.ScalarOther, aten.native_dropout_backward.default,
+})  # fmt: skip
+
+
+def readings(arrival: Node, late: set[Node]) -> Bits:
+    """The bits that all readers of an input of backward leave it; `late` depends on gradients."""
+    found, seen, open_ = set(LINEAR), {arrival}, [arrival]
+    while open_:
+        value = open_.pop()
+        for reader in value.users:
+            bits = reading(value, reader)
+            found &= set(bits)
+            if bits == LINEAR and reader not in late and reader not in seen:
+                seen.add(reader)  # its result is as noisy as the value, and read by others
+                open_.append(reader)
+    return tuple(sorted(found, reverse=True))
+
+
+def reading(value: Node, reader: Node) -> Bits:
+    """The bits that one reader leaves a value."""
+    if reader.op == "output":
+        return LINEAR
+    places = [place for place, arg in enumerate(reader.args) if arg is value]
+    if reader.target in READS:
+        row = READS[reader.target]
+        return min((row.get(place, NONLINEAR) for place in places), key=len)
+    if len(places) == 1 and (has(reader, Trait.LINEAR) or reader.target in ALSO_LINEAR):
+        return LINEAR
+    if reader.target is aten.div.Tensor and places == [0]:
+        return LINEAR
+    return NONLINEAR

@@ -1,0 +1,77 @@
+"""Running both halves of a step on real tensors, to verify a plan and to measure it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from qcompiler.passes.training.halves import Halves
+
+Watch = Callable[[Node, Sequence[Any], Any], None]
+"""Sees every call: its node, arguments and value."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passed:
+    """Forward's results for the user, and all that it hands to backward."""
+
+    results: tuple[Any, ...]
+    handed: tuple[Any, ...]
+
+
+class Runner(fx.Interpreter):
+    """Runs a graph whose draws have the given key."""
+
+    def __init__(self, half: fx.GraphModule, key: Tensor, watch: Watch | None = None) -> None:
+        super().__init__(half)
+        self.key, self.watch = key, watch
+
+    def run_node(self, n: Node) -> Any:
+        if n.target is torch.ops.qcompiler.noise_key.default:
+            return self.key.to(n.args[0])  # type: ignore[arg-type]
+        args = self.fetch_args_kwargs_from_env(n)[0] if self.watch else ()
+        value = super().run_node(n)
+        if self.watch and n.op == "call_function":
+            self.watch(n, args, value)
+        return value
+
+
+@torch.no_grad()
+def forward(halves: Halves, inputs: Sequence[Any], key: Tensor, watch: Watch | None = None) -> Passed:
+    """Forward on real inputs; random operators draw from torch's generator, as they would in training."""
+    results = Runner(halves.forward, key, watch).run(*inputs)
+    return Passed(results=tuple(results[: halves.outputs]), handed=tuple(results[halves.outputs :]))
+
+
+@torch.no_grad()
+def backward(
+    halves: Halves, handed: Sequence[Any], tangents: Sequence[Any], key: Tensor, watch: Watch | None = None
+) -> tuple[Any, ...]:
+    """The gradients of all inputs; None for those that have none."""
+    numbers = [value for value in handed if not isinstance(value, Tensor)]
+    tensors = [value for value in handed if isinstance(value, Tensor)]
+    return tuple(Runner(halves.backward, key, watch).run(*numbers, *tensors, *tangents))
+
+
+def cotangents(halves: Halves, seed: int = 0) -> list[Tensor]:
+    """Normal gradients of the results, one for each tangent that backward takes."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = halves.backward.graph.find_nodes(op="placeholder")
+    given = [node.meta["val"] for node in inputs if node.name.startswith("tangents")]
+    return [
+        torch.randn(tuple(value.shape), generator=generator).to(value.dtype).to(value.device)
+        for value in given
+    ]
+
+
+def distance(found: Sequence[Any], exact: Sequence[Any]) -> float:
+    """|found - exact| / |exact| over all gradients together; infinite where one is not finite."""
+    pairs = [(a, b) for a, b in zip(found, exact, strict=True) if isinstance(b, Tensor)]
+    error = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+    size = sum(float(b.double().square().sum()) for _, b in pairs)
+    if not error < float("inf"):
+        return float("inf")
+    return (error / size) ** 0.5 if size else 0.0 if error == 0 else float("inf")

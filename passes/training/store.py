@@ -1,0 +1,67 @@
+"""Storing what crosses in few bits.
+
+    fw: x, last use of x         fw: x, last use of x, packed, bounds = store(x)
+    bw: use(x)             -->   bw: use(recall(packed, bounds))
+
+Forward computes what it computed; x dies after its last use there and lives again from its first in backward.
+"""
+
+from collections.abc import Mapping
+from operator import getitem
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from qcompiler.passes.training.graphs import called, last_use
+from qcompiler.passes.training.halves import Halves
+from qcompiler.passes.training.noise import noise_key
+
+ops = torch.ops.qcompiler
+
+RECALLS = "recalls"  # by which a node of backward tells the value of forward that it brings back
+
+
+def store(halves: Halves, bits: Mapping[str, int], ordinals: Mapping[str, int]) -> None:
+    """Store each named value in so many bits, with the noise of its ordinal; both graphs are changed."""
+    for node in halves.crossing:
+        if node.name in bits:
+            store_value(halves, node, bits[node.name], ordinals[node.name])
+    halves.finish()
+
+
+def store_value(halves: Halves, value: Node, bits: int, ordinal: int) -> None:
+    arrival = halves.received(value)
+    parts = packed(halves.forward.graph, value, bits, ordinal)
+    given = halves.hand_over(parts, instead=value)
+    with halves.backward.graph.inserting_before(min(arrival.users)):
+        recalled = unpacked(halves.backward.graph, given, value.meta["val"], bits)
+    recalled.meta[RECALLS] = value.name
+    arrival.replace_all_uses_with(recalled)
+    halves.backward.graph.erase_node(arrival)
+
+
+def packed(graph: fx.Graph, value: Node, bits: int, ordinal: int) -> list[Node]:
+    """What crosses for a value; made after its last use, so that it does not outlive that."""
+    fake: Tensor = value.meta["val"]
+    if fake.dtype.is_floating_point:
+        key = noise_key(graph, fake.device)
+        with graph.inserting_after(last_use(value)):
+            pair = called(graph, ops.store.default, value, key, ordinal, bits)
+        with graph.inserting_after(pair):
+            bounds = called(graph, getitem, pair, 1)
+            return [called(graph, getitem, pair, 0), bounds]
+    with graph.inserting_after(last_use(value)):
+        if fake.dtype == torch.bool:
+            return [called(graph, ops.store_mask.default, value)]
+        return [called(graph, ops.narrow.default, value, bits)]
+
+
+def unpacked(graph: fx.Graph, parts: list[Node], like: Tensor, bits: int) -> Node:
+    """The value again, in the shape, stride and type that backward was traced with."""
+    layout = (list(like.shape), list(like.stride()), like.dtype)
+    if like.dtype.is_floating_point:
+        return called(graph, ops.recall.default, *parts, bits, *layout)
+    if like.dtype == torch.bool:
+        return called(graph, ops.recall_mask.default, *parts, *layout)
+    return called(graph, ops.widen.default, *parts, like.dtype)

@@ -1,0 +1,51 @@
+"""The function that stands for "qcompiler" in torch.compile: inference by regions, or training.
+
+options={"recipe": "int8", "calibrate": 8}          regions, called without gradients
+options={"recipe": "int8", "memory": "act4"}        training: `memory` says what is kept for backward
+"""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from qcompiler.errors import InputError
+from qcompiler.recipe import RECIPES
+from qcompiler.region import backend as regions
+from qcompiler.training import Training
+from qcompiler.training.compiled import SESSIONS
+from qcompiler.training_recipe import TRAINING_RECIPES
+
+OPTIONS = ("recipe", "memory", "lowering", "verify", "tolerance", "seed")
+TRAININGS: "weakref.WeakValueDictionary[int, Training]" = weakref.WeakValueDictionary()
+
+
+def backend(
+    module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Compile one captured graph; options as those of `Regions`, or of `Training` where they are for that."""
+    given = dict(options or {})
+    if not is_training(given):
+        return regions(module, inputs, options=options)
+    unknown = sorted({*given} - {*OPTIONS})
+    if unknown:
+        raise InputError(
+            f"training has no option '{unknown[0]}'",
+            why="with `memory`, or with a recipe for training, a model is trained",
+            fix=f"use {', '.join(OPTIONS)}",
+        )
+    # torch.compile keeps one mapping per call of it and so do we: no other lives at that address meanwhile.
+    training = TRAININGS.get(id(options))
+    if training is None:
+        training = Training(**given, options=options)
+        TRAININGS[id(options)] = training
+        SESSIONS.add(training)
+    return training(module, inputs)
+
+
+def is_training(options: Mapping[str, Any]) -> bool:
+    """Whether options mean training: what is kept for backward, or a recipe that only training has."""
+    recipe = options.get("recipe")
+    only_training = isinstance(recipe, str) and recipe in TRAINING_RECIPES and recipe not in RECIPES
+    return "memory" in options or only_training

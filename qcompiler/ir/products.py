@@ -1,0 +1,57 @@
+"""Products of operands in few bits: `torch.ops.qcompiler.low_bit_mm`.
+
+Both operands are brought into their formats on the way in; the result has the type of the left one. Integer
+codes are summed in int32, and so exactly; the scales are applied once, in float32.
+"""
+
+import torch
+from torch import Tensor
+
+from qcompiler.numerics.operands import OPERANDS
+from qcompiler.numerics.philox import uniform
+
+DEEPEST = 2**31 // 127**2  # products that int32 can sum: 133,144
+
+
+@torch.library.custom_op("qcompiler::low_bit_mm", mutates_args=())
+def low_bit_mm(
+    left: Tensor,
+    right: Tensor,
+    left_format: str,
+    right_format: str,
+    key: Tensor | None,
+    tensor: int,
+    purpose: int,
+) -> Tensor:
+    """[..., M, K] times [..., K, N], one scale for each row of the left and each column of the right operand.
+
+    With a key the left operand, which is then a gradient, is rounded stochastically by the draws of
+    (tensor, purpose).
+    """
+    noise = None if key is None else uniform(left.numel(), key, tensor=tensor, purpose=purpose)
+    a = OPERANDS[left_format](left, (-1,), noise)
+    b = OPERANDS[right_format](right, (-2,), None)
+    return (multiplied(a.values, b.values) * (a.scale * b.scale)).to(left.dtype)
+
+
+@low_bit_mm.register_fake
+def _(
+    left: Tensor,
+    right: Tensor,
+    left_format: str,
+    right_format: str,
+    key: Tensor | None,
+    tensor: int,
+    purpose: int,
+) -> Tensor:
+    return left.new_empty((*left.shape[:-1], right.shape[-1]))
+
+
+def multiplied(left: Tensor, right: Tensor) -> Tensor:
+    """The product of values in float32; of int8 codes it is exact before that one rounding."""
+    if left.dtype != torch.int8:
+        return left @ right
+    depth = left.shape[-1]
+    if left.dim() > 2 or depth > DEEPEST:  # sums below 2^53 are exact
+        return (left.double() @ right.double()).float()
+    return torch._int_mm(left, right).float()

@@ -1,0 +1,11 @@
+"""Training in few bits: the compiler on the joint forward/backward graph.
+
+model = qc.compile_training(model, recipe="int8", memory="act4")
+torch.compile(model, backend="qcompiler", options={"recipe": "int8", "memory": "act4"})
+"""
+
+from qcompiler.training.compiled import compile_training, training_report
+from qcompiler.training.report import TrainingReport
+from qcompiler.training.session import Piece, Training
+
+__all__ = ["Piece", "Training", "TrainingReport", "compile_training", "training_report"]

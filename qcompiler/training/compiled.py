@@ -1,0 +1,72 @@
+"""Training a model in few bits: the same module, with its forward pass compiled."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompiler.errors import InputError
+from qcompiler.progress import Tell, silent
+from qcompiler.training.memory import Memory
+from qcompiler.training.report import TrainingReport
+from qcompiler.training.session import Training
+from qcompiler.training_recipe import TrainingRecipe
+
+SESSIONS: "weakref.WeakSet[Training]" = weakref.WeakSet()
+
+
+def compile_training(
+    model: nn.Module,
+    *,
+    recipe: str | TrainingRecipe = "float",
+    memory: str | Memory = "act4",
+    lowering: str = "auto",
+    verify: bool = True,
+    tolerance: float | None = None,
+    seed: int = 0,
+    tell: Tell = silent,
+) -> nn.Module:
+    """Train a model in few bits: the same module, whose forward pass is compiled from its next call on.
+
+    The loop, the optimizer, autocast, gradient clipping and `state_dict` stay the user's. Each new shape of
+    the inputs is compiled anew, since what is stored has to have a known size. Options are those of
+    `Training`. Raises RecipeError for one that does not exist; PlanError, in the first call, where the
+    gradients are further from float's than `tolerance`.
+    """
+    training = Training(
+        recipe=recipe,
+        memory=memory,
+        lowering=lowering,
+        verify=verify,
+        tolerance=tolerance,
+        seed=seed,
+        tell=tell,
+    )
+    SESSIONS.add(training)
+    # As nn.Module.compile does, but through a function of ours: torch does not capture calls that begin in
+    # modules of its own, nn.Sequential say.
+    model._compiled_call_impl = torch.compile(call_of(model), backend=training, dynamic=False)
+    return model
+
+
+def call_of(model: nn.Module) -> Callable[..., Any]:
+    """The call of a module, hooks included."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    return call
+
+
+def training_report(model: nn.Module) -> TrainingReport:
+    """What became of a model that trains in few bits. Raises InputError where nothing is compiled yet."""
+    for training in list(SESSIONS):
+        if training.trains(model):
+            return TrainingReport.of(training)
+    raise InputError(
+        f"no training of this {type(model).__name__} has been compiled",
+        why="a graph is compiled when the model is first called",
+        fix="call it on a batch first",
+    )

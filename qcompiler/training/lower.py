@@ -1,0 +1,96 @@
+"""From a rewritten half of a training step to a function that runs: through Inductor, or op by op.
+
+Both take a list that they empty, so that a value dies with its last use and not with the call.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import _BoxedCodeGen
+
+from qcompiler.errors import RecipeError
+
+Lowering = Literal["eager", "inductor"]
+Boxed = Callable[[list[Any]], Sequence[Any]]
+
+
+def find_lowering(name: str, inputs: Sequence[Any]) -> Lowering:
+    """The lowering that a name means for these inputs.
+
+    "auto" is Inductor on a GPU. On a CPU it is op by op: Inductor's step takes as long there, and it compiles
+    for half a minute where the other takes two seconds.
+    """
+    if name == "auto":
+        on_gpu = any(isinstance(x, Tensor) and x.is_cuda for x in inputs)
+        return "inductor" if on_gpu else "eager"
+    if name in ("eager", "inductor"):
+        return cast(Lowering, name)
+    raise RecipeError(f"there is no lowering '{name}'", fix="use 'auto', 'inductor' or 'eager'")
+
+
+def lower(half: fx.GraphModule, inputs: Sequence[Any], lowering: Lowering, *, is_backward: bool) -> Boxed:
+    return by_inductor(half, inputs, is_backward=is_backward) if lowering == "inductor" else op_by_op(half)
+
+
+def op_by_op(half: fx.GraphModule) -> Boxed:
+    """torch's own kernels, in the order of the graph."""
+    half.graph.set_codegen(_BoxedCodeGen())
+    half.recompile()
+
+    def run(inputs: list[Any]) -> Sequence[Any]:
+        results: Sequence[Any] = half.forward(inputs)
+        return results
+
+    return boxed(run)
+
+
+def by_inductor(half: fx.GraphModule, inputs: Sequence[Any], *, is_backward: bool) -> Boxed:
+    """Fused by torch's Inductor; what it has no kernel of its own for it decomposes first."""
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+
+    fake = detect_fake_mode(inputs)
+    assert fake is not None
+    with torch.no_grad(), patch.object(fake, "allow_non_fake_inputs", True):  # graphs hold constants
+        decomposed = make_fx(half, decomposition_table=select_decomp_table())(*inputs)
+    run: Any = compile_fx_inner(decomposed, inputs, is_backward=is_backward)
+    return cast(Boxed, run)
+
+
+def with_key(half: fx.GraphModule) -> list[Tensor]:
+    """Turn the key of the draws into the last inputs of a half, one for each device; their fake values."""
+    keys = half.graph.find_nodes(op="call_function", target=torch.ops.qcompiler.noise_key.default)
+    for node in keys:
+        last = half.graph.find_nodes(op="placeholder")[-1]
+        with half.graph.inserting_after(last):
+            given = half.graph.placeholder(f"key_of_{node.name}")
+        given.meta.update(node.meta)
+        node.replace_all_uses_with(given)
+        half.graph.erase_node(node)
+    half.recompile()
+    return [node.meta["val"] for node in keys]
+
+
+def keyed(run: Boxed, keys: Sequence[Tensor], key: Callable[[], Tensor]) -> Boxed:
+    """Give a half the key of this step, on the devices where it draws."""
+    if not keys:
+        return run
+
+    def with_this_key(inputs: list[Any]) -> Sequence[Any]:
+        drawn = key()
+        inputs.extend(drawn.to(device) for device in devices)
+        return run(inputs)
+
+    devices = [fake.device for fake in keys]
+    return boxed(with_this_key)
+
+
+def boxed(run: Boxed) -> Boxed:
+    """Mark a function as one that takes a list and empties it, as AOTAutograd wants to know."""
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run

@@ -1,0 +1,106 @@
+"""What became of a model that trains in few bits: its products, what it keeps, how far its gradients are."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qcompiler.training.session import Piece, Training
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NOTHING = 1e-5  # share of all gradients below which one is rounding: a bias before a norm, say
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingReport:
+    """All graphs of a model, and under which recipe and memory they were compiled."""
+
+    recipe: str
+    memory: str
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, training: Training) -> "TrainingReport":
+        return cls(recipe=training.recipe.name, memory=training.memory.name, pieces=tuple(training.pieces))
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Bytes that cross from forward to backward over all graphs: as they would be, and as they are."""
+        return sum(p.kept(stored=False) for p in self.pieces), sum(p.kept() for p in self.pieces)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=110, color_system=None)
+        with console.capture() as captured:
+            console.print(self.__rich__())
+        return captured.get().rstrip()
+
+    def __rich__(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.text import Text
+
+        before, after = self.kept
+        ratio = f", {before / after:.1f} times fewer than as they are" if after else ""
+        graphs = f"{len(self.pieces)} graph{'s' if len(self.pieces) != 1 else ''}"
+        settings = f"recipe {self.recipe}, memory {self.memory}, {graphs}"
+        head = f"{settings}: {mega(after)} MB cross into backward{ratio}"
+        return Group(
+            Text(head, style="bold"),
+            *(show(piece) for piece in self.pieces for show in (products, values, gradients)),
+        )
+
+
+def products(piece: Piece) -> "RenderableType":
+    """How each product is computed."""
+    from rich.table import Table
+
+    table = Table("product", "of", "computed in", "because", title="Products", title_justify="left")
+    for row in piece.products:
+        parameter = piece.names.get(row.parameter, row.parameter)
+        table.add_row(row.role or row.name, parameter, row.formats, row.why)
+    return table
+
+
+def values(piece: Piece) -> "RenderableType":
+    """What crosses, in how many bits, and why it does where it is not stored."""
+    from rich.table import Table
+
+    table = Table(title="Values that cross into backward", title_justify="left")
+    for title in ("value", "shape", "bits", "MB as it is", "MB stored", "because"):
+        table.add_column(title, justify="right" if title.startswith(("bits", "MB")) else "left")
+    for value in piece.saved:
+        if value.is_held:
+            continue
+        bits = piece.bits.get(value.name)
+        size = " x ".join(map(str, value.shape))
+        table.add_row(
+            value.name,
+            size,
+            str(bits or ""),
+            mega(value.bytes()),
+            mega(value.bytes(bits)),
+            "" if bits else value.why,
+        )
+    return table
+
+
+def gradients(piece: Piece) -> "RenderableType":
+    """How far the gradients of one step are from float's."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if piece.checked is None:
+        return Text(f"Not compared with float, because {piece.unchecked}.")
+    table = Table(
+        "gradient of", "from float's, relative", title="One step against float", title_justify="left"
+    )
+    for name, apart in piece.checked.parameters.items():
+        told = f"{apart.distance:.4f}" if apart.share > NOTHING else "nothing in float"
+        table.add_row(name, told)
+    table.add_row("all together", f"{piece.checked.gradient:.4f}", style="bold")
+    return table
+
+
+def mega(count: int) -> str:
+    return f"{count / 1e6:.3f}"

@@ -1,0 +1,187 @@
+"""A model's training, graph by graph: what torch.compile calls with each piece of forward that it captures.
+
+joint --products--> joint' --cut--> forward, backward --derivatives, store--> smaller ones --check--> run
+"""
+
+import re
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from qcompiler.passes.training.halves import Halves
+from qcompiler.passes.training.liveness import Peak, peak
+from qcompiler.passes.training.noise import carry_keys
+from qcompiler.passes.training.partition import cut, is_real, prepare
+from qcompiler.passes.training.products import Computed, compute
+from qcompiler.passes.training.saved import Saved, saved
+from qcompiler.passes.training.store import store
+from qcompiler.passes.training.verify import Checked, check
+from qcompiler.progress import Tell, silent
+from qcompiler.training.lower import Boxed, Lowering, find_lowering, keyed, lower, with_key
+from qcompiler.training.memory import Memory, find_memory
+from qcompiler.training.noise import Noise
+from qcompiler.training_recipe import TrainingRecipe, find_training_recipe
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """What became of one graph of the model: its products, and what crosses from forward to backward.
+
+    bits: of each value that is stored. names: of the graph's inputs, as the model's owner knows them. before,
+    after: the peaks of a step as it would be, and as it is. checked: the step on one batch against float,
+    None where it could not be run, because `unchecked`.
+    """
+
+    products: tuple[Computed, ...]
+    saved: tuple[Saved, ...]
+    bits: Mapping[str, int]
+    names: Mapping[str, str]
+    before: Peak
+    after: Peak
+    checked: Checked | None = None
+    unchecked: str = ""
+
+    def kept(self, *, stored: bool = True) -> int:
+        """Bytes that cross, of what nobody holds anyway: as stored, or as they would be."""
+        own = [value for value in self.saved if not value.is_held]
+        return sum(value.bytes(self.bits.get(value.name) if stored else None) for value in own)
+
+
+class Training:
+    """How one model is trained; a backend of torch.compile. `pieces` tell what became of its graphs.
+
+    recipe: in which formats products are computed. memory: what is kept for backward, and in how many bits.
+    verify: run each graph once beside float before it is used, which takes float's memory for that time.
+    tolerance: how far gradients may then be from float's, relative; None for what recipe and memory promise.
+    seed: of all noise; the same seed, model and calls give the same bits again.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: str | TrainingRecipe = "float",
+        memory: str | Memory = "act4",
+        lowering: str = "auto",
+        verify: bool = True,
+        tolerance: float | None = None,
+        seed: int = 0,
+        tell: Tell = silent,
+        options: Any = None,
+    ) -> None:
+        self.options = options  # kept alive: torch.compile's own object, by which this training is known
+        self.recipe = find_training_recipe(recipe)
+        self.memory = find_memory(memory)
+        self.lowering, self.verify, self.tell = lowering, verify, tell
+        self.tolerance = self.recipe.tolerance + self.memory.tolerance if tolerance is None else tolerance
+        find_lowering(lowering, ())
+        self.noise = Noise(seed)
+        self.pieces: list[Piece] = []
+        self.weights: list[weakref.ref[Tensor]] = []
+
+    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """What torch.compile runs for this graph from now on."""
+        self.weights += [weakref.ref(x) for x in inputs if isinstance(x, nn.Parameter)]
+        return Graph(self, module, inputs).run
+
+    def trains(self, model: nn.Module) -> bool:
+        """Whether some graph of it has a parameter of this model."""
+        own = {id(parameter) for parameter in model.parameters()}
+        return any(id(weight()) in own for weight in self.weights)
+
+
+class Graph:
+    """One captured graph on its way: AOTAutograd calls back with the joint graph, and then with each half."""
+
+    def __init__(self, training: Training, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+        self.training = training
+        self.names = [readable(str(node.target)) for node in module.graph.find_nodes(op="placeholder")]
+        self.lowering: Lowering = find_lowering(training.lowering, inputs)
+        self.inputs = [apart(x) for x in inputs] if training.verify and is_real(inputs) else None
+        backend = aot_autograd(
+            fw_compiler=self.forward,
+            bw_compiler=self.backward,
+            inference_compiler=self.forward,
+            partition_fn=self.partition,
+        )
+        self.run: Callable[..., Any] = backend(module, inputs)
+        self.inputs = None
+
+    def partition(
+        self,
+        joint: fx.GraphModule,
+        inputs: Any,
+        *,
+        num_fwd_outputs: int,
+        static_lifetime_input_indices: Sequence[int] | None = None,
+        **rest: Any,
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """Split a joint graph, and store what crosses. torch calls it again for graphs inside of graphs."""
+        training, positions = self.training, list(static_lifetime_input_indices or ())
+        before = cut(joint, inputs, positions, num_fwd_outputs, **rest)
+        products = compute(joint, positions, training.recipe, lambda: training.noise.take(1))
+        halves = cut(joint, inputs, positions, num_fwd_outputs, **rest)
+        would_be = peak(halves)
+        if training.memory.bits is None:
+            carry_keys(halves)
+        else:
+            prepare(halves)
+        values = saved(halves)
+        bits = training.memory.choose(values)
+        first = training.noise.take(len(values))
+        store(halves, bits, {value.name: first + place for place, value in enumerate(values)})
+        primals = [node.name for node in halves.forward.graph.find_nodes(op="placeholder")]
+        names = dict(zip(primals, self.names, strict=False))
+        checked, unchecked = self.check(before, halves, names, is_exact=training.recipe.is_float)
+        training.pieces.append(
+            Piece(
+                products=products, saved=values, bits=bits, names=names, before=would_be, after=peak(halves),
+                checked=checked, unchecked=unchecked,
+            )
+        )  # fmt: skip
+        return halves.forward, halves.backward
+
+    def check(
+        self, before: Halves, after: Halves, names: Mapping[str, str], *, is_exact: bool
+    ) -> tuple[Checked | None, str]:
+        """The step against float on the inputs at hand, or why it cannot be run."""
+        if not self.training.verify:
+            return None, "it was not wanted"
+        if self.inputs is None:
+            return None, "the inputs at hand are stand-ins without values"
+        if len(self.inputs) != len(after.forward.graph.find_nodes(op="placeholder")):
+            return None, "inputs of the model share memory"
+        if self.lowering == "inductor":
+            is_exact = False  # it rounds in another order
+        with unset_fake_temporarily():
+            bound = self.training.tolerance
+            found = check(before, after, self.inputs, is_exact=is_exact, bound=bound, names=names)
+        return found, "" if found else "float's own results or gradients are not finite on this batch"
+
+    def forward(self, half: fx.GraphModule, inputs: Sequence[Any]) -> Boxed:
+        keys = with_key(half)
+        run = lower(half, [*inputs, *keys], self.lowering, is_backward=False)
+        return keyed(run, keys, self.training.noise.key)
+
+    def backward(self, half: fx.GraphModule, inputs: Sequence[Any]) -> Boxed:
+        return lower(half, inputs, self.lowering, is_backward=True)
+
+
+def apart(x: Any) -> Any:
+    """A value that a graph may write to; parameters it does not write to."""
+    if isinstance(x, nn.Parameter):
+        return x.detach()
+    return x.detach().clone() if isinstance(x, Tensor) else x
+
+
+def readable(name: str) -> str:
+    """The name of an input as its model's owner knows it.
+
+    L_self_modules_encoder_modules_fc1_parameters_weight_  -->  encoder.fc1.weight
+    """
+    inner = re.sub(r"^[Ll]_(self|fn|model)_", "", name).strip("_")
+    return re.sub(r"_?(modules|parameters|buffers)_", ".", inner).strip(".")

@@ -1,0 +1,105 @@
+"""How training computes its products: a format for each operand, by what the product is for.
+
+forward      Y  = X W^T      activation, weight
+grad-input   dX = dY W       gradient, weight
+grad-weight  dW = dY^T X     gradient, activation
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qcompiler.errors import RecipeError
+from qcompiler.numerics.operands import OPERANDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """Formats of both operands, the activation or gradient first, which `stochastic` rounds with noise."""
+
+    left: str
+    right: str
+    stochastic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (self.left, self.right):
+            if name not in OPERANDS:
+                raise RecipeError(f"no operand format '{name}'", fix=f"use one of {', '.join(OPERANDS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """What is computed in few bits; None is float. Attention's own products are float unless `attention`.
+
+    tolerance: how far the gradient of a step may be from float's, relative; some three times what
+    transformers show, so that a wrong scale is found and a rounding is not.
+    """
+
+    name: str
+    tolerance: float = 0.0
+    forward: Product | None = None
+    grad_input: Product | None = None
+    grad_weight: Product | None = None
+    attention: bool = False
+
+    @property
+    def is_float(self) -> bool:
+        return (self.forward, self.grad_input, self.grad_weight) == (None, None, None)
+
+    def product(self, role: str, *, parameter: bool) -> Product | None:
+        """The formats of a product by its role: "forward", "grad-input", "grad-weight", "grad-activation"."""
+        if not parameter and not self.attention:
+            return None
+        return {"forward": self.forward, "grad-weight": self.grad_weight}.get(role, self.grad_input)
+
+
+def everywhere(
+    name: str, tolerance: float, product: Product, gradient: Product | None = None
+) -> TrainingRecipe:
+    """One pair of formats forward, and one for both products of a gradient."""
+    backward = gradient or product
+    return TrainingRecipe(
+        name=name, tolerance=tolerance, forward=product, grad_input=backward, grad_weight=backward
+    )
+
+
+INT8 = Product(left="int8", right="int8")
+E4M3 = Product(left="e4m3-tensor", right="e4m3-tensor")
+
+TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
+    recipe.name: recipe
+    for recipe in (
+        TrainingRecipe(name="float"),
+        everywhere("int8", 0.04, INT8),
+        everywhere("int8-stochastic", 0.05, INT8, Product(left="int8", right="int8", stochastic=True)),
+        # arXiv 2209.05433: E4M3 forward, E5M2 for gradients, one scale per tensor.
+        everywhere("fp8-hybrid", 0.2, E4M3, Product(left="e5m2-tensor", right="e4m3-tensor")),
+        # A scale for every row and column, powers of two: with these, E5M2's exponent bit brings nothing.
+        everywhere("fp8-e4m3", 0.15, Product(left="e4m3", right="e4m3")),
+        TrainingRecipe(
+            name="fp8-block",
+            tolerance=0.15,
+            forward=Product(left="e4m3-128", right="e4m3-128x128"),
+            grad_input=Product(left="e4m3-128", right="e4m3-128x128"),
+            grad_weight=Product(left="e4m3-128", right="e4m3-128"),  # of two squares the scales would not fit
+        ),
+        everywhere("mxfp8", 0.15, Product(left="mxfp8", right="mxfp8")),
+        # arXiv 2509.25149: gradients are rounded stochastically.
+        everywhere(
+            "nvfp4",
+            0.6,
+            Product(left="nvfp4", right="nvfp4"),
+            Product(left="nvfp4", right="nvfp4", stochastic=True),
+        ),
+    )
+}
+
+
+def find_training_recipe(recipe: str | TrainingRecipe) -> TrainingRecipe:
+    """A recipe by its name, or itself."""
+    if isinstance(recipe, TrainingRecipe):
+        return recipe
+    if recipe in TRAINING_RECIPES:
+        return TRAINING_RECIPES[recipe]
+    raise RecipeError(
+        f"there is no training recipe '{recipe}'", fix=f"use one of {', '.join(TRAINING_RECIPES)}"
+    )

@@ -1,0 +1,144 @@
+"""What crosses from forward to backward in few bits."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.passes.training.steps import Block, Gated, Maps, compiled, error, gradients, kept, stepped
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "written out": lambda: (Block(), torch.randn(4, 32, 64)),
+    "fused": lambda: (Block(fused=True), torch.randn(4, 32, 64)),
+    "relu": lambda: (Block(activation=F.relu), torch.randn(4, 32, 64)),
+    "gated": lambda: (Gated(), torch.randn(8, 32, 32)),
+    "maps": lambda: (Maps().eval(), torch.randn(8, 3, 16, 16)),
+}
+DRAWS = 24
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"), [*((name, "act2") for name in MODELS), ("fused", "act4"), ("fused", "act8")]
+)
+def test_forward_is_exact_and_the_mean_of_the_gradients_too(name: str, memory: str) -> None:
+    """The mean of K draws without a bias is as far from the exact gradient as one draw over sqrt(K)."""
+    model, x = MODELS[name]()
+    exact, expected = gradients(model, model, x)
+    run, _ = compiled(model, memory=memory)
+    results = [gradients(model, run, x) for _ in range(DRAWS)]
+    assert all(torch.equal(result, exact) for result, _ in results)
+    found = torch.stack([gradient for _, gradient in results])
+    one = sum(error(gradient, expected) ** 2 for gradient in found) / DRAWS
+    assert error(found.mean(0), expected) <= 1.1 * (one / DRAWS) ** 0.5
+
+
+@pytest.mark.parametrize(("memory", "ratio", "bound"), [("act8", 3.9, 0.02), ("act4", 7.6, 0.2)])
+def test_bytes_and_error_of_a_block(memory: str, ratio: float, bound: float) -> None:
+    for fused in (False, True):
+        model, x = Block(width=128, fused=fused), torch.randn(4, 128, 128)
+        _, expected = gradients(model, model, x)
+        _, found, piece = stepped(model, x, memory=memory)
+        assert kept(piece, {}) / kept(piece) >= ratio
+        assert 0 < error(found, expected) <= bound
+
+
+def test_the_same_seed_draws_the_same_again_and_another_does_not() -> None:
+    model, x = Block(), torch.randn(4, 16, 64)
+
+    def two_steps(seed: int) -> tuple[Tensor, Tensor]:
+        run, _ = compiled(model, memory="act4", seed=seed)
+        return gradients(model, run, x)[1], gradients(model, run, x)[1]
+
+    first, second = two_steps(0)
+    assert not torch.equal(first, second)  # another step, other draws
+    assert all(map(torch.equal, two_steps(0), (first, second)))
+    assert not torch.equal(two_steps(1)[0], first)
+
+
+class Returned(nn.Module):
+    """A value that the user gets and backward reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        inner = torch.relu(self.first(x))
+        return self.second(inner), inner
+
+
+def test_what_the_user_holds_is_neither_stored_nor_changed() -> None:
+    model, x = Returned(), torch.randn(64, 64)
+    run, training = compiled(model, memory="act4")
+    results, expected = run(x), model(x)
+    assert all(map(torch.equal, results, expected))
+    whys = [value.why for value in training.pieces[0].saved if value.is_held]
+    assert "it is a result, which whoever called holds" in whys
+
+
+def test_parameters_inputs_and_statistics_cross_as_they_are() -> None:
+    _, _, piece = stepped(Block(fused=True), torch.randn(4, 64, 64), memory="act2")
+    reasons = {value.why for value in piece.saved if value.name not in piece.bits}
+    assert reasons == {
+        "it is a parameter, which is there anyway",
+        "it is an input, which is there anyway",
+        "it is a statistic, one number per row",
+        "it has fewer than 1,024 elements",
+    }
+
+
+def test_a_log_sum_exp_is_never_stored_in_few_bits() -> None:
+    _, _, piece = stepped(Block(width=128, heads=8, fused=True), torch.randn(8, 64, 128), memory="act4")
+    (sums,) = (value for value in piece.saved if value.shape == (8, 8, 64))
+    assert sums.bits == ()
+    assert sums.name not in piece.bits
+
+
+def test_strides_come_back() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(48, 48))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = torch.tanh(x.t() @ self.weight).t() @ self.weight
+            return y
+
+    model, x = Turned(), torch.randn(48, 48)
+    _, expected = gradients(model, model, x)
+    _, found, _ = stepped(model, x, memory="act8")
+    assert error(found, expected) < 0.02
+
+
+def test_indices_of_pooling_cross_in_two_bytes_and_what_was_pooled_not_at_all() -> None:
+    model, x = Maps().eval(), torch.randn(8, 3, 16, 16)
+    _, _, piece = stepped(model, x, memory="act8")
+    (index,) = (value for value in piece.saved if value.dtype == torch.int64)
+    assert piece.bits[index.name] == 16
+    wide = [value for value in piece.saved if value.shape == (8, 16, 16, 16) and not value.is_held]
+    assert sorted(str(value.dtype) for value in wide) == ["torch.bool", "torch.float32"]  # relu's, norm's
+
+
+def test_dropout_draws_the_same_mask_in_both_directions() -> None:
+    model, x = Maps().train(), torch.randn(8, 3, 16, 16)
+    found = []
+    for memory in ("keep", "act8"):
+        torch.manual_seed(3)
+        fresh = Maps().train()
+        fresh.load_state_dict(model.state_dict())
+        run, _ = compiled(fresh, memory=memory)
+        torch.manual_seed(5)
+        found.append(gradients(fresh, run, x))
+    assert torch.equal(found[0][0], found[1][0])
+    assert error(found[1][1], found[0][1]) < 0.02
+
+
+def test_overflow_stays_visible() -> None:
+    model, x = Block(), torch.randn(4, 16, 64)
+    x[0, 0, 0] = float("inf")
+    for settings in ({"memory": "act4"}, {"recipe": "int8", "memory": "keep"}):
+        run, _ = compiled(model, **settings)
+        _, gradient = gradients(model, run, x)
+        assert not gradient.isfinite().all()

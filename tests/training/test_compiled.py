@@ -1,0 +1,99 @@
+"""The ways in: a module that trains as before, options of torch.compile, and the command."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import qcompiler as qc
+from qcompiler.dynamo import backend
+from qcompiler.errors import InputError, RecipeError
+from tests.passes.training.steps import Block, gradients
+
+
+def test_a_module_stays_what_it_was() -> None:
+    torch._dynamo.reset()
+    model = Block()
+    names = list(model.state_dict())
+    assert qc.compile_training(model, memory="act8") is model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, target = torch.randn(4, 16, 64), torch.zeros(4, 16, 64)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), target)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses == sorted(losses, reverse=True)
+    assert list(model.state_dict()) == names
+    told = str(qc.training_report(model))
+    assert "memory act8" in told
+    assert "up.weight" in told
+
+
+def test_without_gradients_the_model_is_as_it_was() -> None:
+    torch._dynamo.reset()
+    model, x = Block(), torch.randn(4, 16, 64)
+    expected = model(x).detach()
+    qc.compile_training(model, recipe="int8", memory="act4")
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
+
+
+def test_a_broken_graph_is_trained_piece_by_piece() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            torch._dynamo.graph_break()
+            y: torch.Tensor = self.second(x)
+            return y
+
+    torch._dynamo.reset()
+    model, x = Broken(), torch.randn(64, 64)
+    _, expected = gradients(model, model, x)
+    trained = copy.deepcopy(model)
+    qc.compile_training(trained, memory="act8")
+    _, found = gradients(trained, trained, x)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert len(qc.training_report(trained).pieces) == 2
+
+
+def test_options_of_torch_compile() -> None:
+    torch._dynamo.reset()
+    model, x = Block(), torch.randn(4, 16, 64)
+    run = torch.compile(model, backend=backend, options={"recipe": "int8", "memory": "act4"})
+    gradients(model, run, x)
+    (piece,) = qc.training_report(model).pieces
+    assert {row.formats for row in piece.products} == {"int8 x int8", "float"}
+    assert set(piece.bits.values()) == {1, 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"memory": "act4", "calibrate": 8}, "training has no option 'calibrate'"),
+        ({"memory": "act3"}, "memory is 'act3'; use one of keep, act8, act4, act2"),
+        ({"memory": "act4", "recipe": "w4a16"}, "there is no training recipe 'w4a16'"),
+        ({"recipe": "fp8-hybrid", "lowering": "c"}, "there is no lowering 'c'"),
+    ],
+)
+def test_wrong_options_are_refused_in_a_sentence(options: dict[str, Any], why: str) -> None:
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=why):
+        torch.compile(nn.Linear(4, 4), backend=backend, options=options)(torch.randn(2, 4))
+
+
+def test_what_was_not_compiled_has_no_report() -> None:
+    with pytest.raises(InputError, match="no training of this Linear has been compiled"):
+        qc.training_report(nn.Linear(4, 4))
+    with pytest.raises(RecipeError, match="there is no training recipe 'int7'"):
+        qc.compile_training(nn.Linear(4, 4), recipe="int7")
