@@ -139,13 +139,13 @@ def test_the_code_of_the_language_page_runs_as_written(run: Run) -> None:
     assert [len(line.split()) for line in printed.splitlines()] == [8, 8]
 
 
-def test_the_code_of_the_page_on_optimizers_runs_as_written(tmp_path: Path) -> None:
-    printed = run("\n".join(blocks(ROOT / "docs/optimizers.md")), tmp_path)
+def test_the_code_of_the_page_on_optimizers_runs_as_written(run: Run) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/optimizers.md")))
     assert printed.endswith("2.031 bytes of state per weight\n")
 
 
-def test_the_code_of_the_page_on_training_runs_as_written(tmp_path: Path) -> None:
-    printed = run("\n".join(blocks(ROOT / "docs/training.md")), tmp_path)
+def test_the_code_of_the_page_on_training_runs_as_written(run: Run) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/training.md")))
     assert printed.startswith("recipe int8, memory act4, 1 graph: ") and "One step against float" in printed
 
 
