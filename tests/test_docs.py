@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,23 @@ def first_column(table: str) -> list[str]:
     return [cell.strip("`") for cell in rows[2:]]
 
 
-def run(code: str, folder: Path) -> str:
-    """What a program prints; one thread, since other tests run beside it."""
+Run = Callable[[str], str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """What code prints in an empty folder, with names of its own; here, where torch is read already."""
+
+    def printed(code: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        exec(code, {"__name__": "__main__"})
+        return capfd.readouterr().out
+
+    return printed
+
+
+def run_apart(code: str, folder: Path) -> str:
+    """What a program prints that begins with nothing; one thread, since other tests run beside it."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -65,8 +81,11 @@ def run(code: str, folder: Path) -> str:
 
 
 def test_the_code_of_the_readme_runs_as_written(tmp_path: Path) -> None:
-    """All blocks in one program, in order; what it prints is what the page claims, figures of time aside."""
-    printed = run("\n".join(blocks(README)), tmp_path)
+    """All blocks in one program, in order; what it prints is what the page claims, figures of time aside.
+
+    In a process of its own: it begins as a reader does, with nothing imported.
+    """
+    printed = run_apart("\n".join(blocks(README)), tmp_path)
     assert re.findall(r"(\d+) of (\d+) planned layers run in integers", printed) == [("5", "5")] * 2
     assert [line.split("]")[0] for line in printed.splitlines() if re.match(r"\[\d+, 10\]", line)] == [
         "[1, 10", "[3, 10", "[17, 10", "[5, 10"
@@ -79,51 +98,54 @@ def test_the_code_of_the_readme_runs_as_written(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not {"avx2", "fma"} <= {*this_cpu().features}, reason="this CPU has no kernels of our own that run"
 )
-def test_the_code_of_the_page_on_kernels_of_our_own_runs_as_written(tmp_path: Path) -> None:
-    printed = run("\n".join(blocks(ROOT / "docs/tvm.md")), tmp_path)
+def test_the_code_of_the_page_on_kernels_of_our_own_runs_as_written(run: Run) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/tvm.md")))
     assert "TVM" in printed and "0 LSB" in printed
 
 
 @pytest.mark.skipif(
     not {"avx2", "fma"} <= {*this_cpu().features}, reason="this CPU has no kernels of our own that run"
 )
-def test_the_code_of_the_page_on_deployment_runs_as_written(tmp_path: Path) -> None:
-    assert run("\n".join(blocks(ROOT / "docs/deploy.md")), tmp_path).endswith("(1, 10) float32\n")
+def test_the_code_of_the_page_on_deployment_runs_as_written(run: Run) -> None:
+    assert run("\n".join(blocks(ROOT / "docs/deploy.md"))).endswith("(1, 10) float32\n")
 
 
-def test_the_code_of_the_page_on_tuning_runs_as_written(tmp_path: Path) -> None:
-    printed = run("\n".join(blocks(ROOT / "docs/tuning.md")), tmp_path)
+def test_the_code_of_the_page_on_tuning_runs_as_written(run: Run) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/tuning.md")))
     assert printed.endswith("stride 1x1 | 7x2, channels first, prefetch\n")
 
 
-def test_the_code_of_the_page_on_regions_runs_as_written(tmp_path: Path) -> None:
+def test_the_code_of_the_page_on_regions_runs_as_written(run: Run) -> None:
     """Both ways into region mode find both regions and the branch between them."""
-    printed = run("\n".join(blocks(ROOT / "docs/regions.md")), tmp_path)
+    printed = run("\n".join(blocks(ROOT / "docs/regions.md")))
     assert printed.count("Breaks") == 2 and printed.count("region 1 at ") == 2
 
 
 def test_target_and_backend_of_the_extension_page_run_as_written(tmp_path: Path) -> None:
-    """The target keeps linears alone; `compile` knows the backend, which agrees with the reference."""
+    """The target keeps linears alone; `compile` knows the backend, which agrees with the reference.
+
+    In a process of its own, since both stay registered.
+    """
     found = [block for block in blocks(EXTENDING) if "register_target(replace" in block or "Eager" in block]
     assert len(found) == 3
-    printed = run("\n".join(found), tmp_path)
+    printed = run_apart("\n".join(found), tmp_path)
     assert re.search(r"0/conv2d +float .*\n(.*\n)*.*3/linear +int8 +MatMulIntegerToFloat", printed)
     name, distance = printed.splitlines()[-1].split()
     assert name == "eager" and float(distance) < 1e-3
 
 
-def test_the_code_of_the_language_page_runs_as_written(tmp_path: Path) -> None:
-    printed = run("\n".join(blocks(ROOT / "docs/language-models.md")), tmp_path)
+def test_the_code_of_the_language_page_runs_as_written(run: Run) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/language-models.md")))
     assert [len(line.split()) for line in printed.splitlines()] == [8, 8]
 
 
-def test_the_code_of_the_page_on_optimizers_runs_as_written(tmp_path: Path) -> None:
-    printed = run("\n".join(blocks(ROOT / "docs/optimizers.md")), tmp_path)
+def test_the_code_of_the_page_on_optimizers_runs_as_written(run: Run) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/optimizers.md")))
     assert printed.endswith("2.031 bytes of state per weight\n")
 
 
-def test_the_code_of_the_page_on_training_runs_as_written(tmp_path: Path) -> None:
-    printed = run("\n".join(blocks(ROOT / "docs/training.md")), tmp_path)
+def test_the_code_of_the_page_on_training_runs_as_written(run: Run) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/training.md")))
     assert printed.startswith("recipe int8, memory act4, 1 graph: ") and "One step against float" in printed
 
 
@@ -141,10 +163,10 @@ def test_the_recipes_of_the_recipe_page_are_recipes(tmp_path: Path) -> None:
     assert find_recipe(path).for_layer("layer4.0").activations is None
 
 
-def test_the_code_of_the_weights_page_runs_as_written(tmp_path: Path) -> None:
+def test_the_code_of_the_weights_page_runs_as_written(run: Run) -> None:
     """The best candidate is the one kept; by GPTQ, as the page shows."""
     (code,) = blocks(ROOT / "docs/weights.md")
-    lines = run(code, tmp_path).splitlines()
+    lines = run(code).splitlines()
     assert [line.split()[0] for line in lines] == ["linear", "linear_1"]
     assert all(line.split()[1].startswith("gptq") and "'nearest': 2" in line for line in lines)
 

@@ -1,12 +1,13 @@
 """Few-bit weights on a model that has learned something: perplexity on text that it has not seen.
 
-The model is trained here, about a minute on one core. All figures are over the same held-out windows.
+The model is trained here, with half the layers, context and steps of the one that docs/weights.md shows: its
+weights are used up as well, and it takes a sixth. All figures are over the same held-out windows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from qcompiler.backends.reference import Reference
 from qcompiler.ir import Draft, evaluate
 from qcompiler.job import Job, take
 from qcompiler.models.bundle import Bundle
-from qcompiler.models.charlm import bundle, corpus, train
+from qcompiler.models.charlm import SHAPE, bundle, corpus, train
 from qcompiler.numerics import fake_quantize
 from qcompiler.passes.abreast import Moments, run_abreast
 from qcompiler.passes.decide import Decision, decide
@@ -57,7 +58,8 @@ def subject() -> Subject:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # matrices this small lose time on a second one
     text = corpus()
-    found = bundle(train(text.train), text, samples=128)
+    model = train(text.train, shape=replace(SHAPE, depth=2, positions=64), steps=300)
+    found = bundle(model, text, calibration=8, samples=128)
     torch.set_num_threads(threads)
     job = take(found.module, found.example_inputs, found.calibration, silent)
     return Subject(bundle=found, job=job, perplexity=found.metric(found.module)["perplexity"])
@@ -79,7 +81,7 @@ def test_the_engine_keeps_the_perplexity_and_agrees_with_the_reference(
     decision = subject.decided(recipe)
     backend = find_backend(AUTO, CPU)
     proof = prove(subject.job, decision, backend, threads=1, strict=True, tell=silent)
-    assert proof.kernels["MatMulNBits"] == 29  # seven linears in each of four layers, and the head
+    assert proof.kernels["MatMulNBits"] == 15  # seven linears in each of two layers, and the head
     reference = Reference(CPU).lower(proof.graph)
     engine = subject.measured(lambda tokens: proof.executable([tokens]))
     assert engine < bar * subject.perplexity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import pytest
@@ -22,6 +23,7 @@ from tests.passes.test_forms import call, canonical, formed
 FAMILIES: tuple[Literal["llama", "gpt2"], ...] = ("llama", "gpt2")
 
 
+@cache
 def lowered(family: Literal["llama", "gpt2"]) -> OrtExecutable:
     module = small(family)
     return Ort().lower(formed(canonical(module, call(module, 5, 3), dynamic={"tokens": (1,)})), threads=1)

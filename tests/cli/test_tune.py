@@ -94,12 +94,22 @@ def test_a_stopped_run_goes_on_with_the_layer_that_it_was_at(
     assert {name: after[name] for name in before} == before and len(after) == 3
 
 
-def test_two_runs_at_once(zoo: Path, tmp_path: Path) -> None:
-    command = f"tune {zoo / 'zoo.py'}:residual --database {tmp_path / 'rows.db'} --trials 3"
-    for process in [started(command) for _ in range(2)]:
-        _, complaint = process.communicate()
-        assert process.returncode == 0, complaint
-    assert [len(rows) for rows in kept(tmp_path / "rows.db").values()] == [3, 3, 3]
+def test_two_runs_at_once(run: Run, zoo: Path, tmp_path: Path) -> None:
+    """The second begins as soon as the first, which waits a moment behind each layer, has kept one."""
+    path = tmp_path / "rows.db"
+    command = f"tune {zoo / 'zoo.py'}:residual --database {path} --trials 3"
+    waits = (
+        "import time; from qcompiler.tune.database import Database; add = Database.add; "
+        "Database.add = lambda self, rows: (add(self, rows), time.sleep(0.3)); "
+    )
+    process = started(command, before=waits)
+    while process.poll() is None and not kept(path):
+        time.sleep(0.01)
+    result = run(command)
+    assert result.exit_code == 0, result.stderr
+    _, complaint = process.communicate()
+    assert process.returncode == 0, complaint
+    assert [len(rows) for rows in kept(path).values()] == [3, 3, 3]
 
 
 def test_a_full_disk_is_told_and_the_next_run_goes_on(run: Run, zoo: Path, tmp_path: Path) -> None:

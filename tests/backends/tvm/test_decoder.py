@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +13,8 @@ import qcompiler as qc
 from qcompiler import api
 from qcompiler.backends.memory import HeldMemory, cache_shapes, memory_of
 from qcompiler.backends.tvm import TvmExecutable
+from qcompiler.backends.tvm.library import write_library
+from qcompiler.backends.tvm.library.run import LibraryError, Model
 from qcompiler.backends.tvm.memory import KeptMemory
 from qcompiler.backends.tvm.program import Call
 from qcompiler.errors import InputError
@@ -96,3 +100,30 @@ def test_programs_share_their_weights(pair: Pair) -> None:
     ]
     assert others
     assert all(other.arrays[name] is first.arrays[name] for other in others)
+
+
+# Where positions are embedded, their table ends first.
+REFUSED = rf"'start' is -?\d+, and the cache has room behind 0 \.\. {CAPACITY - 1} only"
+
+
+def test_a_step_as_a_library_takes_a_cache_and_returns_or_keeps_it(pair: Pair, tmp_path: Path) -> None:
+    """Behind a prompt of three tokens: positions count from `start`, which is read at run time."""
+    executable = pair[0].compiled.executable
+    assert isinstance(executable, TvmExecutable)
+    torch.manual_seed(0)
+    empty = [torch.zeros(1, *shape[1:]) for shape in cache_shapes(executable.graph)]
+    prompt, token = torch.tensor([[3, 1, 4]]), torch.tensor([[15]])
+    folder = write_library(executable, [token, torch.tensor(0), *empty], tmp_path / "step").folder
+    _, *cache = executable([prompt, torch.tensor(0), *empty])
+    given = [token, torch.tensor(3), *cache]
+    found = Model(folder)(*(x.numpy() for x in given))
+    assert [x.tobytes() for x in found] == [x.numpy().tobytes() for x in executable(given)]
+    kept, cache = Model(folder, keep_cache=True), empty
+    assert [port["name"] for port in kept.inputs] == ["tokens", "start"]
+    for turn, word in enumerate([3, 1, 4, 1, 5]):
+        (logits,) = kept(np.array([[word]]), np.array(turn))
+        wanted, *cache = executable([torch.tensor([[word]]), torch.tensor(turn), *cache])
+        assert logits.tobytes() == wanted.numpy().tobytes()
+    for start in (-1, CAPACITY):
+        with pytest.raises(LibraryError, match=REFUSED):
+            kept(np.array([[1]]), np.array(start))

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 import qcompiler as qc
 from qcompiler import api
 from qcompiler.api import explain
-from qcompiler.backends.memory import cache_shapes
 from qcompiler.backends.tvm import Tvm, TvmExecutable
 from qcompiler.backends.tvm.library import Library, compare, run, write_library
 from qcompiler.backends.tvm.library.run import LibraryError, Model
@@ -31,7 +29,6 @@ from qcompiler.errors import ArtifactError, ContractError, InputError, LoweringE
 from qcompiler.proof import quantized
 from qcompiler.target import find_target
 from tests.backends.tvm.sets import RUNNABLE, pytestmark
-from tests.backends.tvm.test_decoder import CAPACITY, made
 
 __all__ = ["pytestmark"]
 TARGET = find_target("cpu", "tvm")
@@ -171,36 +168,6 @@ def test_two_processes_without_torch_compute_what_the_compiled_model_does(
         wanted = [x.contiguous().numpy() for x in executable(given)]
         assert [x.tobytes() for x in arrays] == [x.tobytes() for x in wanted]
         assert [(x.shape, x.dtype) for x in arrays] == [(x.shape, x.dtype) for x in wanted]
-
-
-# Where positions are embedded, their table ends first.
-REFUSED = rf"'start' is -?\d+, and the cache has room behind 0 \.\. {CAPACITY - 1} only"
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_step_of_a_decoder_takes_a_cache_and_returns_or_keeps_it(
-    family: Literal["llama", "gpt2"], tmp_path: Path
-) -> None:
-    """Behind a prompt of three tokens: positions count from `start`, which is read at run time."""
-    executable = made(family, "tvm").compiled.executable
-    assert isinstance(executable, TvmExecutable)
-    torch.manual_seed(0)
-    empty = [torch.zeros(1, *shape[1:]) for shape in cache_shapes(executable.graph)]
-    prompt, token = torch.tensor([[3, 1, 4]]), torch.tensor([[15]])
-    folder = write_library(executable, [token, torch.tensor(0), *empty], tmp_path / "step").folder
-    _, *cache = executable([prompt, torch.tensor(0), *empty])
-    given = [token, torch.tensor(3), *cache]
-    found = Model(folder)(*(x.numpy() for x in given))
-    assert [x.tobytes() for x in found] == [x.numpy().tobytes() for x in executable(given)]
-    kept, cache = Model(folder, keep_cache=True), empty
-    assert [port["name"] for port in kept.inputs] == ["tokens", "start"]
-    for turn, word in enumerate([3, 1, 4, 1, 5]):
-        (logits,) = kept(np.array([[word]]), np.array(turn))
-        wanted, *cache = executable([torch.tensor([[word]]), torch.tensor(turn), *cache])
-        assert logits.tobytes() == wanted.numpy().tobytes()
-    for start in (-1, CAPACITY):
-        with pytest.raises(LibraryError, match=REFUSED):
-            kept(np.array([[1]]), np.array(start))
 
 
 def test_every_constant_lies_where_a_vector_load_may_begin(folder: Path) -> None:
