@@ -44,7 +44,7 @@ def integers(highest: int) -> Maker:
     def make(x: Tensor, axes: Axes, noise: Tensor | None) -> Operand:
         scale = amax_scale(x.abs().amax(axes, keepdim=True), highest)
         ratio = x.float() / scale
-        codes = torch.round(ratio) if noise is None else stochastic(ratio, noise.view(x.shape))
+        codes = ratio.round_() if noise is None else stochastic(ratio, noise.view(x.shape))
         return Operand(values=codes.clamp_(-highest, highest).to(torch.int8), scale=scale)
 
     return make
@@ -125,3 +125,4 @@ OPERANDS: Mapping[str, Maker] = {
 }
 """The formats of operands by name."""
 IN_BLOCKS = frozenset({"e4m3-128", "e4m3-128x128", "mxfp8", "nvfp4"})  # which want one axis to sum over
+WHOLE = frozenset({"e4m3-tensor", "e5m2-tensor"})  # which have one scale for all
