@@ -28,13 +28,18 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """What is computed in few bits; None is float. Attention's own products are float unless `attention`."""
+    """What is computed in few bits; None is float.
+
+    Attention's own products are float unless `attention`, convolutions in the same formats unless not
+    `convolutions`.
+    """
 
     name: str
     forward: Product | None = None
     grad_input: Product | None = None
     grad_weight: Product | None = None
     attention: bool = False
+    convolutions: bool = True
 
     def product(self, role: str, *, parameter: bool) -> Product | None:
         """The formats of a product by its role: "forward", "grad-input", "grad-weight", "grad-activation"."""

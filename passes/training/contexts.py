@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from qcompiler.ir import convolutions as _convolutions  # noqa: F401 - registers the operators
+from qcompiler.ir import products as _products  # noqa: F401 - registers the operators
 from qcompiler.passes.training.joint import OPERANDS
 from qcompiler.rewrite.traits import Trait, has
 
 aten = torch.ops.aten
+ops = torch.ops.qcompiler
 
 Bits = tuple[int, ...]
 LINEAR: Bits = (8, 4, 2)
@@ -52,6 +55,9 @@ ALSO_LINEAR = frozenset({
     *OPERANDS, aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.sum.dim_IntList, aten.sum.default,
     aten.mean.dim, aten.mul.Scalar, aten._to_copy.default, aten.where.self, aten.where.ScalarOther,
     aten.native_dropout_backward.default,
+    # What they round by themselves is there with and without the noise of a store.
+    ops.low_bit_mm.default, ops.low_bit_convolution.default, ops.low_bit_convolution_input.default,
+    ops.low_bit_convolution_weight.default,
 })  # fmt: skip
 
 

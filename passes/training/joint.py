@@ -14,6 +14,8 @@ import torch
 from torch import fx
 from torch.fx import Node
 
+from qcompiler.passes.training.apart import multiplied
+
 aten = torch.ops.aten
 
 Role = Literal["forward", "grad-input", "grad-weight", "grad-activation"]
@@ -36,6 +38,7 @@ FAMILIES: Mapping[Any, str] = {
     aten.bmm.default: "bmm",
     aten.addmm.default: "mm",
     aten.convolution.default: "convolution",
+    aten.convolution_backward.default: "convolution",
 }
 
 
@@ -77,13 +80,13 @@ def matmuls(joint: fx.GraphModule, parameters: Sequence[int]) -> tuple[Matmul, .
     """Every product of the joint graph with its role, in the graph's order.
 
     parameters: positions, among the inputs, of the parameters (and of what else never changes in a step).
-    Convolutions backward have to be `apart` first.
+    A convolution's backward operator counts where it is `apart`.
     """
     graph = joint.graph
     inputs = graph.find_nodes(op="placeholder")
     weights = {inputs[position] for position in parameters}
     late = dependent(graph, tangents(graph))
-    products = [node for node in graph.nodes if node.target in OPERANDS]
+    products = [node for node in graph.nodes if places(node)]
     partners = Partners.of([node for node in products if node not in late], weights)
     return tuple(
         backward(node, late, partners) if node in late else forward(node, weights) for node in products
@@ -140,8 +143,17 @@ def family(node: Node) -> str:
     return FAMILIES[node.target]
 
 
+def places(node: Node) -> tuple[int, int] | None:
+    """Where a product has its two operands; None for what is no product, or several."""
+    if node.target is aten.convolution_backward.default:
+        return multiplied(node)
+    return OPERANDS.get(node.target)
+
+
 def operands(node: Node) -> tuple[Node, Node]:
     """The two tensors that a product multiplies."""
-    left, right = (node.args[position] for position in OPERANDS[node.target])
+    positions = places(node)
+    assert positions is not None
+    left, right = (node.args[position] for position in positions)
     assert isinstance(left, Node) and isinstance(right, Node)
     return left, right
