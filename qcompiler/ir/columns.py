@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qcompiler.ir.products import DEEPEST, summed
 
-CHUNK = 2**20  # bytes of columns at a time, which stay in a core's cache until they are multiplied
+CHUNK = 2**20  # bytes of columns at a time, and of their sums, which stay in a core's cache in between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def correlations(
     channels_last: how the sums lie.
     """
     matrix = weight.movedim(1, -1).flatten(1)  # [O, (k, c)]
-    for samples, lines, columns in pieces(codes, windows):
+    for samples, lines, columns in pieces(codes, windows, 4 * len(weight)):
         positions = (samples.stop - samples.start, lines.stop - lines.start, *windows.positions[1:])
         if channels_last:
             sums = summed(columns, matrix.t()).view(*positions, -1).movedim(-1, 1)
@@ -63,7 +63,7 @@ def weight_sums(gradient: Tensor, codes: Tensor, windows: Windows) -> Tensor:
     """sum_(n, p) gradient[n, o, p] columns[(n, p), (k, c)]: [O, C, ...]."""
     shape = (gradient.shape[1], *windows.kernel, codes.shape[1])
     total = torch.zeros(shape, dtype=sum_type(gradient), device=codes.device)
-    for samples, lines, columns in pieces(codes, windows):
+    for samples, lines, columns in pieces(codes, windows, gradient.shape[1] * gradient.itemsize):
         part = gradient[samples, :, lines].movedim(1, 0).flatten(1)
         total += summed(part, columns).view(shape)
     return total.movedim(-1, 1)
@@ -77,11 +77,14 @@ def sum_type(gradient: Tensor) -> torch.dtype:
     return torch.int32 if depth <= DEEPEST else torch.float64  # sums below 2^53 are exact
 
 
-def pieces(codes: Tensor, windows: Windows) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(samples, lines of positions, their columns [(n, p), (k, c)]), as many at a time as CHUNK holds."""
+def pieces(codes: Tensor, windows: Windows, beside: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(samples, lines of positions, their columns [(n, p), (k, c)]), as many at a time as CHUNK holds.
+
+    beside: bytes that each position takes beside its column, in the other matrix or the result.
+    """
     line = prod(windows.positions[1:])
     width = prod(windows.kernel) * codes.shape[1] * codes.itemsize
-    most = min(CHUNK // width, DEEPEST) // line  # lines at a time
+    most = min(CHUNK // max(width, beside), DEEPEST) // line  # lines at a time
     lines = windows.positions[0]
     for samples in slices(codes.shape[0], most // lines):
         laid = laid_out(codes[samples], windows)
