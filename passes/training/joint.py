@@ -76,6 +76,14 @@ def base(node: Node) -> Node:
     return node
 
 
+def origin(node: Node) -> Node:
+    """What a value is a view of, or a cast: autocast casts weights and activations in front of a product."""
+    node = base(node)
+    while node.target is aten._to_copy.default:
+        node = base(node.all_input_nodes[0])
+    return node
+
+
 def matmuls(joint: fx.GraphModule, parameters: Sequence[int]) -> tuple[Matmul, ...]:
     """Every product of the joint graph with its role, in the graph's order.
 
@@ -95,7 +103,7 @@ def matmuls(joint: fx.GraphModule, parameters: Sequence[int]) -> tuple[Matmul, .
 
 def forward(node: Node, weights: set[Node]) -> Matmul:
     """A product that no gradient enters."""
-    names = [side.name for operand in operands(node) if (side := base(operand)) in weights]
+    names = [side.name for operand in operands(node) if (side := origin(operand)) in weights]
     if len(names) == 2:
         return Matmul(node=node, role=None, why="both sides are parameters")
     return Matmul(node=node, role="forward", parameter=names[0] if names else "")
@@ -106,7 +114,7 @@ def backward(node: Node, late: set[Node], partners: "Partners") -> Matmul:
     given = [operand for operand in operands(node) if operand not in late]
     if len(given) != 1:
         return Matmul(node=node, role=None, why="gradients enter by both sides, or by what is added")
-    met = partners.met(base(given[0]), family(node))
+    met = partners.met(origin(given[0]), family(node))
     if len({role for role, _ in met}) != 1:
         why = "what the gradient meets plays two parts" if met else "no forward product reads what it meets"
         return Matmul(node=node, role=None, why=why)
@@ -124,7 +132,7 @@ class Partners:
     def of(cls, products: Sequence[Node], weights: set[Node]) -> "Partners":
         roles: dict[tuple[Node, str], list[tuple[Role, str]]] = {}
         for product in products:
-            left, right = (base(operand) for operand in operands(product))
+            left, right = (origin(operand) for operand in operands(product))
             for own, other in ((left, right), (right, left)):
                 met: tuple[Role, str] = ("grad-activation", "")
                 if own in weights:
