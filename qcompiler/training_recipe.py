@@ -28,10 +28,11 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """What is computed in few bits; None is float. Attention's own products are float unless `attention`.
+    """What is computed in few bits; None is float.
 
-    tolerance: how far the gradient of a step may be from float's, relative; some three times what
-    transformers show, so that a wrong scale is found and a rounding is not.
+    Attention's own products are float unless `attention`, convolutions in the same formats unless not
+    `convolutions`. tolerance: how far the gradient of a step may be from float's, relative; some three times
+    what transformers show, so that a wrong scale is found and a rounding is not.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TrainingRecipe:
     grad_input: Product | None = None
     grad_weight: Product | None = None
     attention: bool = False
+    convolutions: bool = True
 
     @property
     def is_float(self) -> bool:

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from qcompiler.ir import products as _  # noqa: F401 - registers low_bit_mm
+from qcompiler.ir import convolutions as _convolutions  # noqa: F401 - registers the operators
+from qcompiler.ir import products as _products  # noqa: F401 - registers the operators
 from qcompiler.passes.training.joint import OPERANDS
 from qcompiler.rewrite.traits import Trait, has
 
 aten = torch.ops.aten
+ops = torch.ops.qcompiler
 
 Bits = tuple[int, ...]
 LINEAR: Bits = (8, 4, 2)
@@ -50,9 +52,12 @@ READS: Mapping[Any, Mapping[int, Bits]] = {
 }  # fmt: skip
 # Linear in every operand alone, beside those that have the trait.
 ALSO_LINEAR = frozenset({
-    *OPERANDS, torch.ops.qcompiler.low_bit_mm.default, aten.add.Tensor, aten.sub.Tensor, aten.neg.default,
-    aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mul.Scalar, aten._to_copy.default,
-    aten.where.self, aten.where.ScalarOther, aten.native_dropout_backward.default,
+    *OPERANDS, aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.sum.dim_IntList, aten.sum.default,
+    aten.mean.dim, aten.mul.Scalar, aten._to_copy.default, aten.where.self, aten.where.ScalarOther,
+    aten.native_dropout_backward.default,
+    # What they round by themselves is there with and without the noise of a store.
+    ops.low_bit_mm.default, ops.low_bit_convolution.default, ops.low_bit_convolution_input.default,
+    ops.low_bit_convolution_weight.default,
 })  # fmt: skip
 
 

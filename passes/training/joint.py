@@ -14,6 +14,8 @@ import torch
 from torch import fx
 from torch.fx import Node
 
+from qcompiler.passes.training.apart import multiplied
+
 aten = torch.ops.aten
 
 Role = Literal["forward", "grad-input", "grad-weight", "grad-activation"]
@@ -36,6 +38,7 @@ FAMILIES: Mapping[Any, str] = {
     aten.bmm.default: "bmm",
     aten.addmm.default: "mm",
     aten.convolution.default: "convolution",
+    aten.convolution_backward.default: "convolution",
 }
 
 
@@ -73,17 +76,25 @@ def base(node: Node) -> Node:
     return node
 
 
+def origin(node: Node) -> Node:
+    """What a value is a view of, or a cast: autocast casts weights and activations in front of a product."""
+    node = base(node)
+    while node.target is aten._to_copy.default:
+        node = base(node.all_input_nodes[0])
+    return node
+
+
 def matmuls(joint: fx.GraphModule, parameters: Sequence[int]) -> tuple[Matmul, ...]:
     """Every product of the joint graph with its role, in the graph's order.
 
     parameters: positions, among the inputs, of the parameters (and of what else never changes in a step).
-    Convolutions backward have to be `apart` first.
+    A convolution's backward operator counts where it is `apart`.
     """
     graph = joint.graph
     inputs = graph.find_nodes(op="placeholder")
     weights = {inputs[position] for position in parameters}
     late = dependent(graph, tangents(graph))
-    products = [node for node in graph.nodes if node.target in OPERANDS]
+    products = [node for node in graph.nodes if places(node)]
     partners = Partners.of([node for node in products if node not in late], weights)
     return tuple(
         backward(node, late, partners) if node in late else forward(node, weights) for node in products
@@ -92,7 +103,7 @@ def matmuls(joint: fx.GraphModule, parameters: Sequence[int]) -> tuple[Matmul, .
 
 def forward(node: Node, weights: set[Node]) -> Matmul:
     """A product that no gradient enters."""
-    names = [side.name for operand in operands(node) if (side := base(operand)) in weights]
+    names = [side.name for operand in operands(node) if (side := origin(operand)) in weights]
     if len(names) == 2:
         return Matmul(node=node, role=None, why="both sides are parameters")
     return Matmul(node=node, role="forward", parameter=names[0] if names else "")
@@ -103,7 +114,7 @@ def backward(node: Node, late: set[Node], partners: "Partners") -> Matmul:
     given = [operand for operand in operands(node) if operand not in late]
     if len(given) != 1:
         return Matmul(node=node, role=None, why="gradients enter by both sides, or by what is added")
-    met = partners.met(base(given[0]), family(node))
+    met = partners.met(origin(given[0]), family(node))
     if len({role for role, _ in met}) != 1:
         why = "what the gradient meets plays two parts" if met else "no forward product reads what it meets"
         return Matmul(node=node, role=None, why=why)
@@ -121,7 +132,7 @@ class Partners:
     def of(cls, products: Sequence[Node], weights: set[Node]) -> "Partners":
         roles: dict[tuple[Node, str], list[tuple[Role, str]]] = {}
         for product in products:
-            left, right = (base(operand) for operand in operands(product))
+            left, right = (origin(operand) for operand in operands(product))
             for own, other in ((left, right), (right, left)):
                 met: tuple[Role, str] = ("grad-activation", "")
                 if own in weights:
@@ -140,8 +151,17 @@ def family(node: Node) -> str:
     return FAMILIES[node.target]
 
 
+def places(node: Node) -> tuple[int, int] | None:
+    """Where a product has its two operands; None for what is no product, or several."""
+    if node.target is aten.convolution_backward.default:
+        return multiplied(node)
+    return OPERANDS.get(node.target)
+
+
 def operands(node: Node) -> tuple[Node, Node]:
     """The two tensors that a product multiplies."""
-    left, right = (node.args[position] for position in OPERANDS[node.target])
+    positions = places(node)
+    assert positions is not None
+    left, right = (node.args[position] for position in positions)
     assert isinstance(left, Node) and isinstance(right, Node)
     return left, right

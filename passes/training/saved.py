@@ -12,7 +12,7 @@ from torch.fx import Node
 from qcompiler.ir.storage import stored_bytes
 from qcompiler.passes.training.contexts import readings
 from qcompiler.passes.training.halves import Halves
-from qcompiler.passes.training.joint import base, dependent, tangents
+from qcompiler.passes.training.joint import base, dependent, origin, tangents
 
 aten = torch.ops.aten
 
@@ -60,8 +60,14 @@ def saved(halves: Halves) -> tuple[Saved, ...]:
 
 
 def described(node: Node, halves: Halves, handed: set[Node], late: set[Node]) -> Saved:
+    bits: tuple[int, ...]
     owner = owned(base(node), handed, halves.parameters)
-    bits, why = ((), owner) if owner else fitting(node, halves.received(node), late)
+    if owner:
+        bits, why = (), owner
+    elif origin(node).name in halves.parameters:  # which autocast made
+        bits, why = (), "it is a parameter's cast: noise in it is in every gradient before it"
+    else:
+        bits, why = fitting(node, halves.received(node), late)
     value: Tensor = node.meta["val"]
     return Saved(
         name=node.name, shape=tuple(value.shape), dtype=value.dtype, is_held=bool(owner), bits=bits, why=why

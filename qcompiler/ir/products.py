@@ -49,9 +49,22 @@ def _(
 
 def multiplied(left: Tensor, right: Tensor) -> Tensor:
     """The product of values in float32; of int8 codes it is exact before that one rounding."""
+    return summed(left, right).float()
+
+
+def summed(left: Tensor, right: Tensor) -> Tensor:
+    """The product of values; of int8 codes it is exact, in int32 or, where they are too deep, in float64."""
     if left.dtype != torch.int8:
         return left @ right
-    depth = left.shape[-1]
-    if left.dim() > 2 or depth > DEEPEST:  # sums below 2^53 are exact
-        return (left.double() @ right.double()).float()
-    return torch._int_mm(left, right).float()
+    if left.dim() > 2 or left.shape[-1] > DEEPEST:  # sums below 2^53 are exact
+        return left.double() @ right.double()
+    return torch._int_mm(plain(left), plain(right))
+
+
+def plain(x: Tensor) -> Tensor:
+    """A matrix whose strides count rows and columns even where there is but one of them.
+
+    The stride along a length of 1 is arbitrary, and on a CPU _int_mm takes it for the length of a row: where
+    it is shorter than one, the result is never written (pytorch/pytorch#195066).
+    """
+    return x.clone(memory_format=torch.contiguous_format) if 1 in x.shape else x

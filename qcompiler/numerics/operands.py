@@ -42,12 +42,23 @@ def integers(highest: int) -> Maker:
     """
 
     def make(x: Tensor, axes: Axes, noise: Tensor | None) -> Operand:
-        scale = amax_scale(x.abs().amax(axes, keepdim=True), highest)
+        scale = amax_scale(magnitude(x, axes), highest)
         ratio = x.float() / scale
-        codes = torch.round(ratio) if noise is None else stochastic(ratio, noise.view(x.shape))
+        codes = ratio.round_() if noise is None else stochastic(ratio, noise.view(x.shape))
         return Operand(values=codes.clamp_(-highest, highest).to(torch.int8), scale=scale)
 
     return make
+
+
+def magnitude(x: Tensor, axes: Axes) -> Tensor:
+    """max |x| along some axes, which stay with a length of 1.
+
+    An axis apart from the others goes first: all at once, torch would walk through memory in small steps.
+    """
+    found = x.abs()
+    if len(axes) > 1 and axes[0] + 1 < axes[1]:
+        found = found.amax(axes[0], keepdim=True)
+    return found.amax(axes, keepdim=True)
 
 
 def eight_bit_floats(format: str, *, whole: bool = False, power_of_two: bool = False) -> Maker:
@@ -125,3 +136,4 @@ OPERANDS: Mapping[str, Maker] = {
 }
 """The formats of operands by name."""
 IN_BLOCKS = frozenset({"e4m3-128", "e4m3-128x128", "mxfp8", "nvfp4"})  # which want one axis to sum over
+WHOLE = frozenset({"e4m3-tensor", "e5m2-tensor"})  # which have one scale for all

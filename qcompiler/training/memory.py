@@ -1,9 +1,11 @@
 """What a training step may keep for backward, as the user says it.
 
-"keep"                  everything as it is
-"act8", "act4", "act2"  every value in that many bits, in more where the way it is read needs more
-0.5                     a peak of half of what the step would need; bits and what is computed again are planned
-2_000_000_000           a peak of so many bytes
+    "keep"                  everything as it is
+    "act8", "act4", "act2"  every value in that many bits, in more where the way it is read needs more
+    0.5                     a peak of half of what float needs
+    2_000_000_000           a peak of so many bytes
+
+For a peak, bits are planned, and what is computed again.
 """
 
 from collections.abc import Sequence

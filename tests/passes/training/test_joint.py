@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.passes.training.steps import Block, error, gradients, stepped
+from tests.passes.training.steps import Block, Maps, error, gradients, stepped
 
 
 def roles(model: nn.Module, *inputs: Tensor) -> Counter[str]:
@@ -97,6 +97,13 @@ def test_the_same_numbers_whichever_operand_the_gradient_is() -> None:
     results: list[Any] = [stepped(each, x, recipe="int8", memory="keep")[:2] for each in (model, straight)]
     for left, right in zip(*results, strict=True):
         assert torch.equal(left, right)
+
+
+def test_autocast_changes_no_role() -> None:
+    model, x = Maps().eval(), torch.randn(2, 3, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = roles(model, x)
+    assert found == roles(model, x) == {"forward": 3, "grad-input": 2, "grad-weight": 3}
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ def test_parameters_inputs_and_statistics_cross_as_they_are() -> None:
     }
 
 
+def test_what_autocast_makes_of_parameters_crosses_as_it_is() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, _, piece = stepped(Block(fused=True), torch.randn(4, 64, 64), memory="act4")
+    casts = [value for value in piece.saved if value.why.startswith("it is a parameter's cast")]
+    assert sorted(value.shape for value in casts) == [(64, 64), (64, 256), (192, 64), (256, 64)]
+    assert not any(value.name in piece.bits or value.is_held for value in casts)
+
+
 def test_a_log_sum_exp_is_never_stored_in_few_bits() -> None:
     _, _, piece = stepped(Block(width=128, heads=8, fused=True), torch.randn(8, 64, 128), memory="act4")
     (sums,) = (value for value in piece.saved if value.shape == (8, 8, 64))
