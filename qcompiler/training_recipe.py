@@ -6,10 +6,12 @@ grad-weight  dW = dY^T X     gradient, activation
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qcompiler.errors import RecipeError
+from qcompiler.numerics.hadamard import BLOCKS
 from qcompiler.numerics.operands import OPERANDS
+from qcompiler.numerics.rows import GRADIENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +29,43 @@ class Product:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The three products of a linear layer on the same 4-bit codes, which forward makes and backward reads.
+
+    gradient: how dY becomes codes, a name in `numerics.rows.GRADIENTS`. block: of the Hadamard transform; the
+    largest power of two below it where it does not divide the features; 1 is none. blocks: others, by the
+    names of weights; see `training.choose_blocks`.
+    """
+
+    gradient: str
+    block: int
+    blocks: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.gradient not in GRADIENTS:
+            raise RecipeError(
+                f"no gradient codes '{self.gradient}'", fix=f"use one of {', '.join(GRADIENTS)}"
+            )
+        for block in (self.block, *self.blocks.values()):
+            if block not in BLOCKS:
+                raise RecipeError(
+                    f"a Hadamard block of {block}", fix=f"use a power of two up to {BLOCKS[-1]}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """What is computed in few bits; None is float. Attention's own products are float unless `attention`."""
+    """What is computed in few bits; None is float. Attention's own products are float unless `attention`.
+
+    With a `layer` the products of linear layers are computed together, and no others in few bits.
+    """
 
     name: str
     forward: Product | None = None
     grad_input: Product | None = None
     grad_weight: Product | None = None
     attention: bool = False
+    layer: Layer | None = None
 
     def product(self, role: str, *, parameter: bool) -> Product | None:
         """The formats of a product by its role: "forward", "grad-input", "grad-weight", "grad-activation"."""
@@ -75,6 +106,10 @@ TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
             Product(left="nvfp4", right="nvfp4"),
             Product(left="nvfp4", right="nvfp4", stochastic=True),
         ),
+        # arXiv 2306.11987: Hadamard quantization, bit splitting and leverage score sampling.
+        TrainingRecipe(name="int4-hq", layer=Layer(gradient="split", block=32)),
+        # What it is compared with: learned-step forward, gradients on powers of two (arXiv 2112.10769).
+        TrainingRecipe(name="int4-lsq-luq", layer=Layer(gradient="logarithmic", block=1)),
     )
 }
 

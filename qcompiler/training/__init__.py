@@ -4,6 +4,7 @@ model = qc.compile_training(model, recipe="int8", memory="act4")
 torch.compile(model, backend="qcompiler", options={"recipe": "int8", "memory": "act4"})
 """
 
+from qcompiler.training.blocks import choose_blocks
 from qcompiler.training.session import Piece, Training, compile_training
 
-__all__ = ["Piece", "Training", "compile_training"]
+__all__ = ["Piece", "Training", "choose_blocks", "compile_training"]

@@ -15,6 +15,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from qcompiler.passes.training.derivatives import save_derivatives
 from qcompiler.passes.training.halves import Halves
+from qcompiler.passes.training.layers import compute_layers
 from qcompiler.passes.training.liveness import Peak, peak
 from qcompiler.passes.training.noise import carry_keys
 from qcompiler.passes.training.products import Computed, compute
@@ -98,7 +99,13 @@ class Graph:
         training = self.training
         positions = list(static_lifetime_input_indices or ())
         primals = [node.name for node in joint.graph.find_nodes(op="placeholder")]
-        products = compute(joint, positions, training.recipe, lambda: training.noise.take(1))
+        names = dict(zip(primals, self.names, strict=False))
+        draw, layer = (lambda: training.noise.take(1)), training.recipe.layer
+        products = (
+            compute_layers(joint, positions, layer, draw, names)
+            if layer
+            else compute(joint, positions, training.recipe, draw)
+        )
         forward, backward = min_cut_rematerialization_partition(
             joint, inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=positions, **rest
         )
@@ -116,7 +123,6 @@ class Graph:
         bits = training.memory.choose(values)
         first = training.noise.take(len(values))
         store(halves, bits, {value.name: first + place for place, value in enumerate(values)})
-        names = dict(zip(primals, self.names, strict=False))
         training.pieces.append(
             Piece(products=products, saved=values, bits=bits, names=names, before=before, after=peak(halves))
         )
