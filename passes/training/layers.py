@@ -77,7 +77,7 @@ def compute_layers(
                     result = forward(graph, step, coded[node])
                     formats = f"int4 x int4, blocks of {coded[node].block}"
                 else:
-                    result = backward(graph, step, coded[step.product.node], layer.gradient, ordinal())
+                    result = backward(graph, step, coded[step.product.node], layer, ordinal())
                     formats = f"{layer.gradient} x int4"
             put(graph, node, result)
         row = Computed(
@@ -162,19 +162,19 @@ def forward(graph: fx.Graph, step: Step, layer: Coded) -> Node:
     )
 
 
-def backward(graph: fx.Graph, step: Step, layer: Coded, how: str, ordinal: int) -> Node:
+def backward(graph: fx.Graph, step: Step, coded: Coded, how: Layer, ordinal: int) -> Node:
     """dX = dY W or dW = dY^T X, or the transpose of that where the gradient is the right operand."""
     is_input = step.matmul.role == "grad-input"
     given = operands(step.matmul.node)[0 if step.is_left else 1]
     dy = given if step.is_left == is_input else turned(graph, given)
     key = noise_key(graph, dy.meta["val"].device)
-    parts = called(graph, ops.gradient4.default, dy, how, key, layer.ordinal)
+    parts = called(graph, ops.gradient4.default, dy, how.gradient, key, coded.ordinal)
     rows = [called(graph, getitem, parts, place) for place in range(3)]
-    rest = (layer.weight, layer.block, key, ordinal)
+    rest = (coded.weight, coded.block, how.share, key, ordinal)
     if is_input:
-        result = called(graph, ops.grad_input4.default, *rows, layer.mask, *rest)
+        result = called(graph, ops.grad_input4.default, *rows, coded.mask, *rest)
     else:
-        result = called(graph, ops.grad_weight4.default, *rows, layer.codes, layer.step, *rest)
+        result = called(graph, ops.grad_weight4.default, *rows, coded.codes, coded.step, *rest)
     return result if step.is_left else called(graph, aten.t.default, result)
 
 

@@ -8,8 +8,8 @@
     dW = s_X ((dY^T X^) o I_W) H
 
 (arXiv 2306.11987, sections 3 and 4; a step counts as a constant.) dY is given by rows of 4-bit codes that
-stand for it without bias, and of which as many are sampled as there are tokens. Codes X^ and mask I_X cross
-to backward, 5 bits an element; what is needed of W is made anew from W.
+stand for it without bias, of which a share is sampled for each product. Codes X^ and mask I_X cross to
+backward, 5 bits an element; what is needed of W is made anew from W.
 """
 
 import torch
@@ -73,13 +73,14 @@ def grad_input4(
     mask: Tensor,
     w: Tensor,
     block: int,
+    share: float,
     key: Tensor,
     tensor: int,
 ) -> Tensor:
     """dX = s_W (I_X o (dY W^)) H, [N, D]; the codes of the rows that are kept are multiplied as integers."""
     count = mask.shape[0]
     right, _, w_step = quantized(w, block)
-    index, factors = sampled(rows, weights, count, lambda n: draws(n, key, tensor))
+    index, factors = sampled(rows, weights, share, lambda n: draws(n, key, tensor))
     terms = multiplied(rows[index], right) * factors[:, None]
     total = terms.new_zeros(count, w.shape[1]).index_add_(0, index % count, terms)
     total *= unpacked(mask, 1, w.shape[1])
@@ -94,6 +95,7 @@ def _(
     mask: Tensor,
     w: Tensor,
     block: int,
+    share: float,
     key: Tensor,
     tensor: int,
 ) -> Tensor:
@@ -109,6 +111,7 @@ def grad_weight4(
     step: Tensor,
     w: Tensor,
     block: int,
+    share: float,
     key: Tensor,
     tensor: int,
 ) -> Tensor:
@@ -119,7 +122,7 @@ def grad_weight4(
     count = codes.shape[0]
     x = unpacked(codes, 4, w.shape[1])
     _, mask, _ = quantized(w, block)
-    index, factors = sampled(rows, weights, count, lambda n: draws(n, key, tensor), partners=x)
+    index, factors = sampled(rows, weights, share, lambda n: draws(n, key, tensor), partners=x)
     total = (rows[index] * factors[:, None]).t() @ x[index % count].float()
     return (transform(total * mask, block) * (scale * step)).to(w.dtype)
 
@@ -133,6 +136,7 @@ def _(
     step: Tensor,
     w: Tensor,
     block: int,
+    share: float,
     key: Tensor,
     tensor: int,
 ) -> Tensor:

@@ -53,19 +53,25 @@ GRADIENTS: Mapping[str, GradientCodes] = {
 
 
 def sampled(
-    codes: Tensor, weights: Tensor, count: int, draws: Callable[[int], Tensor], partners: Tensor | None = None
+    codes: Tensor,
+    weights: Tensor,
+    share: float,
+    draws: Callable[[int], Tensor],
+    partners: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """About `count` of the rows by their leverage scores, unbiased: int64 indices, float32 weights, both [k].
+    """About a share of the rows by their leverage scores: int64 indices and float32 weights, both [k].
 
-    c_i = weights_i |codes_i| |partners_(i mod N)|        weight of what is kept: weights_i / p_i
+    c_i = weights_i |codes_i| |partners_(i mod N)|        sum p_i = share M
 
-    Where there are no more rows than `count`, all are kept and nothing is drawn.
+    A row that is kept weighs weights_i / p_i, so that the mean is the sum of all; a share of 1 draws nothing.
     """
     rows = len(codes)
-    if rows <= count:
+    if share == 1:
         return torch.arange(rows, device=codes.device), weights
     scores = leverage_scores(codes) * weights
     if partners is not None:
         scores = scores * leverage_scores(partners).repeat(rows // len(partners))
-    index, kept = kept_rows(sample_rows(sampling_probabilities(scores, count), draws(rows)))
+    index, kept = kept_rows(
+        sample_rows(sampling_probabilities(scores, max(round(share * rows), 1)), draws(rows))
+    )
     return index, kept * weights[index]
