@@ -28,6 +28,10 @@ class Product:
                 raise RecipeError(f"no operand format '{name}'", fix=f"use one of {', '.join(OPERANDS)}")
 
 
+LEARNED = 2 / 7**0.5  # where learned steps start, in units of mean|x| (arXiv 1902.08153)
+NORMAL = 0.44  # the step of least error for normal numbers, to which the Hadamard transform comes close
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """The three products of a linear layer on the same 4-bit codes, which forward makes and backward reads.
@@ -35,12 +39,13 @@ class Layer:
     gradient: how dY becomes rows of codes, a name in `numerics.rows.GRADIENTS`. share: of these rows, as many
     are sampled for a product; 1 takes all, with less noise. block: of the Hadamard transform; the
     largest power of two below it where it does not divide the features; 1 is none. blocks: others, by the
-    names of weights; see `training.choose_blocks`.
+    names of weights; see `training.choose_blocks`. unit: steps are unit * mean|x|, anew at each pass.
     """
 
     gradient: str
     block: int
     share: float = 1.0
+    unit: float = LEARNED
     blocks: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,7 +118,7 @@ TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
         # arXiv 2306.11987: Hadamard quantization, bit splitting, and a sample of half of what that makes.
         TrainingRecipe(name="int4-hq", layer=Layer(gradient="split", block=32, share=0.5)),
         # Where 4-bit products are no faster than others, sampling saves no time and costs noise.
-        TrainingRecipe(name="int4-hq-all", layer=Layer(gradient="split", block=32)),
+        TrainingRecipe(name="int4-hq-all", layer=Layer(gradient="split", block=32, unit=NORMAL)),
         # What it is compared with: learned-step forward, gradients on powers of two (arXiv 2112.10769).
         TrainingRecipe(name="int4-lsq-luq", layer=Layer(gradient="logarithmic", block=1)),
     )

@@ -53,6 +53,7 @@ class Coded:
     step: Node
     weight: Node
     block: int
+    unit: float
     ordinal: int
 
 
@@ -73,7 +74,7 @@ def compute_layers(
             with graph.inserting_before(node):
                 if step.matmul is step.product:
                     block = layer.blocks.get(names.get(step.matmul.parameter, ""), layer.block)
-                    coded[node] = begin(graph, step, block, ordinal())
+                    coded[node] = begin(graph, step, block, layer.unit, ordinal())
                     result = forward(graph, step, coded[node])
                     formats = f"int4 x int4, blocks of {coded[node].block}"
                 else:
@@ -141,19 +142,19 @@ def refusal(graph: fx.Graph, matmul: Matmul, found: Sequence[Matmul]) -> str:
     return ""
 
 
-def begin(graph: fx.Graph, step: Step, largest: int, ordinal: int) -> Coded:
+def begin(graph: fx.Graph, step: Step, largest: int, unit: float, ordinal: int) -> Coded:
     """The codes of a layer's input, transformed in blocks that divide its features."""
     left, right = operands(step.matmul.node)
     x, weight = (turned(graph, right), left) if step.is_left else (left, turned(graph, right))
     block = gcd(weight.meta["val"].shape[1], largest)  # of a power of two: the largest that divides both
-    parts = called(graph, ops.codes4.default, x, block)
+    parts = called(graph, ops.codes4.default, x, block, unit)
     codes, mask, scale = (called(graph, getitem, parts, place) for place in range(3))
-    return Coded(codes=codes, mask=mask, step=scale, weight=weight, block=block, ordinal=ordinal)
+    return Coded(codes=codes, mask=mask, step=scale, weight=weight, block=block, unit=unit, ordinal=ordinal)
 
 
 def forward(graph: fx.Graph, step: Step, layer: Coded) -> Node:
     """Y, or Y^T = W X^T; and the bias, where one is added."""
-    result = called(graph, ops.mm4.default, layer.codes, layer.step, layer.weight, layer.block)
+    result = called(graph, ops.mm4.default, layer.codes, layer.step, layer.weight, layer.block, layer.unit)
     if step.is_left:
         result = called(graph, aten.t.default, result)
     node = step.matmul.node
@@ -170,7 +171,7 @@ def backward(graph: fx.Graph, step: Step, coded: Coded, how: Layer, ordinal: int
     key = noise_key(graph, dy.meta["val"].device)
     parts = called(graph, ops.gradient4.default, dy, how.gradient, key, coded.ordinal)
     rows = [called(graph, getitem, parts, place) for place in range(3)]
-    rest = (coded.weight, coded.block, how.share, key, ordinal)
+    rest = (coded.weight, coded.block, coded.unit, how.share, key, ordinal)
     if is_input:
         result = called(graph, ops.grad_input4.default, *rows, coded.mask, *rest)
     else:

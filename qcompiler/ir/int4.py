@@ -1,7 +1,7 @@
 """Linear layers on 4-bit codes, forward and backward: `torch.ops.qcompiler.codes4`, `mm4`, `gradient4` ...
 
     X' = X H                               block Hadamard; block 1 leaves X as it is
-    X^ = clamp(rne(X' / s_X), -7, 7)       s_X = 2 mean|X'| / sqrt(7)        I_X = [|X' / s_X| <= 7]
+    X^ = clamp(rne(X' / s_X), -7, 7)       s_X = unit mean|X'|        I_X = [|X' / s_X| <= 7]
 
     Y  = s_X s_W X^ W^^T                       forward
     dX = s_W (I_X o (dY W^)) H                 the straight-through gradient of that
@@ -17,36 +17,38 @@ from torch import Tensor
 
 from qcompiler.ir.products import multiplied
 from qcompiler.numerics.hadamard import transform
-from qcompiler.numerics.learnedstep import mean_step, step_codes, within_step
+from qcompiler.numerics.learnedstep import step_codes, within_step
 from qcompiler.numerics.packing import join, split
 from qcompiler.numerics.philox import Purpose, uniform
 from qcompiler.numerics.rows import GRADIENTS, sampled
 
+TINY = 1e-10  # so that no step is 0
+
 
 @torch.library.custom_op("qcompiler::codes4", mutates_args=())
-def codes4(x: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+def codes4(x: Tensor, block: int, unit: float) -> tuple[Tensor, Tensor, Tensor]:
     """[N, D]  -->  codes of 4 bits, uint8 [N, D / 2]; mask of 1 bit, uint8 [N, D / 8]; step float32 ()."""
-    codes, mask, step = quantized(x, block)
+    codes, mask, step = quantized(x, block, unit)
     return packed(codes, 4), packed(mask, 1), step
 
 
 @codes4.register_fake
-def _(x: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, block: int, unit: float) -> tuple[Tensor, Tensor, Tensor]:
     count, width = x.shape
     codes, mask = (x.new_empty((count, (width * bits + 7) // 8), dtype=torch.uint8) for bits in (4, 1))
     return codes, mask, x.new_empty((), dtype=torch.float32)
 
 
 @torch.library.custom_op("qcompiler::mm4", mutates_args=())
-def mm4(codes: Tensor, step: Tensor, w: Tensor, block: int) -> Tensor:
+def mm4(codes: Tensor, step: Tensor, w: Tensor, block: int, unit: float) -> Tensor:
     """Y = s_X s_W X^ W^^T, [N, C] of the type of w [C, D]; the codes are multiplied as integers."""
-    right, _, w_step = quantized(w, block)
+    right, _, w_step = quantized(w, block, unit)
     product = multiplied(unpacked(codes, 4, w.shape[1]), right.t())
     return (product * (step * w_step)).to(w.dtype)
 
 
 @mm4.register_fake
-def _(codes: Tensor, step: Tensor, w: Tensor, block: int) -> Tensor:
+def _(codes: Tensor, step: Tensor, w: Tensor, block: int, unit: float) -> Tensor:
     return w.new_empty((codes.shape[0], w.shape[0]))
 
 
@@ -73,13 +75,14 @@ def grad_input4(
     mask: Tensor,
     w: Tensor,
     block: int,
+    unit: float,
     share: float,
     key: Tensor,
     tensor: int,
 ) -> Tensor:
     """dX = s_W (I_X o (dY W^)) H, [N, D]; the codes of the rows that are kept are multiplied as integers."""
     count = mask.shape[0]
-    right, _, w_step = quantized(w, block)
+    right, _, w_step = quantized(w, block, unit)
     index, factors = sampled(rows, weights, share, lambda n: draws(n, key, tensor))
     terms = multiplied(rows[index], right) * factors[:, None]
     total = terms.new_zeros(count, w.shape[1]).index_add_(0, index % count, terms)
@@ -95,6 +98,7 @@ def _(
     mask: Tensor,
     w: Tensor,
     block: int,
+    unit: float,
     share: float,
     key: Tensor,
     tensor: int,
@@ -111,6 +115,7 @@ def grad_weight4(
     step: Tensor,
     w: Tensor,
     block: int,
+    unit: float,
     share: float,
     key: Tensor,
     tensor: int,
@@ -121,7 +126,7 @@ def grad_weight4(
     """
     count = codes.shape[0]
     x = unpacked(codes, 4, w.shape[1])
-    _, mask, _ = quantized(w, block)
+    _, mask, _ = quantized(w, block, unit)
     index, factors = sampled(rows, weights, share, lambda n: draws(n, key, tensor), partners=x)
     total = (rows[index] * factors[:, None]).t() @ x[index % count].float()
     return (transform(total * mask, block) * (scale * step)).to(w.dtype)
@@ -136,6 +141,7 @@ def _(
     step: Tensor,
     w: Tensor,
     block: int,
+    unit: float,
     share: float,
     key: Tensor,
     tensor: int,
@@ -143,10 +149,10 @@ def _(
     return w.new_empty(w.shape)
 
 
-def quantized(x: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+def quantized(x: Tensor, block: int, unit: float) -> tuple[Tensor, Tensor, Tensor]:
     """Codes int8 and mask bool of the shape of x, and the step, all of x H in float32."""
     turned = transform(x.float(), block)
-    step = mean_step(turned)
+    step = turned.abs().mean() * unit + TINY
     return step_codes(turned, step), within_step(turned, step), step
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qcompiler.ir import int4
 from qcompiler.numerics import Bias, BitSplit, measure_bias, noise_key, rows, transform
+from qcompiler.training_recipe import LEARNED, NORMAL
 
 ops = torch.ops.qcompiler
 DRAWS = 150
@@ -18,7 +19,7 @@ def straight_through(x: Tensor, w: Tensor, block: int) -> Tensor:
     """The product of what both are rounded to, float64; a gradient passes where nothing was clipped."""
 
     def rounded(y: Tensor) -> Tensor:
-        codes, mask, step = int4.quantized(y.detach().float(), block)
+        codes, mask, step = int4.quantized(y.detach().float(), block, LEARNED)
         passing = transform(y, block) * mask
         return passing + (codes.double() * step - passing).detach()
 
@@ -46,10 +47,10 @@ class Case:
 
     def drawn(self, how: str, block: int, step: int, share: float = 0.5) -> tuple[Tensor, Tensor]:
         key = noise_key(5, step)
-        codes, mask, scale = ops.codes4(self.x, block)
+        codes, mask, scale = ops.codes4(self.x, block, LEARNED)
         given = ops.gradient4(self.dy, how, key, 1)
-        dx = ops.grad_input4(*given, mask, self.w, block, share, key, 2)
-        return dx, ops.grad_weight4(*given, codes, scale, self.w, block, share, key, 3)
+        dx = ops.grad_input4(*given, mask, self.w, block, LEARNED, share, key, 2)
+        return dx, ops.grad_weight4(*given, codes, scale, self.w, block, LEARNED, share, key, 3)
 
     def biases(self, how: str, block: int, share: float = 0.5) -> list[Bias]:
         _, *exact = self.exact(block)
@@ -60,21 +61,32 @@ class Case:
 @pytest.mark.parametrize("block", [1, 16])
 def test_the_product_of_codes_is_that_of_what_they_stand_for(block: int) -> None:
     case = Case()
-    codes, _, step = ops.codes4(case.x, block)
+    codes, _, step = ops.codes4(case.x, block, LEARNED)
     exact, _, _ = case.exact(block)
-    found = ops.mm4(codes, step, case.w, block)
+    found = ops.mm4(codes, step, case.w, block, LEARNED)
     assert float((found - exact).norm() / exact.norm()) < 1e-6  # the integers are exact, the steps float32
 
 
 @pytest.mark.parametrize("width", [64, 61])
 def test_codes_and_masks_are_packed_and_come_back(width: int) -> None:
     x = torch.randn(7, width)
-    codes, mask, step = int4.quantized(x, 1)
-    packed, packed_mask, packed_step = ops.codes4(x, 1)
+    codes, mask, step = int4.quantized(x, 1, LEARNED)
+    packed, packed_mask, packed_step = ops.codes4(x, 1, LEARNED)
     assert (packed.shape[1], packed_mask.shape[1]) == (-(-width // 2), -(-width // 8))
     assert torch.equal(int4.unpacked(packed, 4, width), codes)
     assert torch.equal(int4.unpacked(packed_mask, 1, width), mask.to(torch.int8))
     assert packed_step == step
+
+
+def test_the_step_for_normal_numbers_is_that_of_least_error() -> None:
+    x = torch.randn(400, 256)
+
+    def error(unit: float) -> float:
+        codes, _, step = int4.quantized(x, 1, unit)
+        return float((codes * step - x).square().mean())
+
+    assert min((0.01 * n for n in range(30, 90, 2)), key=error) == pytest.approx(NORMAL)
+    assert error(NORMAL) < 0.5 * error(LEARNED)
 
 
 def test_the_transform_spreads_outliers() -> None:
@@ -83,8 +95,8 @@ def test_the_transform_spreads_outliers() -> None:
     exact = x @ w.t()
 
     def error(block: int) -> float:
-        codes, _, step = ops.codes4(x, block)
-        return float((ops.mm4(codes, step, w, block) - exact).norm() / exact.norm())
+        codes, _, step = ops.codes4(x, block, LEARNED)
+        return float((ops.mm4(codes, step, w, block, LEARNED) - exact).norm() / exact.norm())
 
     assert error(32) < 0.8 * error(1)
 
@@ -112,8 +124,8 @@ def test_the_published_splitting_is_rejected(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_mask_left_out_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(x: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
-        codes, mask, step = quantized(x, block)
+    def without(x: Tensor, block: int, unit: float) -> tuple[Tensor, Tensor, Tensor]:
+        codes, mask, step = quantized(x, block, unit)
         return codes, torch.ones_like(mask), step
 
     quantized = int4.quantized
