@@ -6,10 +6,12 @@ grad-weight  dW = dY^T X     gradient, activation
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qcompiler.errors import RecipeError
+from qcompiler.numerics.hadamard import BLOCKS
 from qcompiler.numerics.operands import OPERANDS
+from qcompiler.numerics.rows import GRADIENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +28,48 @@ class Product:
                 raise RecipeError(f"no operand format '{name}'", fix=f"use one of {', '.join(OPERANDS)}")
 
 
+LEARNED = 2 / 7**0.5  # where learned steps start, in units of mean|x| (arXiv 1902.08153)
+NORMAL = 0.44  # the step of least error for normal numbers, to which the Hadamard transform comes close
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The three products of a linear layer on the same 4-bit codes, which forward makes and backward reads.
+
+    gradient: how dY becomes rows of codes, a name in `numerics.rows.GRADIENTS`. share: of these rows, as many
+    are sampled for a product; 1 takes all, with less noise. block: of the Hadamard transform; the
+    largest power of two below it where it does not divide the features; 1 is none. blocks: others, by the
+    names of weights; see `training.choose_blocks`. unit: steps are unit * mean|x|, anew at each pass.
+    """
+
+    gradient: str
+    block: int
+    share: float = 1.0
+    unit: float = LEARNED
+    blocks: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.gradient not in GRADIENTS:
+            raise RecipeError(
+                f"no gradient codes '{self.gradient}'", fix=f"use one of {', '.join(GRADIENTS)}"
+            )
+        if not 0 < self.share <= 1:
+            raise RecipeError(f"a share of {self.share}", fix="keep more than 0 of the rows and at most 1")
+        for block in (self.block, *self.blocks.values()):
+            if block not in BLOCKS:
+                raise RecipeError(
+                    f"a Hadamard block of {block}", fix=f"use a power of two up to {BLOCKS[-1]}"
+                )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
     """What is computed in few bits; None is float.
 
     Attention's own products are float unless `attention`, convolutions in the same formats unless not
-    `convolutions`. tolerance: how far the gradient of a step may be from float's, relative; some three times
-    what transformers show, so that a wrong scale is found and a rounding is not.
+    `convolutions`; with a `layer` nothing but linear layers is in few bits. tolerance: how far the gradient of
+    a step may be from float's, relative; some three times what transformers show, so that a wrong scale is
+    found and a rounding is not.
     """
 
     name: str
@@ -42,10 +79,11 @@ class TrainingRecipe:
     grad_weight: Product | None = None
     attention: bool = False
     convolutions: bool = True
+    layer: Layer | None = None
 
     @property
     def is_float(self) -> bool:
-        return (self.forward, self.grad_input, self.grad_weight) == (None, None, None)
+        return (self.forward, self.grad_input, self.grad_weight, self.layer) == (None, None, None, None)
 
     def product(self, role: str, *, parameter: bool) -> Product | None:
         """The formats of a product by its role: "forward", "grad-input", "grad-weight", "grad-activation"."""
@@ -92,6 +130,14 @@ TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
             Product(left="nvfp4", right="nvfp4"),
             Product(left="nvfp4", right="nvfp4", stochastic=True),
         ),
+        # arXiv 2306.11987: Hadamard quantization, bit splitting, and a sample of half of what that makes.
+        TrainingRecipe(name="int4-hq", tolerance=1.5, layer=Layer(gradient="split", block=32, share=0.5)),
+        # Where 4-bit products are no faster than others, sampling saves no time and costs noise.
+        TrainingRecipe(
+            name="int4-hq-all", tolerance=0.8, layer=Layer(gradient="split", block=32, unit=NORMAL)
+        ),
+        # What it is compared with: learned-step forward, gradients on powers of two (arXiv 2112.10769).
+        TrainingRecipe(name="int4-lsq-luq", tolerance=1.0, layer=Layer(gradient="logarithmic", block=1)),
     )
 }
 

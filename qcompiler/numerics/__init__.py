@@ -49,6 +49,7 @@ from qcompiler.numerics.groupwise import (
 from qcompiler.numerics.hadamard import best_block, hadamard, transform
 from qcompiler.numerics.integer import IntFormat
 from qcompiler.numerics.learnedstep import mean_step, step_codes, step_gradient, within_step
+from qcompiler.numerics.logarithmic import log_codes
 from qcompiler.numerics.minifloat import FloatFormat, Specials
 from qcompiler.numerics.observers import (
     CANDIDATES,
@@ -159,6 +160,7 @@ __all__ = [
     "kept_rows",
     "kl_range",
     "leverage_scores",
+    "log_codes",
     "lsb_distance",
     "make_observer",
     "max_abs",

@@ -4,8 +4,16 @@ model = qc.compile_training(model, recipe="int8", memory="act4")
 torch.compile(model, backend="qcompiler", options={"recipe": "int8", "memory": "act4"})
 """
 
+from qcompiler.training.blocks import choose_blocks
 from qcompiler.training.compiled import compile_training, training_report
 from qcompiler.training.report import TrainingReport
 from qcompiler.training.session import Piece, Training
 
-__all__ = ["Piece", "Training", "TrainingReport", "compile_training", "training_report"]
+__all__ = [
+    "Piece",
+    "Training",
+    "TrainingReport",
+    "choose_blocks",
+    "compile_training",
+    "training_report",
+]

@@ -14,6 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from qcompiler.passes.training.halves import Halves, is_tensor
+from qcompiler.passes.training.layers import compute_layers
 from qcompiler.passes.training.liveness import Peak, peak
 from qcompiler.passes.training.noise import carry_keys
 from qcompiler.passes.training.partition import Cutting, is_real, prepare
@@ -126,13 +127,18 @@ class Graph:
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Split a joint graph, and store what crosses. torch calls it again for graphs inside of graphs."""
         training, positions = self.training, list(static_lifetime_input_indices or ())
-        before = Cutting(
-            joint=joint, inputs=inputs, parameters=positions, outputs=num_fwd_outputs, rest=rest
-        ).cut()
-        products = compute(joint, positions, training.recipe, lambda: training.noise.take(1))
-        would_be = peak(before)
+        primals = [node.name for node in joint.graph.find_nodes(op="placeholder")]
+        names = dict(zip(primals, self.names, strict=False))
         cutting = Cutting(
             joint=joint, inputs=inputs, parameters=positions, outputs=num_fwd_outputs, rest=rest
+        )
+        before = cutting.cut()
+        would_be = peak(before)
+        draw, layer = (lambda: training.noise.take(1)), training.recipe.layer
+        products = (
+            compute_layers(joint, positions, layer, draw, names)
+            if layer
+            else compute(joint, positions, training.recipe, draw)
         )
         again: tuple[Kind, ...] = ()
         if training.memory.budget is None:
@@ -145,8 +151,6 @@ class Graph:
             halves, again, values, bits = best.halves, best.again, best.values, best.bits
         first = training.noise.take(len(values))
         store(halves, bits, {value.name: first + place for place, value in enumerate(values)})
-        primals = [node.name for node in halves.forward.graph.find_nodes(op="placeholder")]
-        names = dict(zip(primals, self.names, strict=False))
         checked, unchecked = self.check(before, halves, names, is_exact=training.recipe.is_float)
         training.pieces.append(
             Piece(
