@@ -21,6 +21,7 @@ from qcompiler.passes.training.products import Computed, compute
 from qcompiler.passes.training.saved import Saved, saved
 from qcompiler.passes.training.shapes import forget_values
 from qcompiler.passes.training.store import store
+from qcompiler.training.kernels import prepare
 from qcompiler.training.lower import Boxed, Lowering, find_lowering, keyed, lower, with_key
 from qcompiler.training.memory import Memory, find_memory
 from qcompiler.training.noise import Noise
@@ -32,7 +33,7 @@ class Piece:
     """What became of one graph of the model: its products, and what crosses from forward to backward.
 
     bits: of each value that is stored. names: of parameters, by the inputs that they are. before, after: the
-    peaks of a step.
+    peaks of a step. slow: why the reference stores and draws on this CPU, where kernels do not.
     """
 
     products: tuple[Computed, ...]
@@ -41,6 +42,7 @@ class Piece:
     names: dict[str, str]
     before: Peak
     after: Peak
+    slow: str = ""
 
 
 class Training:
@@ -117,9 +119,11 @@ class Graph:
         first = training.noise.take(len(values))
         store(halves, bits, {value.name: first + place for place, value in enumerate(values)})
         names = dict(zip(primals, self.names, strict=False))
-        training.pieces.append(
-            Piece(products=products, saved=values, bits=bits, names=names, before=before, after=peak(halves))
-        )
+        piece = Piece(
+            products=products, saved=values, bits=bits, names=names, before=before, after=peak(halves),
+            slow=prepare(forward),
+        )  # fmt: skip
+        training.pieces.append(piece)
         return forward, backward
 
     def forward(self, half: fx.GraphModule, inputs: Sequence[Any]) -> Boxed:
