@@ -67,9 +67,9 @@ class TrainingRecipe:
     """What is computed in few bits; None is float.
 
     Attention's own products are float unless `attention`, convolutions in the same formats unless not
-    `convolutions`; with a `layer` nothing but linear layers is in few bits. tolerance: how far the gradient of
-    a step may be from float's, relative; some three times what transformers show, so that a wrong scale is
-    found and a rounding is not.
+    `convolutions`; with a `layer` nothing but linear layers is in few bits. tolerance: how far the gradient
+    of a step may be from float's, relative; some three times what transformers show, so that a wrong scale
+    is found and a rounding is not.
     """
 
     name: str

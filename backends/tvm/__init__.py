@@ -16,6 +16,7 @@ values      where every value is by now, while lowering
 threads     the work of one function, divided       narrow      one thread of torch between our calls
 selftest    what must hold before the first kernel
 library/    a model as files that run without us
+training/   draws, and activations stored in few bits
 """
 
 from collections.abc import Mapping

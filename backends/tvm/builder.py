@@ -39,9 +39,9 @@ class Builder:
         self.emit(tirx.DeclBuffer(buffer, data=pointer))
         return buffer
 
-    def number(self, name: str) -> Any:
+    def number(self, name: str, dtype: str = "int32") -> Any:
         """An argument that is a whole number."""
-        number = tirx.Var(name, "int32")
+        number = tirx.Var(name, dtype)
         self.parameters.append(number)
         return number
 

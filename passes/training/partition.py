@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qcompiler.passes.training.derivatives import save_derivatives
 from qcompiler.passes.training.graphs import duplicate, evaluate_all
-from qcompiler.passes.training.halves import Halves
+from qcompiler.passes.training.halves import Halves, is_tensor
 from qcompiler.passes.training.noise import carry_keys
 from qcompiler.passes.training.recompute import mark
 from qcompiler.passes.training.shapes import forget_values
@@ -32,6 +32,12 @@ class Cutting:
     parameters: Sequence[int]
     outputs: int
     rest: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first input is."""
+        device: torch.device = next(filter(is_tensor, self.joint.graph.nodes)).meta["val"].device
+        return device
 
     def cut(self, again: Collection[str] = ()) -> Halves:
         """The two halves of the joint graph, which itself stays as it is.

@@ -7,8 +7,8 @@ codes are summed in int32, and so exactly; the scales are applied once, in float
 import torch
 from torch import Tensor
 
+from qcompiler.ir.draws import draws
 from qcompiler.numerics.operands import OPERANDS
-from qcompiler.numerics.philox import uniform
 
 DEEPEST = 2**31 // 127**2  # products that int32 can sum: 133,144
 
@@ -28,7 +28,7 @@ def low_bit_mm(
     With a key the left operand, which is then a gradient, is rounded stochastically by the draws of
     (tensor, purpose).
     """
-    noise = None if key is None else uniform(left.numel(), key, tensor=tensor, purpose=purpose)
+    noise = None if key is None else draws(key, left.numel(), tensor, purpose)
     a = OPERANDS[left_format](left, (-1,), noise)
     b = OPERANDS[right_format](right, (-2,), None)
     return (multiplied(a.values, b.values) * (a.scale * b.scale)).to(left.dtype)

@@ -136,6 +136,7 @@ def _filled(values: Tensor, group: int) -> Tensor:
 
 def _outward(lowest: Tensor, highest: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """(m, s), float32 with the values of bfloat16: m <= lowest, and m + s * steps >= highest; NaN stays."""
+    lowest, highest = lowest + 0.0, highest + 0.0  # -0 to 0: of zeros, whichever was found first came out
     below = lowest.to(torch.bfloat16)
     below = torch.where(below > lowest, torch.nextafter(below, torch.full_like(below, -torch.inf)), below)
     span = highest - below  # rounded, as t is, and both grow with x: t <= span / s <= steps

@@ -44,13 +44,7 @@ def uniform(count: int, key: Tensor, *, tensor: int, purpose: int, offset: int =
     nothing else: recomputed, or made in parts, it has the same bits. Beyond the result it takes about
     3 MiB on a CPU, and 25 bytes per draw elsewhere.
     """
-    if key.dtype != torch.int64 or key.shape != (3,):
-        raise InputError(f"a noise key of {key.dtype} {tuple(key.shape)}", fix="use `noise_key`")
-    if not (0 <= purpose < 2**8 and 0 <= tensor < 2**32 and 0 <= offset <= offset + count <= 2**34):
-        raise InputError(
-            f"no draws {offset} .. {offset + count} of purpose {purpose} for tensor {tensor}",
-            why="a counter has 34 bits for the element, 32 for the tensor and 8 for the purpose",
-        )
+    check_draws(count, key, tensor, purpose, offset)
     seed, step, rank = key.unbind()
     keys = round_keys(seed)
     stream = (torch.full_like(step, tensor), step & WORD, (rank << 16) | purpose)
@@ -68,6 +62,17 @@ def uniform(count: int, key: Tensor, *, tensor: int, purpose: int, offset: int =
         fractions.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
         torch.mul(fractions, 2.0**-24, out=draws[start - first : stop - first])
     return draws.flatten().narrow(0, offset - 4 * first, count)
+
+
+def check_draws(count: int, key: Tensor, tensor: int, purpose: int, offset: int = 0) -> None:
+    """Refuse what `uniform` cannot count."""
+    if key.dtype != torch.int64 or key.shape != (3,):
+        raise InputError(f"a noise key of {key.dtype} {tuple(key.shape)}", fix="use `noise_key`")
+    if not (0 <= purpose < 2**8 and 0 <= tensor < 2**32 and 0 <= offset <= offset + count <= 2**34):
+        raise InputError(
+            f"no draws {offset} .. {offset + count} of purpose {purpose} for tensor {tensor}",
+            why="a counter has 34 bits for the element, 32 for the tensor and 8 for the purpose",
+        )
 
 
 def round_keys(seed: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from qcompiler.numerics import Purpose, noise_key, uniform
+from qcompiler.ir.draws import draws
+from qcompiler.numerics import Purpose, noise_key
 
 
 def to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
@@ -29,4 +30,5 @@ def weight_noise(
     A pure function of its arguments: replicas round alike, and a shard rounds as the whole would.
     """
     key = noise_key(seed, step).to(device)
-    return uniform(count, key, tensor=ordinal, purpose=Purpose.WEIGHT_UPDATE, offset=offset)
+    noise: Tensor = draws(key, count, ordinal, Purpose.WEIGHT_UPDATE, offset)
+    return noise

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from qcompiler.passes.training.halves import Halves, is_tensor
+from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.layers import compute_layers
 from qcompiler.passes.training.liveness import Peak, peak
 from qcompiler.passes.training.noise import carry_keys
@@ -26,6 +26,7 @@ from qcompiler.passes.training.speed import speed
 from qcompiler.passes.training.store import store
 from qcompiler.passes.training.verify import Checked, check
 from qcompiler.progress import Tell, silent
+from qcompiler.training.kernels import provide
 from qcompiler.training.lower import Boxed, Lowering, find_lowering, keyed, lower, with_key
 from qcompiler.training.memory import Memory, find_memory
 from qcompiler.training.noise import Noise
@@ -39,6 +40,7 @@ class Piece:
     bits: of each value that is stored. names: of the graph's inputs, as the model's owner knows them. before,
     after: the peaks of a step as it would be, and as it is. checked: the step on one batch against float,
     None where it could not be run, because `unchecked`. again: the products that backward computes again.
+    slow: why the reference stores and draws on this CPU, where kernels do not.
     """
 
     products: tuple[Computed, ...]
@@ -50,6 +52,7 @@ class Piece:
     checked: Checked | None = None
     unchecked: str = ""
     again: tuple[Kind, ...] = ()
+    slow: str = ""
 
     def kept(self, *, stored: bool = True) -> int:
         """Bytes that cross, of what nobody holds anyway: as stored, or as they would be."""
@@ -93,6 +96,11 @@ class Training:
         self.weights += [weakref.ref(x) for x in inputs if isinstance(x, nn.Parameter)]
         return Graph(self, module, inputs).run
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is stored or drawn."""
+        return self.recipe.is_float and self.memory == Memory()
+
     def trains(self, model: nn.Module) -> bool:
         """Whether some graph of it has a parameter of this model."""
         own = {id(parameter) for parameter in model.parameters()}
@@ -132,6 +140,7 @@ class Graph:
         cutting = Cutting(
             joint=joint, inputs=inputs, parameters=positions, outputs=num_fwd_outputs, rest=rest
         )
+        slow = "" if training.is_plain else provide(cutting.device)
         before = cutting.cut()
         would_be = peak(before)
         draw, layer = (lambda: training.noise.take(1)), training.recipe.layer
@@ -155,16 +164,15 @@ class Graph:
         training.pieces.append(
             Piece(
                 products=products, saved=values, bits=bits, names=names, before=would_be, after=peak(halves),
-                checked=checked, unchecked=unchecked, again=again,
+                checked=checked, unchecked=unchecked, again=again, slow=slow,
             )
         )  # fmt: skip
         return halves.forward, halves.backward
 
     def planner(self, cutting: Cutting, budget: int) -> Planner:
         """What plans this graph within so many bytes, on the inputs at hand."""
-        device = next(node.meta["val"].device for node in cutting.joint.graph.nodes if is_tensor(node))
         with unset_fake_temporarily():
-            measured = speed(device)
+            measured = speed(cutting.device)
         return Planner(
             cutting=cutting, batch=self.inputs, budget=budget, limit=self.training.tolerance, speed=measured,
             tell=self.training.tell,
