@@ -43,6 +43,7 @@ LAYERS = (
         "qcompiler.generation",
         "qcompiler.region",
         "qcompiler.training",
+        "qcompiler.qat",
         "qcompiler.engines",
         "qcompiler.job",
         "qcompiler.proof",
