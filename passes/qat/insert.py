@@ -34,7 +34,9 @@ from qcompiler.plan import Plan, ValueSpec, WeightSpec
 qc = torch.ops.qcompiler
 
 HOME = "fake_quant"  # the name under which all that is not the model's stands in it
-DIFFERENTIABLE = (qc.global_avg_pool.default, qc.space_to_depth.default)
+DIFFERENTIABLE = (
+    qc.global_avg_pool.default, qc.space_to_depth.default, qc.attention.default, qc.rotary.default
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
