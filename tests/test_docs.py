@@ -120,6 +120,12 @@ def test_the_code_of_the_page_on_optimizers_runs_as_written(tmp_path: Path) -> N
     assert printed.endswith("2.031 bytes of state per weight\n")
 
 
+def test_the_code_of_the_page_on_training_with_quantization_runs_as_written(tmp_path: Path) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/qat.md")), tmp_path)
+    loss = re.match(r"loss (\d\.\d\d)\nclasses agree: True\n", printed)
+    assert loss is not None and float(loss[1]) < 0.5
+
+
 def test_the_recipes_of_the_recipe_page_are_recipes(tmp_path: Path) -> None:
     (code,), (written,) = blocks(ROOT / "docs/recipes.md"), blocks(ROOT / "docs/recipes.md", "json")
     exec(code, {})
