@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import qcompiler as qc
@@ -131,6 +131,21 @@ def test_observers_freeze_by_themselves_and_when_told() -> None:
     assert torch.equal(quantizer.params.scale, quantizer.start)
     gradients = [scale.grad for scale in module.scale_parameters()]
     assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def test_processes_that_train_together_observe_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process has seen, -2 to 3, is part of this one's extent."""
+    net, x = nn.Sequential(nn.Linear(6, 2)).eval(), torch.rand(4, 6)
+    module = qc.prepare_qat(net, x, calibration=[x]).train()
+
+    def all_reduce(reach: Tensor, op: object) -> None:
+        assert op == distributed.ReduceOp.MAX
+        reach.copy_(torch.maximum(reach, torch.tensor([2.0, 3.0])))
+
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+    module(x)
+    assert float(module.value_quantizers()["input_1"].extent) == 5
 
 
 def test_a_learned_scale_stays_positive_and_a_clamp_implied() -> None:
