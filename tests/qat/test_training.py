@@ -14,8 +14,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import qcompiler as qc
+from qcompiler.backends.ort import open_executable
 from qcompiler.backends.reference import Reference
-from qcompiler.ir import fingerprint
 from qcompiler.models import build
 from qcompiler.models.data import load_digits
 from qcompiler.qat import METHODS, QATModule
@@ -90,12 +90,13 @@ def test_training_recovers_what_two_bits_lose(method: str) -> None:
 
     ste 52.8 --> 98.1, 95.0, 93.6    lsq 66.1 --> 98.1, 98.3, 95.0    pact 52.8 --> 96.7, 96.4, 94.4
 
-    Two of the seeds are run here. Another processor sums in another order, and ends a percent or two beside.
+    The first seed is run here, and for LSQ the second. Another processor sums in another order, and ends a
+    percent or two beside.
     """
     start = lenet(method, TWO_BITS, FEW_BITS, observe_steps=10)
     before = accuracy(start)
     after = []
-    for seed in (0, 1):
+    for seed in (0, 1) if method == "lsq" else (0,):
         module = copy.deepcopy(start)
         train(module, optimizer_of(module), batches(seed), 60)
         after.append(accuracy(module))
@@ -192,17 +193,18 @@ def test_training_that_is_resumed_has_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_a_trained_model_runs_on_the_engine_as_on_the_reference(tmp_path: Path) -> None:
-    """ONNX Runtime to the last bit; the model can be saved, loaded, told of and exported."""
-    module = lenet("lsq", "int8", CPU, observe_steps=0)
-    train(module, optimizer_of(module), batches(0), 3)
-    converted = module.convert()
-    compiled = converted.compile(backend="ort", strict=True, threads=1, progress=False)
+    """ONNX Runtime to the last bit; the model can be compiled, saved, loaded, told of and exported."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))
     images = load_digits().test_images[:64]
-    assert compiled.data["accuracy"]["distance"]["max_lsb"] == 0
-    assert fingerprint(compiled.graph) == fingerprint(converted.graph)
-    assert torch.equal(compiled(images), on_integers(converted, images))
-    assert (compiled(images).argmax(1) == module(images).argmax(1)).all()
+    module = qc.prepare_qat(net.eval(), images, calibration=[images], method="lsq", observe_steps=0)
+    train(module, optimizer_of(module), batches(0), 5)
+    converted = module.convert()
+    wanted = on_integers(converted, images)
+    compiled = converted.compile(backend="reference", strict=True, progress=False)
+    assert torch.equal(compiled(images), wanted)
     assert "planned layers run in integers" in str(compiled.report())
-    compiled.save(tmp_path / "lenet.qc")
-    assert torch.equal(qc.load(tmp_path / "lenet.qc")(images), compiled(images))
-    converted.export_onnx(tmp_path / "lenet.onnx").enforce()
+    compiled.save(tmp_path / "net.qc")
+    assert torch.equal(qc.load(tmp_path / "net.qc")(images), wanted)
+    converted.export_onnx(tmp_path / "net.onnx", portable=False).enforce()
+    (result,) = open_executable(converted.graph, tmp_path / "net.onnx", threads=1)([images])
+    assert torch.equal(result, wanted)
