@@ -19,6 +19,7 @@ from qcompiler.passes.equalize import equalize
 from qcompiler.passes.fuse import fuse
 from qcompiler.passes.placement import Choice, place
 from qcompiler.passes.plan import make_plan, values_to_observe
+from qcompiler.passes.qat.learned import Learned, with_scales
 from qcompiler.passes.round_weights import Rounded, round_weights
 from qcompiler.passes.run_time import trades, with_run_time_ranges
 from qcompiler.passes.simulate import expected_sqnr
@@ -43,6 +44,7 @@ class Decision:
     target: Target
     rounded: Mapping[str, Rounded] = field(default_factory=dict)  # layers whose weight is on its grid
     biases: Mapping[str, Correction] = field(default_factory=dict)  # layers whose bias was corrected
+    learned: Learned = field(default_factory=Learned)  # what training has made of the plan's scales
 
     def keeping_float(self, floats: Mapping[str, str]) -> "Decision":
         """The same decision with some layers in float (anchor name -> why), from the same ranges.
@@ -54,7 +56,8 @@ class Decision:
         graph = with_tensors(self.graph, back)
         plan = make_plan(graph, fuse(graph, self.target), self.ranges, self.recipe, self.target, floats)
         kept = {layer: found for layer, found in self.rounded.items() if layer not in floats}
-        return replace(self, graph=graph, plan=on_grids(plan, kept), rounded=kept)
+        plan = with_scales(on_grids(plan, kept), self.learned)
+        return replace(self, graph=graph, plan=plan, rounded=kept)
 
     def all_float(self, original: Graph, why: str) -> "Decision":
         """The decision to ship the float graph as it was."""

@@ -5,6 +5,7 @@ f(x, w, b)  -->  f(dq(q(x)), dq(w'), b)             where the kernel returns flo
 """
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +19,13 @@ from qcompiler.numerics import (
     FloatFormat,
     Format,
     IntFormat,
-    PerChannel,
     PerTensor,
     QuantParams,
     params_from_range,
     parse_format,
     quantize,
 )
-from qcompiler.passes.weights import bias_codes, weight_params, with_room_for_bias
+from qcompiler.passes.weights import bias_codes, bias_params, weight_params, with_room_for_bias
 from qcompiler.plan import Plan, ValueSpec, WeightSpec
 from qcompiler.rewrite import Pass, Trait, traits
 
@@ -111,18 +111,28 @@ def unpack_dynamic(draft: Draft, value: Node, place: Node) -> tuple[Node, Node, 
 
 def quantize_constant_operands(draft: Draft, plan: Plan, names: dict[str, Node]) -> None:
     """A constant that an integer add, mul or cat reads becomes codes with the range of its own values."""
+    for node, operand, format in constant_operands(plan, names):
+        tensor = draft.tensors[str(operand.target)]
+        params = params_of_constant(tensor, format)
+        stored = store(draft, node, f"{operand.target}", quantize(tensor, params), params, None, 0)
+        node.replace_input_with(operand, stored)
+
+
+def params_of_constant(tensor: Tensor, format: Format) -> QuantParams:
+    return params_from_range(tensor.min(), tensor.max(), format, PerTensor(), scheme="asymmetric")
+
+
+def constant_operands(plan: Plan, names: Mapping[str, Node]) -> list[tuple[Node, Node, IntFormat]]:
+    """Every op on codes that reads a constant, the constant, and the format that it becomes codes of."""
+    found = []
     for layer in plan.layers:
         node = names[layer.node]
         if not layer.output_quantized or not traits(node) & (Trait.ELEMENTWISE | Trait.JOINS):
             continue
         format = parse_format(next(v.format for v in plan.values if v.value in reach(node)))
-        for operand in list(node.all_input_nodes):
-            tensor = draft.tensor(operand)
-            if tensor is None or not isinstance(format, IntFormat):
-                continue
-            params = params_from_range(tensor.min(), tensor.max(), format, PerTensor(), scheme="asymmetric")
-            stored = store(draft, node, f"{operand.target}", quantize(tensor, params), params, None, 0)
-            node.replace_input_with(operand, stored)
+        constants = [operand for operand in node.all_input_nodes if operand.op == "get_attr"]
+        found += [(node, operand, format) for operand in constants if isinstance(format, IntFormat)]
+    return found
 
 
 def reach(node: Node) -> set[str]:
@@ -180,13 +190,6 @@ def store(
 
 def insert_bias(draft: Draft, layer: Node, bias: Tensor, input_scale: float, weight_scale: Tensor) -> None:
     """b' = rne(b / (s_x s_w)) in int32: a kernel that returns codes takes no other bias."""
-    codes = bias_codes(bias, input_scale, weight_scale)
-    scale = torch.tensor(input_scale, dtype=torch.float32) * weight_scale
-    params = QuantParams(
-        scale=scale, zero_point=torch.zeros_like(codes), format=BIAS, granularity=PerChannel(axis=0)
-    )
+    codes, params = bias_codes(bias, input_scale, weight_scale), bias_params(input_scale, weight_scale)
     stored = store(draft, layer, f"{module_path(layer) or layer.name}.bias", codes, params, 0, 0)
     layer.replace_input_with(arguments(layer)["bias"], stored)
-
-
-BIAS = IntFormat(bits=32, signed=True)

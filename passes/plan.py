@@ -289,11 +289,16 @@ def affine(lo: float, hi: float, format: Format, scheme: Scheme, bound: float | 
     scale, zero = np.float32(params.scale), int(params.zero_point)
     if bound is None or not isinstance(format, IntFormat):
         return float(scale), zero
-    top = np.float32(format.qmax - zero)
-    scale = min(scale, np.float32(bound) / top)
+    return min(float(scale), largest_step(bound, format.qmax - zero)), zero
+
+
+def largest_step(bound: float, steps: int) -> float:
+    """The largest float32 of which that many do not exceed a bound."""
+    top = np.float32(steps)
+    scale = np.float32(bound) / top
     while scale * top > np.float32(bound):  # the division has rounded up
         scale = np.nextafter(scale, np.float32(0))
-    return float(scale), zero
+    return float(scale)
 
 
 def upper_bound(members: Sequence[Node]) -> float | None:

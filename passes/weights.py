@@ -1,6 +1,7 @@
 """Scales of a weight: symmetric, one per output channel or per group of inputs.
 
-s[c] = max|W[c]| / qmax        or the scale of least squared error among a grid of smaller ranges
+s[c] = max|W[c]| / qmax        or the scale of least squared error among a grid of smaller ranges,
+                               or one that was learned
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +22,14 @@ from qcompiler.numerics import (
     parse_format,
     quantize,
     reduce_range,
+    scale_shape,
 )
 from qcompiler.passes.grid import read_grid
 from qcompiler.passes.groups import summed
 from qcompiler.plan import WeightSpec
 
 MOST_BIAS = 2**30  # half of what 32 bits hold; the other half is for the products
+BIAS = IntFormat(bits=32, signed=True)
 SHRINKS = tuple(1 - step / 50 for step in range(1, 21))  # 0.98 .. 0.60 of the full range
 
 
@@ -39,6 +42,9 @@ def weight_params(tensor: Tensor, planned: WeightSpec) -> QuantParams:
     if planned.observer == "grid":
         assert isinstance(format, IntFormat)
         return read_grid(tensor, format, granularity)
+    if planned.observer == "learned":
+        shape = scale_shape(tensor.shape, granularity)
+        return learned_params(torch.tensor(planned.scales, device=tensor.device).reshape(shape), planned)
     lo, hi = reduce_range(tensor, granularity)
     if isinstance(format, IntFormat) and 0 < planned.limit < format.qmax:
         # Codes up to the limit use the scale of a range that is wider by as much as they are narrower.
@@ -46,6 +52,21 @@ def weight_params(tensor: Tensor, planned: WeightSpec) -> QuantParams:
         return params_from_range(lo * wider, hi * wider, format, granularity, scheme="symmetric")
     params = params_from_range(lo, hi, format, granularity, scheme=scheme_of(planned))
     return params if planned.observer == "minmax" else least_error(tensor, params, squared)
+
+
+def learned_params(scale: Tensor, planned: WeightSpec) -> QuantParams:
+    """The parameters of a symmetric weight whose scales were learned."""
+    format = parse_format(planned.format)
+    narrow = replace(format, restricted=format.signed) if isinstance(format, IntFormat) else format
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return QuantParams(scale=scale, zero_point=zero, format=narrow, granularity=granularity_of(planned))
+
+
+def has_free_scales(planned: WeightSpec) -> bool:
+    """Whether the scales of a weight may be learned: it has no zero points, and no limit below its format."""
+    format = parse_format(planned.format)
+    limited = isinstance(format, IntFormat) and 0 < planned.limit < format.qmax
+    return scheme_of(planned) == "symmetric" and not limited
 
 
 def granularity_of(planned: WeightSpec) -> Granularity:
@@ -72,6 +93,13 @@ def bias_codes(bias: Tensor, input_scale: float, weight_scale: Tensor) -> Tensor
     """rne(b / (s_x s_w)) in int32."""
     step = torch.tensor(input_scale, dtype=torch.float32) * weight_scale
     return torch.round(bias.double() / step.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
+
+
+def bias_params(input_scale: float, weight_scale: Tensor) -> QuantParams:
+    """Steps of s_x s_w[c] in int32."""
+    scale = torch.tensor(input_scale, dtype=torch.float32) * weight_scale
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return QuantParams(scale=scale, zero_point=zero, format=BIAS, granularity=PerChannel(axis=0))
 
 
 Measure = Callable[[Tensor, QuantParams], Tensor]

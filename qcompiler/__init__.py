@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from qcompiler.language import LanguageModel as LanguageModel
     from qcompiler.language import compile_decoder as compile_decoder
     from qcompiler.language import load_decoder as load_decoder
+    from qcompiler.qat import QATModule as QATModule
+    from qcompiler.qat import convert_qat as convert_qat
+    from qcompiler.qat import prepare_qat as prepare_qat
     from qcompiler.recipe import Override as Override
     from qcompiler.recipe import Recipe as Recipe
     from qcompiler.region import region_report as region_report
@@ -38,6 +41,9 @@ PUBLIC = {
     "trace": "qcompiler.ir",
     "compile_decoder": "qcompiler.language",
     "load_decoder": "qcompiler.language",
+    "prepare_qat": "qcompiler.qat",
+    "convert_qat": "qcompiler.qat",
+    "QATModule": "qcompiler.qat",
     "region_report": "qcompiler.region",
     "compile_training": "qcompiler.training",
     "training_report": "qcompiler.training",

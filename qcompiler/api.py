@@ -200,29 +200,16 @@ def export_onnx(
     ContractError, and writes nothing, if the outputs are further from the reference than allowed, or
     under `strict` if a layer planned in integers runs in float.
     """
-    from qcompiler.backends.ort import check_opset, open_executable, publish, write_onnx
-
     chosen, aim = find_recipe(recipe), find_target(target)
     path = Path(path)
     artifact.check_onnx_file(path)
-    with (
-        Steps(visible=progress) as steps,
-        torch.random.fork_rng(devices=[]),
-        tempfile.TemporaryDirectory(prefix="qcompiler-") as folder,
-    ):
+    with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
         decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
-        graph = quantized(decision)
-        check_opset(graph, opset, aim)
-        steps.tell("writing ONNX")
-        draft = Path(folder) / path.name
-        write_onnx(graph, draft, opset=opset, portable=portable)
-        executable = open_executable(graph, draft, threads=None)
-        steps.tell("comparing with the reference")
-        promised = proven(job, decision, executable, strict=strict, tell=steps.tell).contract
-        publish(draft, path)
-    return promised
+        return written_onnx(
+            job, decision, path, opset=opset, portable=portable, strict=strict, tell=steps.tell
+        )
 
 
 def export_library(
@@ -274,7 +261,25 @@ def load(path: str | Path, *, threads: int | None = None, database: str | Path |
     return Compiled(graph=graph, plan=plan, backend=backend, executable=executable, data=data)
 
 
-# ---------------------------------------------------------------- the last steps of compile
+# ---------------------------------------------------------------- the last steps of compile and export_onnx
+
+
+def written_onnx(
+    job: Job, decision: Decision, path: Path, *, opset: int | None, portable: bool, strict: bool, tell: Tell
+) -> Contract:
+    """Write what was decided as QDQ ONNX, and put it in place once it is proven."""
+    from qcompiler.backends.ort import check_opset, open_executable, publish, write_onnx
+
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        graph = quantized(decision)
+        check_opset(graph, opset, decision.target)
+        tell("writing ONNX", 0, None)
+        draft = Path(folder) / path.name
+        write_onnx(graph, draft, opset=opset, portable=portable)
+        executable = open_executable(graph, draft, threads=None)
+        promised = proven(job, decision, executable, strict=strict, tell=tell).contract
+        publish(draft, path)
+    return promised
 
 
 @dataclass(frozen=True, kw_only=True)

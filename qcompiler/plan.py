@@ -36,10 +36,11 @@ class ValueSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSpec:
-    """One weight of one layer: format and granularity; scales follow from the weight itself.
+    """One weight of one layer: format and granularity; scales follow from the weight itself, or were learned.
 
     A weight whose observer is "grid" has its final values already, and is reproduced bit for bit; `method` is
     then the way of rounding that was kept, and `scores` the SQNR in dB of the layer's output by each tried.
+    Where the observer is "learned", `scales` are all of its scales in order, exact in float32.
     float_bias: the kernel adds the layer's bias to a float result, so that the bias stays as it is.
     """
 
@@ -52,6 +53,7 @@ class WeightSpec:
     limit: int = 0  # largest |code|, 0 for the format's own
     float_bias: bool = False
     method: str = "nearest"
+    scales: tuple[float, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)
 
 

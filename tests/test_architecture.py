@@ -44,6 +44,7 @@ LAYERS = (
         "qcompiler.region",
         "qcompiler.training",
         "qcompiler.dynamo",
+        "qcompiler.qat",
         "qcompiler.engines",
         "qcompiler.job",
         "qcompiler.proof",

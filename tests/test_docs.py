@@ -155,6 +155,12 @@ def test_the_tables_of_the_page_on_training_are_those_of_the_code() -> None:
     assert first_column(section(page, "Recipes: how products are computed")) == [*TRAINING_RECIPES]
 
 
+def test_the_code_of_the_page_on_training_with_quantization_runs_as_written(run: Run) -> None:
+    printed = run("\n".join(blocks(ROOT / "docs/qat.md")))
+    loss = re.match(r"loss (\d\.\d\d)\nclasses agree: True\n", printed)
+    assert loss is not None and float(loss[1]) < 0.5
+
+
 def test_the_recipes_of_the_recipe_page_are_recipes(tmp_path: Path) -> None:
     (code,), (written,) = blocks(ROOT / "docs/recipes.md"), blocks(ROOT / "docs/recipes.md", "json")
     exec(code, {})

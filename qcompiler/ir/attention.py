@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qcompiler.ir.gradients import recomputed
 
-@torch.library.custom_op("qcompiler::attention", mutates_args=())
-def attention(
+
+def attended(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -33,6 +34,10 @@ def attention(
     return y.transpose(1, 2).flatten(2) if by_token else y.clone()
 
 
+attention = torch.library.custom_op("qcompiler::attention", attended, mutates_args=())
+recomputed(attention, attended)
+
+
 @attention.register_fake
 def _(
     q: Tensor,
@@ -55,8 +60,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-@torch.library.custom_op("qcompiler::rotary", mutates_args=())
-def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Turn every pair (x_i, x_{i + D/2}) of a head by its token's angle (arXiv 2104.09864, eq. 34).
 
     x [B, heads, T, D], or by token [B, T, heads * D]; cos and sin [T, D / 2]  -->  the shape of x.
@@ -65,6 +69,10 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
         return turned(x, cos, sin)
     by_head = x.view(*x.shape[:2], heads, -1).transpose(1, 2)
     return turned(by_head, cos, sin).transpose(1, 2).flatten(2)
+
+
+rotary = torch.library.custom_op("qcompiler::rotary", rotated, mutates_args=())
+recomputed(rotary, rotated)
 
 
 @rotary.register_fake

@@ -3,6 +3,9 @@
 Scales and zero points are tensors, one per tensor, channel (`axis`) or block of `block` along `axis`.
 """
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,6 +97,12 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:2], *[1] * (x.dim() - 2)))
 
 
+global_avg_pool.register_autograd(
+    lambda ctx, gradient: gradient.expand(ctx.shape) / math.prod(ctx.shape[2:]),
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "shape", inputs[0].shape),
+)
+
+
 @torch.library.custom_op("qcompiler::pad_codes", mutates_args=())
 def pad_codes(q: Tensor, zero_point: Tensor, pads: list[int]) -> Tensor:
     """Pad codes with what stands for 0; `pads` from the last axis on, as in torch; negative ones cut."""
@@ -120,6 +129,20 @@ def space_to_depth(x: Tensor, block: int) -> Tensor:
 def _(x: Tensor, block: int) -> Tensor:
     batch, channels, height, width = x.shape
     return x.new_empty((batch, channels * block**2, height // block, width // block))
+
+
+def depth_to_space(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    """The inverse: every element goes back to where it was taken from."""
+    batch, channels, height, width = gradient.shape
+    block = ctx.block
+    blocks = gradient.reshape(batch, block, block, channels // block**2, height, width)
+    placed = blocks.permute(0, 3, 4, 1, 5, 2)
+    return placed.reshape(batch, channels // block**2, height * block, width * block), None
+
+
+space_to_depth.register_autograd(
+    depth_to_space, setup_context=lambda ctx, inputs, output: setattr(ctx, "block", inputs[1])
+)
 
 
 @torch.library.custom_op("qcompiler::integer_linear", mutates_args=())

@@ -93,6 +93,13 @@ from qcompiler.numerics.sampling import (
 )
 from qcompiler.numerics.scaling import amax_history, amax_scale, delayed_scale, remember_amax
 from qcompiler.numerics.splitting import BitSplit, split_bits
+from qcompiler.numerics.straight import (
+    pass_through,
+    quantize_clipped,
+    quantize_learned,
+    quantize_through,
+    step_gain,
+)
 
 __all__ = [
     "CANDIDATES",
@@ -177,8 +184,12 @@ __all__ = [
     "pack",
     "params_from_range",
     "parse_format",
+    "pass_through",
     "percentile_range",
     "quantize",
+    "quantize_clipped",
+    "quantize_learned",
+    "quantize_through",
     "reduce_amax",
     "reduce_range",
     "remember_amax",
@@ -193,6 +204,7 @@ __all__ = [
     "spread",
     "sqnr",
     "step_codes",
+    "step_gain",
     "step_gradient",
     "stochastic",
     "to_fp8",

@@ -1,0 +1,1 @@
+"""Training through a plan: where fake quantization stands, and how constants follow from parameters."""
