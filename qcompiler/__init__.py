@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qcompiler.recipe import Recipe as Recipe
     from qcompiler.region import region_report as region_report
     from qcompiler.training import compile_training as compile_training
+    from qcompiler.training import find_batch_size as find_batch_size
     from qcompiler.training import training_report as training_report
 
 # Public name -> where it lives.
@@ -46,6 +47,7 @@ PUBLIC = {
     "QATModule": "qcompiler.qat",
     "region_report": "qcompiler.region",
     "compile_training": "qcompiler.training",
+    "find_batch_size": "qcompiler.training",
     "training_report": "qcompiler.training",
     "LanguageModel": "qcompiler.language",
     "Recipe": "qcompiler.recipe",

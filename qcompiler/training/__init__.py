@@ -4,16 +4,19 @@ model = qc.compile_training(model, recipe="int8", memory="act4")
 torch.compile(model, backend="qcompiler", options={"recipe": "int8", "memory": "act4"})
 """
 
+from qcompiler.training.batch import BatchSize, find_batch_size
 from qcompiler.training.blocks import choose_blocks
 from qcompiler.training.compiled import compile_training, training_report
 from qcompiler.training.report import TrainingReport
 from qcompiler.training.session import Piece, Training
 
 __all__ = [
+    "BatchSize",
     "Piece",
     "Training",
     "TrainingReport",
     "choose_blocks",
     "compile_training",
+    "find_batch_size",
     "training_report",
 ]
