@@ -34,7 +34,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """A training by seed. `unit`: of its figure, of which less is better; `gap`: by which it may miss float."""
+    """A training by seed; `unit` of its figure, of which less is better, and the `gap` that is allowed."""
 
     unit: str
     gap: float
