@@ -12,6 +12,7 @@ from tvm import tirx
 from tvm.ir import CallingConv, PointerType, PrimType
 
 from qcompiler.backends.tvm.build import ALIGNMENT
+from qcompiler.backends.tvm.builder import sequence
 
 STACK = 1024  # bytes below which TVM makes a buffer a variable of the function
 
@@ -32,9 +33,7 @@ def plain(function: Any) -> Any:
         for buffer in scratch(function):
             views.append(tirx.DeclBuffer(buffer, data=pointer_to(start, str(buffer.dtype))))
             start = start + bytes_of(buffer)
-    made = tirx.PrimFunc(
-        parameters, tirx.SeqStmt([*views, without_scratch(function.body)]), attrs=function.attrs
-    )
+    made = tirx.PrimFunc(parameters, sequence([*views, without_scratch(function.body)]), attrs=function.attrs)
     return made.with_attr("calling_conv", int(CallingConv.C_PACKED_FUNC))
 
 
@@ -66,7 +65,7 @@ def without_scratch(statement: Any) -> Any:
             loop = (statement.loop_var, statement.min, statement.extent, statement.kind, body)
             return tirx.For(*loop, annotations=statement.annotations)
         case tirx.SeqStmt():
-            return tirx.SeqStmt([without_scratch(each) for each in statement if not is_scratch(each)])
+            return sequence([without_scratch(each) for each in statement if not is_scratch(each)])
     return statement
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from qcompiler.backends.tvm.build import handed, placed
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.float_attention import FloatAttention, float_attention, takes
-from tests.backends.tvm.sets import built, pytestmark, some_isa
+from qcompiler.backends.tvm.plain import plain, workspace
+from tests.backends.tvm.sets import built, every_isa, pytestmark, some_isa
 from tests.backends.tvm.test_norm import are_extremes, kept, laid, plane, room, taken
 
 __all__ = ["pytestmark"]
@@ -58,3 +59,16 @@ def test_float_attention(
     assert kept(planes[3], y, 99)
     by_turn = found.reshape(batch, few, many // few, queries, width).reshape(layer.turns, -1)
     assert not ranged or are_extremes(by_turn.numpy(), seen)
+
+
+@every_isa
+def test_scratch_can_be_given_where_one_loop_is_all_the_rest(isa: Isa) -> None:
+    """As in an image transformer of 50 tokens: beside its scratch the kernel is one loop over heads."""
+    tokens = plane(50, 768, 0)
+    layer = FloatAttention(
+        q=tokens, k=tokens, v=tokens, y=tokens, batch=1, heads=12, kv_heads=12, queries=50, keys=50, width=64,
+        scale=0.125, causal=False,
+    )  # fmt: skip
+    function = float_attention(layer, isa, "attend")
+    assert workspace(function) > 0
+    assert workspace(plain(function)) == 0
