@@ -68,9 +68,8 @@ def readings(arrival: Node, late: set[Node]) -> Bits:
         value = open_.pop()
         for reader in value.users:
             if reader.target in OPERANDS and reader not in late:
-                found &= set(
-                    QUADRATIC
-                )  # computed again: its sums average the noise, but what reads them bends it
+                # It is computed again: its sums average the noise, but what reads them bends it.
+                found &= set(QUADRATIC)
                 continue
             bits = reading(value, reader)
             found &= set(bits)

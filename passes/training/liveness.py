@@ -106,18 +106,13 @@ def lifetimes(
     nodes: Sequence[Node], touched: Sequence[Mapping[int, int]], ignored: Mapping[int, int]
 ) -> NDArray[np.int64]:
     """Bytes that are live at each node: a storage from the first node that touches it to the last."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
+    end: dict[int, int] = {}  # of a storage, as far as the walk has come
     change = np.zeros(len(nodes) + 1, dtype=np.int64)
     for place, sizes in enumerate(touched):
         for key, size in sizes.items():
             if key not in ignored:
-                if key not in first:
-                    change[place] += size
-                else:
-                    change[last[key] + 1] += size
-                first.setdefault(key, place)
-                last[key] = place
+                change[end.get(key, place)] += size
+                end[key] = place + 1
                 change[place + 1] -= size
     live: NDArray[np.int64] = np.cumsum(change)[:-1]
     return live

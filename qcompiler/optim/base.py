@@ -1,5 +1,6 @@
 """What 8-bit optimisers share: where states live, how a step walks over them, how they are saved and read."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ CHUNK = 2**18
 Group = dict[str, Any]
 
 
-class LowBitOptimizer(Optimizer):
+class LowBitOptimizer(Optimizer, ABC):
     """An optimiser of torch whose moments are codes and block maxima between two steps.
 
     step:  m = decode(codes, absmax);  update(weight, gradient, m);  codes, absmax = encode(m)
@@ -40,11 +41,11 @@ class LowBitOptimizer(Optimizer):
     moments: ClassVar[Mapping[str, CodeMap]]
     """The states with a number per weight, and the map that each is kept in."""
 
+    @abstractmethod
     def update(
         self, weight: Tensor, grad: Tensor, moments: list[Tensor], group: Group, step: float, fresh: bool
     ) -> None:
         """One step in place, on flat float tensors; `fresh` in the first step, where all moments are 0."""
-        raise NotImplementedError
 
     def names(self, group: Group) -> tuple[str, ...]:
         """The moments that this group keeps."""

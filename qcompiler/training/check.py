@@ -1,6 +1,6 @@
 """Whether a model can be trained in few bits: one step beside float, and the mean of many for its bias."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +50,14 @@ def train_check(
     tell("one step in float", 0, 1)
     exact = gradient(model, parameters, inputs, seed)
     compile_training(model, recipe=recipe, memory=memory, tolerance=tolerance, seed=seed, tell=tell)
-    found = []
-    for draw in range(draws):
-        tell("steps in few bits", draw, draws)
-        found.append(gradient(model, parameters, inputs, seed))
-    return TrainCheck(report=training_report(model), bias=measure_bias(found, exact))
+
+    def drawn() -> Iterator[Tensor]:
+        for draw in range(draws):
+            tell("steps in few bits", draw, draws)
+            yield gradient(model, parameters, inputs, seed)
+
+    bias = measure_bias(drawn(), exact)  # of one gradient at a time: all of them may not fit into memory
+    return TrainCheck(report=training_report(model), bias=bias)
 
 
 def gradient(

@@ -1,29 +1,11 @@
 """Two processes: replicas of DDP round alike; parameters of FSDP2 are DTensors, and so are their states."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-import torch.distributed
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.processes import held_by_two, needs_gloo
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+@needs_gloo
 def test_two_processes_step_save_and_load_as_one(tmp_path: Path) -> None:
-    """The claims are the functions of sharded.py; this starts its two processes."""
-    program = [sys.executable, str(Path(__file__).with_name("sharded.py"))]
-    running = [
-        subprocess.Popen([*program, str(rank), str(tmp_path)], cwd=ROOT, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        printed = [process.communicate(timeout=300)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()  # the other one waits for ever where one has failed
-    assert all(text.rstrip().endswith("held") for text in printed), "\n".join(printed)
+    """The claims are the functions of sharded.py."""
+    held_by_two(Path(__file__).with_name("sharded.py"), tmp_path)

@@ -99,9 +99,3 @@ def stepped(model: nn.Module, *inputs: Tensor, **settings: Any) -> tuple[Tensor,
 def error(found: Tensor, exact: Tensor) -> float:
     """|found - exact| / |exact|."""
     return float((found - exact).norm() / exact.norm())
-
-
-def kept(piece: Piece, bits: dict[str, int] | None = None) -> int:
-    """Bytes that cross from forward to backward, of what nobody holds anyway."""
-    chosen = piece.bits if bits is None else bits
-    return sum(value.bytes(chosen.get(value.name)) for value in piece.saved if not value.is_held)

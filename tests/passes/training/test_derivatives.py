@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler.passes.training.derivatives import DERIVATIVES
-from tests.passes.training.steps import Block, Gated, error, gradients, kept, stepped
+from tests.passes.training.steps import Block, Gated, error, gradients, stepped
 
 aten = torch.ops.aten
 
@@ -81,4 +81,4 @@ def test_a_chain_leaves_one_factor() -> None:
     _, _, piece = stepped(Chain(), x, memory="act8")
     stored = [value for value in piece.saved if not value.is_held]
     assert len(stored) == 2  # the product of three derivatives, and the operand of the last layer
-    assert kept(piece) == 2 * (64 * 64 + 64 * 64 // 256 * 4)
+    assert piece.kept() == 2 * (64 * 64 + 64 * 64 // 256 * 4)

@@ -14,7 +14,7 @@ from qcompiler.numerics import measure_bias
 from qcompiler.training import choose_blocks
 from qcompiler.training_recipe import Layer
 from tests.ir.test_int4 import straight_through
-from tests.passes.training.steps import Block, compiled, error, gradients, kept, stepped
+from tests.passes.training.steps import Block, compiled, error, gradients, stepped
 
 CLASSIFIER = "no other layer depends on it: the last classifier stays in float"
 FLOAT = "neither operand is a weight: 4 bits are for linear layers"
@@ -31,7 +31,7 @@ def test_five_bits_cross_for_an_input() -> None:
     codes, mask, relus = count // 2, count // 8, 2 * count // 8
     classifier = count + count // 256 * 4  # in float: its input in 8 bits, and bounds
     # Nobody asks for the gradient of the first layer's input: its mask stays. Two steps and the key cross.
-    assert kept(piece) == (codes + mask) + codes + relus + classifier + 2 * 4 + 3 * 8
+    assert piece.kept() == (codes + mask) + codes + relus + classifier + 2 * 4 + 3 * 8
 
 
 class Attending(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.passes.training.steps import Block, Gated, Maps, compiled, error, gradients, kept, stepped
+from tests.passes.training.steps import Block, Gated, Maps, compiled, error, gradients, stepped
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "written out": lambda: (Block(), torch.randn(4, 32, 64)),
@@ -40,7 +40,7 @@ def test_bytes_and_error_of_a_block(memory: str, ratio: float, bound: float) -> 
         model, x = Block(width=128, fused=fused), torch.randn(4, 128, 128)
         _, expected = gradients(model, model, x)
         _, found, piece = stepped(model, x, memory=memory)
-        assert kept(piece, {}) / kept(piece) >= ratio
+        assert piece.kept(stored=False) / piece.kept() >= ratio
         assert 0 < error(found, expected) <= bound
 
 
