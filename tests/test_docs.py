@@ -83,10 +83,11 @@ def run_apart(code: str, folder: Path) -> str:
 def test_the_code_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     """All blocks in one program, in order; what it prints is what the page claims, figures of time aside.
 
-    In a process of its own: it begins as a reader does, with nothing imported.
+    In a process of its own: it begins as a reader does, with nothing imported. How many layers are planned is
+    a matter of time as well: the speed guard takes one back that seems slower on a busy machine.
     """
     printed = run_apart("\n".join(blocks(README)), tmp_path)
-    assert re.findall(r"(\d+) of (\d+) planned layers run in integers", printed) == [("5", "5")] * 2
+    assert len(re.findall(r"(\d+) of \1 planned layers run in integers", printed)) == 2
     assert [line.split("]")[0] for line in printed.splitlines() if re.match(r"\[\d+, 10\]", line)] == [
         "[1, 10", "[3, 10", "[17, 10", "[5, 10"
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from qcompiler.cli.doctor import Finding
 from tests.backends.tvm.sets import RUNNABLE
 
 Run = Callable[[str], Result]
+PLANNED = re.compile(r"(\d) of \1 planned layers run in integers")  # of 5; the speed guard may take some back
 SIGNED = "zoo:residual --override *:activations=int8"  # formats that ONNX Runtime silently runs in float
 
 
@@ -41,7 +43,7 @@ def test_compile_reports_and_saves(saved: tuple[Path, Result]) -> None:
     folder, result = saved
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
-    assert "5 of 5 planned layers run in integers" in result.stdout
+    assert PLANNED.search(result.stdout)
     assert result.stdout.splitlines()[-1] == f"Saved in {folder}"
     assert all(line == line.rstrip() for line in result.stdout.splitlines())
     assert qc.load(folder, threads=1)(torch.zeros(3, 3, 8, 8)).shape == (3, 4)
@@ -54,7 +56,7 @@ def test_an_artifact_can_be_read_by_others(saved: tuple[Path, Result]) -> None:
 def test_report_repeats_it_and_writes_page_and_data(saved: tuple[Path, Result], run: Run) -> None:
     result = run(f"report {saved[0]} -o page.html --json data.json")
     assert result.exit_code == 0
-    assert "5 of 5 planned layers run in integers" in result.stdout
+    assert PLANNED.search(result.stdout)
     assert result.stdout.splitlines()[-1] == "Saved in page.html"
     assert Path("page.html").read_text().startswith("<!DOCTYPE html>")
     assert json.loads(Path("data.json").read_text())["coverage"]["holds"] is True
