@@ -66,13 +66,14 @@ def ours(isa: Isa, inputs: int, outputs: int, copies: int) -> dict[str, Run]:
     given = handed(placed(RNG.standard_normal(x.size).astype(np.float32)))
     result = handed(placed(np.zeros(y.size, np.float32)))
     between = [handed(placed(np.zeros(plane.size, kind))) for plane, kind in layer.rounding.planes]
+    between.append(handed(placed(np.array([layer.blocks], np.int32))))
 
     def over(handles: Mapping[str, Any]) -> Run:
         pairs = [(handles[f"weights{i}"], handles[f"steps{i}"]) for i in range(copies)]
 
         def run() -> None:
             for weights, scales in pairs:
-                first(given, *between)
+                first(given, *between[:-1])
                 second(*between, weights, scales, result)
 
         return run

@@ -61,6 +61,7 @@ def few_bit_linear(places: Places, node: Node) -> Layer | None:
         scales="float16" if halves else "float32", bias=bias is not None,
     )  # fmt: skip
     constants = {
+        "count": np.array([layer.blocks], np.int32),
         "weights": pack(layer, weight.codes, isa),
         "steps": by_register(weight.scales.numpy().astype(layer.scales), isa),
     }

@@ -92,13 +92,18 @@ class Gemv:
 
 
 def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
-    """The function (q, s_x, sums, weights, steps[, zeros][, bias][, residual], y); constants by register."""
+    """The function (q, s_x, sums, count, weights, steps[, zeros][, bias][, residual], y).
+
+    Constants by register, and `count`, the number of blocks, which LLVM shall not know: it makes a few blocks
+    straight code, keeps all codes of x at hand in more registers than there are, and takes twice as long.
+    """
     k, lanes = Builder(name), isa.lanes
     registers = whole(layer.outputs, lanes) // lanes
     columns, rows = registers * lanes, layer.rows
     codes = k.argument("codes", "int8", layer.rounding.codes.size)
     scales = k.argument("scales", "float32", layer.rounding.numbers.size)
     sums = k.argument("sums", "int32", layer.rounding.numbers.size)
+    count = k.argument("count", "int32", 1)
     weights = k.argument("weights", "uint8", columns * layer.padded * layer.bits // 8)
     steps = k.argument("steps", layer.scales, columns * layer.steps)
     zeros = k.argument("zeros", "uint8", columns * layer.blocks) if layer.zero is None else None
@@ -106,7 +111,7 @@ def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
     residual = None if layer.residual is None else k.argument("residual", "float32", layer.residual.size)
     y = k.argument("y", "float32", layer.y.size)
     held = Held(codes=codes, scales=scales, sums=sums, weights=weights, steps=steps, zeros=zeros, bias=bias,
-                residual=residual, y=y)  # fmt: skip
+                residual=residual, y=y, blocks=k.bind(k.load(count, 0)) if layer.blocks > 1 else 1)  # fmt: skip
     for begin, turns, width in cut(registers, COLUMNS if rows > 1 else STREAMS):
         with k.loop(turns, shared=True) as turn:
             for row, times, height in cut(rows, ROWS):
@@ -126,7 +131,7 @@ def cut(extent: int, size: int) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """The buffers of `gemv`."""
+    """The buffers of `gemv`, and how many blocks a column has."""
 
     codes: Any
     scales: Any
@@ -137,6 +142,7 @@ class Held:
     bias: Any
     residual: Any
     y: Any
+    blocks: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +163,7 @@ def emit(k: Builder, layer: Gemv, isa: Isa, held: Held, tile: Tile) -> None:
     y = {at: k.register("float32", lanes) for at in tile.each}
     for register in y.values():
         k.store(register, 0, splat(0.0, "float32", lanes), lanes)
-    with k.loop(layer.blocks) as b:
+    with k.loop(held.blocks) as b:
         sums = block_sums(k, layer, isa, held, tile, b)
         for r, j in tile.each:
             step = splat(k.load(held.scales, (tile.row + r) * layer.blocks + b), "float32", lanes)

@@ -76,7 +76,8 @@ def run(layer: Gemv, given_: Drawn, isa: Isa) -> Tensor:
     shift = layer.zero or 0
     codes = (given_.weight.values.to(torch.int32) + shift).to(torch.uint8).numpy()
     steps = given_.weight.scale.numpy().reshape(layer.outputs, -1).astype(layer.scales)
-    constants = [placed(pack(layer, codes, isa)), placed(by_register(steps, isa))]
+    count = placed(np.array([layer.blocks], np.int32))
+    constants = [count, placed(pack(layer, codes, isa)), placed(by_register(steps, isa))]
     if layer.zero is None:
         constants.append(placed(by_register(given_.weight.zero_point.numpy(), isa)))
     if layer.takes_bias:
