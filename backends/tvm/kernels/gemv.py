@@ -110,8 +110,9 @@ def gemv(layer: Gemv, isa: Isa, name: str) -> Any:
     bias = k.argument("bias", "float32", columns) if layer.takes_bias else None
     residual = None if layer.residual is None else k.argument("residual", "float32", layer.residual.size)
     y = k.argument("y", "float32", layer.y.size)
+    blocks = k.bind(k.load(count, 0)) if layer.blocks > 1 else 1
     held = Held(codes=codes, scales=scales, sums=sums, weights=weights, steps=steps, zeros=zeros, bias=bias,
-                residual=residual, y=y, blocks=k.bind(k.load(count, 0)) if layer.blocks > 1 else 1)  # fmt: skip
+                residual=residual, y=y, blocks=blocks)  # fmt: skip
     for begin, turns, width in cut(registers, COLUMNS if rows > 1 else STREAMS):
         with k.loop(turns, shared=True) as turn:
             for row, times, height in cut(rows, ROWS):
