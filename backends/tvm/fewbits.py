@@ -5,6 +5,7 @@ norm(..), which a linear reads    -->   norm and rounded in one function        
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def few_bit_linear(places: Places, node: Node) -> Layer | None:
         zero=int(weight.zeros[0, 0]) if (weight.zeros == weight.zeros[0, 0]).all() else None,
         scales="float16" if halves else "float32", bias=bias is not None,
     )  # fmt: skip
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "count": np.array([layer.blocks], np.int32),
         "weights": pack(layer, weight.codes, isa),
         "steps": by_register(weight.scales.numpy().astype(layer.scales), isa),
