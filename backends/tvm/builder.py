@@ -138,6 +138,8 @@ class Builder:
 
 
 def sequence(statements: list[Any]) -> Any:
+    if not statements:
+        return tirx.Evaluate(0)
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
 
 

@@ -47,8 +47,8 @@ def few_bit_linear(places: Places, node: Node) -> Layer | None:
     given = arguments(node)
     x, bias = given["input"], given["bias"]
     weight = weight_of(places, node)
-    constant = bias is None or bias.op == "get_attr"
-    if weight is None or not constant or not places.known(x, before=node):
+    fits = (bias is None or bias.op == "get_attr") and node not in places.images
+    if weight is None or not fits or not places.known(x, before=node):
         return None
     result, added = sum_behind(places, node)
     name, isa = places.rows(x), places.isa

@@ -116,7 +116,8 @@ def going_on(
 def norm_exactly(node: Node, values: Mapping[Node, Any]) -> tuple[Tensor, Tensor]:
     """A norm of what it was given in float64, and how far from it `kernels/norm.py` promises to be."""
     given: dict[str, Any] = {
-        name: values[held] if isinstance(held, Node) else held for name, held in arguments(node).items()
+        name: decoded(values[held]) if isinstance(held, Node) else held
+        for name, held in arguments(node).items()
     }
     x, axes = given["input"].double(), given["normalized_shape"]
     gain, bias = (None if given.get(key) is None else given[key].double() for key in ("weight", "bias"))
@@ -134,10 +135,11 @@ def activation_exactly(node: Node, values: Mapping[Node, Any]) -> tuple[Tensor, 
     inner, factor = node, None
     for a, b in itertools.permutations(node.args, 2) if node.target is aten.mul.Tensor else ():
         if isinstance(a, Node) and isinstance(b, Node) and a.target is aten.silu.default:
-            inner, factor = a, values[b].double()
+            inner, factor = a, decoded(values[b]).double()
     given = arguments(inner)
     function = "silu" if inner is not node else "gelu_tanh" if given["approximate"] == "tanh" else "gelu"
-    exact, far = exactly_of(function, values[given["self"]]), allowed(function, values[given["self"]])
+    x = decoded(values[given["self"]])
+    exact, far = exactly_of(function, x), allowed(function, x)
     if factor is None:
         return exact, far
     return exact * factor, far * factor.abs() + 2.0**-24 * (exact * factor).abs() + 2.0**-149
