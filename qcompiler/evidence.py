@@ -134,7 +134,11 @@ def layer_quality(
     """
     planned = {layer.node for layer in decision.plan.layers if layer.precision != "float"}
     groups = fuse(decision.graph, decision.target)
-    ends = {anchor.name: group.result.name for anchor, group in groups.items() if anchor.name in planned}
+    ends = {
+        anchor.name: reference.returned(group.result.name)
+        for anchor, group in groups.items()
+        if anchor.name in planned
+    }
     values = reference.values(sample, set(ends.values()))
     wanted: dict[str, Tensor] = {}
 

@@ -13,7 +13,7 @@ from qcompiler.proof import Proof
 from qcompiler.recipe import recipe_to_mapping
 from qcompiler.target.machine import this_cpu
 
-VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "apache-tvm", "apache-tvm-ffi")
 
 
 def describe(

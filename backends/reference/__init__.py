@@ -37,6 +37,11 @@ class ReferenceExecutable:
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
         return [decoded(result) for result in evaluate(self.graph, inputs, evaluate_node=self.compute)]
 
+    def returned(self, name: str) -> str:
+        """The node by whose name a region returns floats to which it adds others; else the node itself."""
+        region = self.inside.get(self.graph.by_name[name]) if name in self.graph.by_name else None
+        return name if region is None or region.addend is None else region.result.name
+
     def values(self, inputs: Sequence[Tensor], names: set[str]) -> dict[str, Tensor]:
         """The float values that some nodes stand for on one input; inside a region, of its result."""
         found: dict[str, Tensor] = {}

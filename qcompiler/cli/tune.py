@@ -62,8 +62,8 @@ def run(
         if rows.remark:
             complain(rows.remark, kind="warning")
         began, worked = time.monotonic(), time.process_time()
-        until = float("inf") if time_budget is None else began + time_budget
-        known, floats, left, peak = measured(source, wanted, aim, rows, (tracker, key), trials, until, seed)
+        budget = float("inf") if time_budget is None else time_budget
+        known, floats, left, peak = measured(source, wanted, aim, rows, (tracker, key), trials, budget, seed)
         told = {
             "model": model, "database": str(rows.path), "seconds": round(time.monotonic() - began, 1),
             "cpu_seconds": round(time.process_time() - worked, 1), "left": left,
@@ -78,7 +78,7 @@ def run(
 
 
 def measured(
-    source: Any, recipe: Any, aim: Any, rows: Any, where: tuple[str | None, str], trials: int, until: float,
+    source: Any, recipe: Any, aim: Any, rows: Any, where: tuple[str | None, str], trials: int, budget: float,
     seed: int,
 ) -> "tuple[list[Tuned], list[TunedFloats], int, float | None]":  # fmt: skip
     """What is known of layers and float ops afterwards, how many were not reached, and this machine's peak.
@@ -118,6 +118,9 @@ def measured(
         layers = layers_of(graph, aim, job.timed, isa)
         waiting = jobs(layers, rows.rows(core), core, isa, trials)
         crew = remote.crew if tracker else lambda: [LocalBench]
+        until = (
+            time.monotonic() + budget
+        )  # from here on, so that every run gets on however long a model takes
         left = tune(waiting, rows, crew, core, isa, until=until, peak=top, tell=steps.tell)
         groups = {} if tracker else floats.groups_in(graph, aim, job.timed, isa)
         behind = floats.jobs(list(groups), rows.rows(core), core, trials)

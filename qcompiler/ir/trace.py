@@ -61,7 +61,7 @@ def trace(model: Model, example_inputs: Any = None, *, dynamic: Axes | None = No
             why="a compiled graph has no state",
             fix="call model.eval(), or return the new value instead of writing it in place",
         )
-    refuse_half_precision(program)
+    refuse_other_precisions(program)
     graph = lift(program, result)
     if not batched:
         note = Note(
@@ -75,10 +75,17 @@ def trace(model: Model, example_inputs: Any = None, *, dynamic: Axes | None = No
     return graph
 
 
-def refuse_half_precision(program: ExportedProgram) -> None:
-    """Scales and codes are defined against float32 values."""
-    half = (torch.float16, torch.bfloat16)
-    found = next((name for name, tensor in program.state_dict.items() if tensor.dtype in half), None)
+def refuse_other_precisions(program: ExportedProgram) -> None:
+    """Scales and codes are defined against float32 values; a buffer in float64 may be some table."""
+    half, learned = (torch.float16, torch.bfloat16), program.graph_signature.parameters
+    found = next(
+        (
+            name
+            for name, tensor in program.state_dict.items()
+            if tensor.dtype in half or (tensor.dtype == torch.float64 and name in learned)
+        ),
+        None,
+    )
     if found is not None:
         raise InputError(
             f"the model computes in {str(program.state_dict[found].dtype).removeprefix('torch.')}",

@@ -42,6 +42,14 @@ def test_the_budget_of_time_is_told(run: Run) -> None:
     assert "3 layers were not reached in time" in result.stderr
 
 
+def test_the_budget_begins_with_the_first_layer(run: Run) -> None:
+    """To trace and calibrate takes longer than this, and yet every run gets on."""
+    told = json.loads(
+        run("tune zoo:residual --database rows.db --trials 2 --time-budget 1e-3 --json -").stdout
+    )
+    assert told["left"] < 3 and told["layers"]
+
+
 def test_damage_is_told_and_the_run_goes_on(run: Run) -> None:
     Path("rows.db").write_bytes(b"not a database" * 100)
     result = run("tune zoo:residual --database rows.db --trials 2")

@@ -305,3 +305,10 @@ def test_an_exported_program_takes_no_axes() -> None:
     program = torch.export.export(TwoColumns(), (torch.ones(3, 2),))
     with pytest.raises(InputError, match="an exported program cannot get dynamic axes"):
         trace(program, dynamic={"x": (0,)})
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_is_refused(kind: torch.dtype) -> None:
+    model = nn.Linear(2, 3).eval().to(kind)
+    with pytest.raises(InputError, match=r"parameter 'weight'.*call model.float\(\) first"):
+        trace(model, (torch.ones(1, 2, dtype=kind),))
