@@ -102,27 +102,24 @@ def open_database(path: Path) -> Database:
     Raises TuningError for a file of another schema or program, which is left alone.
     """
     path = Path(path)
-    before = identity(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TuningError(f"cannot make the folder of the database '{path}'", why=str(error)) from error
-    try:
-        return Database(path, connect(path))
-    except sqlite3.DatabaseError as error:
-        if not is_damage(error):
-            raise refused(path, error) from error
-    if identity(path) != before:  # another process has just set it aside
-        return open_database(path)
-    saved = list(salvaged(path))
-    aside = set_aside(path)
-    with told(path):
+    with told(path), alone(path):  # a file that another process mends is neither damaged nor whole
+        try:
+            return Database(path, connect(path))
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+        saved = list(salvaged(path))
+        aside = set_aside(path)
         database = Database(
             path, connect(path),
             remark=f"the database '{path}' was damaged, so it was set aside as '{aside.name}', and a new one "
             f"was begun with the {len(saved)} rows that could be read",
         )  # fmt: skip
-    database.add(saved)
+        database.add(saved)
     return database
 
 
@@ -251,9 +248,17 @@ def salvaged(path: Path) -> Iterator[Row]:
         yield from readable(connection.execute(SELECT))
 
 
-def identity(path: Path) -> int | None:
-    """Which file has this name now."""
-    return path.stat().st_ino if path.exists() else None
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Whoever else opens the file meanwhile waits; the end of a process ends its turn.
+
+    The lock is SQLite's, on an empty file beside: the same on every system, and between threads as well.
+    It stays, since who removed it could remove the one that another has just taken.
+    """
+    lock = connected(path.with_name(f"{path.name}.lock"), mode="rwc")
+    with contextlib.closing(lock):
+        lock.execute("BEGIN EXCLUSIVE")
+        yield
 
 
 def set_aside(path: Path) -> Path:
