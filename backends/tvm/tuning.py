@@ -18,9 +18,8 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.schedules import (
     ordered,
-    parsed,
     predicted,
-    shipped,
+    schedules_of,
     template_of,
     versions,
     workload,
@@ -92,13 +91,12 @@ class Asking:
 def jobs(layers: Iterable[Any], rows: Sequence[Row], core: Core, isa: Isa, trials: int) -> list[Job]:
     """What is left to measure: layers with fewer rows of these versions than schedules to try."""
     measured = Counter(row.workload for row in rows if is_of(row, versions()))
-    known = best(shipped(core), versions()) | best(rows, versions())
+    known = schedules_of(isa, core, rows)
     found = []
     for layer in layers:
         name, space = workload(layer), ordered(layer, isa)
         if measured[name] < min(trials, len(space)):
-            before = parsed(known[name].configuration, layer, isa) if name in known else None
-            first = [space[0]] if before is None else [space[0], before]
+            first = [space[0], known(layer)]
             found.append(Job(layer=layer, schedules=tuple(dict.fromkeys([*first, *space]))[:trials]))
     return found
 

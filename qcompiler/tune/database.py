@@ -136,12 +136,16 @@ def read_rows(path: Path, core: Core) -> list[Row]:
         return Database(path, connection).rows(core)
 
 
-def best(rows: Sequence[Row], versions: Mapping[str, str]) -> dict[str, Row]:
-    """Workload -> its fastest row; rows of these versions before all others, since only they compare."""
+def ranked(rows: Iterable[Row], versions: Mapping[str, str]) -> list[Row]:
+    """Rows that ran, the fastest first; rows of these versions before all others, since only they compare."""
     ran = [row for row in rows if row.seconds < float("inf")]
-    ordered = sorted(ran, key=lambda row: (not is_of(row, versions), row.seconds, row.configuration))
+    return sorted(ran, key=lambda row: (not is_of(row, versions), row.seconds, row.configuration))
+
+
+def best(rows: Iterable[Row], versions: Mapping[str, str]) -> dict[str, Row]:
+    """Workload -> the first of its rows when they are ranked."""
     found: dict[str, Row] = {}
-    for row in ordered:
+    for row in ranked(rows, versions):
         found.setdefault(row.workload, row)
     return found
 
