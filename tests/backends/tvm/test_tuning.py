@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from qcompiler.backends.tvm import schedules
-from qcompiler.backends.tvm.isa import AVX512_VNNI, Isa
+from qcompiler.backends.tvm.isa import AVX512_VNNI, ISAS, Isa
 from qcompiler.backends.tvm.kernels.conv import Convolution, Tile
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.schedules import (
     SHIPPED,
     ordered,
+    parsed,
     predicted,
     read_schedules,
     schedules_of,
@@ -139,12 +140,36 @@ def test_a_database_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Pat
     assert path.read_bytes() == b"nothing" * 1000
 
 
+def layer_of(text: str) -> Convolution | Depthwise:
+    """The layer of a workload, as far as its time depends on it."""
+    kind, planes, *words = text.split(", ")
+    x, y = map(plane_of, planes.split(" -> "))
+    across = {word.split()[0]: tuple(map(int, word.split()[1].split("x"))) for word in words if "x" in word}
+    if kind == "depthwise":
+        return Depthwise(x=x, y=y, **across)  # type: ignore[arg-type]  # pairs
+    marks: dict[str, Any] = {word.replace(" ", "_"): True for word in words if "x" not in word}
+    if "residual" in marks:
+        marks["residual"] = y
+    return Convolution(x=x, y=y, **across, **marks)  # type: ignore[arg-type]  # pairs
+
+
+def plane_of(text: str) -> Plane:
+    numbers, _, pitch = text.partition("/")
+    images, height, width, channels = map(int, numbers.split("x"))
+    return Plane(images=images, height=height, width=width, channels=channels, pitch=int(pitch or channels))
+
+
 def test_shipped_rows_are_schedules_of_their_layers() -> None:
-    """Every one was measured, and could be chosen: no row of an older space is shipped."""
+    """Every one can be chosen: no row of an older space is shipped."""
+    isas = {isa.name: isa for isa in ISAS}
     for file in SHIPPED.glob("*.jsonl"):
         rows = from_text(file.read_text())
         assert {row.processor for row in rows} == {file.stem}
         assert len({row.workload for row in rows}) == len(rows)
+        for row in rows:
+            layer = layer_of(row.workload)
+            assert workload(layer) == row.workload
+            assert parsed(row.configuration, layer, isas[row.isa]) is not None, row
 
 
 # ---------------------------------------------------------------- tuning
