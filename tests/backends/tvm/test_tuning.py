@@ -252,6 +252,31 @@ def test_when_nobody_is_left_what_was_measured_stays(tmp_path: Path) -> None:
         assert len({row.workload for row in database.rows()}) == 3
 
 
+def test_who_is_lost_again_and_again_is_asked_no_more(tmp_path: Path) -> None:
+    """Three times without a row between; one that is kept in between counts anew."""
+    asked: list[int] = []
+    keeping = [0, 0, 1, 0, 0, 0]
+
+    def crew() -> list[Any]:
+        assert len(asked) < len(keeping), "asked without end"
+        asked.append(keeping[len(asked)])
+        turns = iter(range(asked[-1]))
+
+        def prepare(layer: Any, schedules: Sequence[Any], isa: Isa) -> Bench:
+            if next(turns, None) is None:
+                raise Lost("the line is dead")
+            return Bench(layer, schedules, isa)
+
+        return [prepare]
+
+    with open_database(tmp_path / "rows.db") as database:
+        with pytest.raises(
+            TuningError, match=r"lost 3 times in a row, because the line is dead.*rows are kept"
+        ):
+            tune(jobs(LAYERS, [], CORE, ISA, 4), database, crew, CORE, ISA)
+        assert len({row.workload for row in database.rows()}) == 1 and asked == keeping
+
+
 def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(rows: list[Row]) -> None:
         raise TuningError("takes no more rows")
