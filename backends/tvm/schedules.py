@@ -2,6 +2,9 @@
 
 layer  -->  workload (text)  -->  the fastest row of the database, else one shipped here, else the prediction
 
+Rows of these versions come first, wherever they are: after an upgrade one shipped goes before those of the
+database, until `qcompiler tune` has measured again.
+
 A row chooses among the schedules of a template's space, all of which compute the same numbers, and its time
 among fusions that do as well (`fusions.py`). So no row can be wrong, only slow, and reading one executes
 nothing.
@@ -9,8 +12,9 @@ nothing.
 
 import importlib.metadata
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +24,7 @@ from qcompiler.backends.tvm.kernels.conv import Convolution, Tile, convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch, depthwise
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.errors import TuningError
-from qcompiler.tune.database import Core, Row, best, from_text, is_of, read_rows
+from qcompiler.tune.database import Core, Row, from_text, is_of, ranked, read_rows
 
 SHIPPED = Path(__file__).parent / "shipped"  # one file of rows per processor
 
@@ -122,39 +126,54 @@ def parsed(text: str, layer: Any, isa: Isa) -> Any | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedules:
-    """The best configuration of every workload that has been measured, and its row."""
+    """The rows of every workload that has been measured, the best first."""
 
     isa: Isa
-    measured: Mapping[str, str] = field(default_factory=dict)
-    rows: Mapping[str, Row] = field(default_factory=dict)  # of these versions: others do not compare
+    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
 
     def __call__(self, layer: Any) -> Any:
-        text = self.measured.get(workload(layer))
-        found = None if text is None else parsed(text, layer, self.isa)
-        return predicted(layer, self.isa) if found is None else found
+        found = self.best(layer)
+        return predicted(layer, self.isa) if found is None else found[1]
 
     def row(self, layer: Any) -> Row | None:
-        return self.rows.get(workload(layer))
+        found = self.best(layer)
+        if found is None or not is_of(found[0], versions()):  # others do not compare
+            return None
+        return found[0]
+
+    def best(self, layer: Any) -> tuple[Row, Any] | None:
+        """The first row that names a schedule of the layer's space, and the schedule."""
+        rows = self.rows.get(workload(layer), ())
+        found = ((row, parsed(row.configuration, layer, self.isa)) for row in rows)
+        return next(((row, schedule) for row, schedule in found if schedule is not None), None)
 
 
 def measured_by(choose: Choose) -> Mapping[str, str]:
     """Workload -> configuration, of everything that has rows; nothing where schedules come from elsewhere."""
-    return choose.measured if isinstance(choose, Schedules) else {}
+    if not isinstance(choose, Schedules):
+        return {}
+    return {name: rows[0].configuration for name, rows in choose.rows.items()}
 
 
 def read_schedules(isa: Isa, processor: str, path: Path | None) -> Schedules:
-    """The rows of a database over those shipped; if it cannot be read, it is left out with a warning."""
+    """The rows of a database and those shipped; if it cannot be read, it is left out with a warning."""
     core = Core(isa=isa.name, processor=processor)
-    rows = best(shipped(core), versions())
+    read: Sequence[Row] = ()
     if path is not None:
         try:
-            rows |= best(read_rows(path, core), versions())
+            read = read_rows(path, core)
         except TuningError as error:
             warnings.warn(f"{error}; meanwhile schedules are those shipped and predicted", stacklevel=3)
-    return Schedules(
-        isa=isa, measured={name: row.configuration for name, row in rows.items()},
-        rows={name: row for name, row in rows.items() if is_of(row, versions())},
-    )  # fmt: skip
+    return schedules_of(isa, core, read)
+
+
+def schedules_of(isa: Isa, core: Core, read: Iterable[Row]) -> Schedules:
+    """The rows of a database and those shipped: of these versions first, and then those of the database."""
+    now = versions()
+    found: dict[str, list[Row]] = {}
+    for row in sorted([*ranked(read, now), *ranked(shipped(core), now)], key=lambda row: not is_of(row, now)):
+        found.setdefault(row.workload, []).append(row)
+    return Schedules(isa=isa, rows=found)
 
 
 def shipped(core: Core, folder: Path = SHIPPED) -> list[Row]:
@@ -163,7 +182,8 @@ def shipped(core: Core, folder: Path = SHIPPED) -> list[Row]:
     return [row for row in from_text(file.read_text()) if row.core == core] if file.is_file() else []
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """What a time depends on besides the machine."""
     return {
         "tvm": importlib.metadata.version("apache-tvm"),

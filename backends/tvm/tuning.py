@@ -18,14 +18,14 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.schedules import (
     ordered,
-    parsed,
     predicted,
-    shipped,
+    schedules_of,
     template_of,
     versions,
     workload,
     written,
 )
+from qcompiler.errors import TuningError
 from qcompiler.ir import Graph
 from qcompiler.progress import Tell, silent
 from qcompiler.target import Target
@@ -33,6 +33,7 @@ from qcompiler.tune.database import Core, Database, Row, best, is_of
 from qcompiler.tune.search import ROUNDS, Measured, race
 
 PATIENCE = 30.0  # seconds for what is being compiled to end
+LOSSES = 3  # times in a row that all who measure are lost and leave no row: then nobody is asked any more
 
 
 class Bench(Protocol):
@@ -92,13 +93,12 @@ class Asking:
 def jobs(layers: Iterable[Any], rows: Sequence[Row], core: Core, isa: Isa, trials: int) -> list[Job]:
     """What is left to measure: layers with fewer rows of these versions than schedules to try."""
     measured = Counter(row.workload for row in rows if is_of(row, versions()))
-    known = best(shipped(core), versions()) | best(rows, versions())
+    known = schedules_of(isa, core, rows)
     found = []
     for layer in layers:
         name, space = workload(layer), ordered(layer, isa)
         if measured[name] < min(trials, len(space)):
-            before = parsed(known[name].configuration, layer, isa) if name in known else None
-            first = [space[0]] if before is None else [space[0], before]
+            first = [space[0], known(layer)]
             found.append(Job(layer=layer, schedules=tuple(dict.fromkeys([*first, *space]))[:trials]))
     return found
 
@@ -119,8 +119,9 @@ def tune(
     """Measure jobs until `clock` shows `until`, and keep each one's rows; returns how many are left.
 
     crew: who measures, at the same time; asked again when all of them are lost, and raises TuningError when
-    there is nobody. peak: operations per second, for `tell`.
+    there is nobody. So does this when they are lost again and again. peak: operations per second, for `tell`.
     """
+    lost: list[Lost] = []  # since the last row
     left, total, ending = deque(waiting), len(waiting), threading.Event()
 
     def measured(job: Job, prepare: Prepare) -> list[Row]:
@@ -140,7 +141,13 @@ def tune(
         return [row(job, result, core) for result in found]
 
     while left and clock() <= until:
-        working(left, crew(), measured, database.add, lambda: clock() > until, ending)
+        if len(lost) == LOSSES:
+            raise TuningError(
+                f"whoever measures was lost {LOSSES} times in a row", why=str(lost[-1]),
+                fix="look after the servers and run it again: all rows are kept",
+            ) from lost[-1]  # fmt: skip
+        fruitless = working(left, crew(), measured, database.add, lambda: clock() > until, ending)
+        lost = [] if fruitless is None else [*lost, fruitless]
     return len(left)
 
 
@@ -151,10 +158,11 @@ def working(
     keep: Callable[[list[Row]], None],
     over: Callable[[], bool],
     ending: threading.Event,
-) -> None:
+) -> Lost | None:
     """Let everyone take the next job until there is none; whoever is lost puts the job back.
 
-    An error or an interrupt ends all: a thread that still computes when Python ends would abort the process.
+    Returns how the last was lost, where no row was kept. An error or an interrupt ends all: a thread that
+    still computes when Python ends would abort the process.
     """
     said: SimpleQueue[list[Row] | BaseException | None] = SimpleQueue()
 
@@ -164,8 +172,9 @@ def working(
                 job = left.popleft()
                 try:
                     said.put(measured(job, prepare))
-                except Lost:
+                except Lost as error:
                     left.appendleft(job)
+                    said.put(error)
                     break
         except IndexError:  # another took the last one
             pass
@@ -176,21 +185,26 @@ def working(
     threads = [threading.Thread(target=work, args=(prepare,), daemon=True) for prepare in crew]
     for thread in threads:
         thread.start()
-    working = len(crew)
+    working, kept = len(crew), 0
+    lost: Lost | None = None
     try:
         while working:
             found = said.get()
             if found is None:
                 working -= 1
+            elif isinstance(found, Lost):
+                lost = found
             elif isinstance(found, BaseException):
                 raise found
             else:
                 keep(found)
+                kept += 1
     finally:
         if working:
             ending.set()
         for thread in threads:
             thread.join(PATIENCE)
+    return None if kept else lost
 
 
 def row(job: Job, found: Measured[int], core: Core) -> Row:

@@ -102,27 +102,24 @@ def open_database(path: Path) -> Database:
     Raises TuningError for a file of another schema or program, which is left alone.
     """
     path = Path(path)
-    before = identity(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TuningError(f"cannot make the folder of the database '{path}'", why=str(error)) from error
-    try:
-        return Database(path, connect(path))
-    except sqlite3.DatabaseError as error:
-        if not is_damage(error):
-            raise refused(path, error) from error
-    if identity(path) != before:  # another process has just set it aside
-        return open_database(path)
-    saved = list(salvaged(path))
-    aside = set_aside(path)
-    with told(path):
+    with told(path), alone(path):  # a file that another process mends is neither damaged nor whole
+        try:
+            return Database(path, connect(path))
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+        saved = list(salvaged(path))
+        aside = set_aside(path)
         database = Database(
             path, connect(path),
             remark=f"the database '{path}' was damaged, so it was set aside as '{aside.name}', and a new one "
             f"was begun with the {len(saved)} rows that could be read",
         )  # fmt: skip
-    database.add(saved)
+        database.add(saved)
     return database
 
 
@@ -139,12 +136,16 @@ def read_rows(path: Path, core: Core) -> list[Row]:
         return Database(path, connection).rows(core)
 
 
-def best(rows: Sequence[Row], versions: Mapping[str, str]) -> dict[str, Row]:
-    """Workload -> its fastest row; rows of these versions before all others, since only they compare."""
+def ranked(rows: Iterable[Row], versions: Mapping[str, str]) -> list[Row]:
+    """Rows that ran, the fastest first; rows of these versions before all others, since only they compare."""
     ran = [row for row in rows if row.seconds < float("inf")]
-    ordered = sorted(ran, key=lambda row: (not is_of(row, versions), row.seconds, row.configuration))
+    return sorted(ran, key=lambda row: (not is_of(row, versions), row.seconds, row.configuration))
+
+
+def best(rows: Iterable[Row], versions: Mapping[str, str]) -> dict[str, Row]:
+    """Workload -> the first of its rows when they are ranked."""
     found: dict[str, Row] = {}
-    for row in ordered:
+    for row in ranked(rows, versions):
         found.setdefault(row.workload, row)
     return found
 
@@ -251,9 +252,17 @@ def salvaged(path: Path) -> Iterator[Row]:
         yield from readable(connection.execute(SELECT))
 
 
-def identity(path: Path) -> int | None:
-    """Which file has this name now."""
-    return path.stat().st_ino if path.exists() else None
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Whoever else opens the file meanwhile waits; the end of a process ends its turn.
+
+    The lock is SQLite's, on an empty file beside: the same on every system, and between threads as well.
+    It stays, since who removed it could remove the one that another has just taken.
+    """
+    lock = connected(path.with_name(f"{path.name}.lock"), mode="rwc")
+    with contextlib.closing(lock):
+        lock.execute("BEGIN EXCLUSIVE")
+        yield
 
 
 def set_aside(path: Path) -> Path:

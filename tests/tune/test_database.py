@@ -7,12 +7,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qcompiler.errors import TuningError
+from qcompiler.tune import database as module
 from qcompiler.tune.database import Core, Row, best, from_text, open_database, read_rows, to_text
 
 CORE = Core(isa="avx512_vnni", processor="znver4")
@@ -140,6 +143,31 @@ def test_what_is_no_database_is_set_aside(tmp_path: Path) -> None:
     with open_database(path) as database:
         assert "set aside as 'rows.db.damaged-2'" in database.remark and database.rows() == []
     assert (tmp_path / "rows.db.damaged-2").read_text().startswith("no database")
+
+
+def test_two_that_find_the_same_damage_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one reads what is left, another opens the file, and keeps a row if it is let in."""
+    path, whole = tmp_path / "rows.db", module.salvaged
+    damaged(path, 0.5)
+
+    def second() -> None:
+        with open_database(path) as database:
+            database.add([ROW])
+
+    other = threading.Thread(target=second)
+
+    def interrupted(path: Path) -> Iterator[Row]:
+        monkeypatch.setattr(module, "salvaged", whole)
+        left = list(whole(path))
+        other.start()
+        other.join(1.0)
+        return iter(left)
+
+    monkeypatch.setattr(module, "salvaged", interrupted)
+    with open_database(path):
+        other.join()
+    assert ROW in read_rows(path, CORE)
+    assert [file.name for file in tmp_path.glob("*.damaged-?")] == ["rows.db.damaged-1"]
 
 
 @pytest.mark.parametrize(

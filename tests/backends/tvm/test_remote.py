@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 
 from qcompiler.backends.tvm.build import host
 from qcompiler.backends.tvm.isa import Isa
-from qcompiler.backends.tvm.remote import Remote
-from qcompiler.backends.tvm.tuning import Bench, Prepare, jobs, tune
+from qcompiler.backends.tvm.remote import Remote, Server
+from qcompiler.backends.tvm.schedules import ordered
+from qcompiler.backends.tvm.tuning import Bench, Lost, Prepare, jobs, tune
 from qcompiler.errors import TuningError
 from qcompiler.tune.database import Core, open_database
 from tests.backends.tvm.test_conv import pytestmark
@@ -57,7 +59,7 @@ def start() -> Iterator[Start]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """As a machine that loses its power: all that belongs to it at once."""
+    """As a system that runs out of memory: all that belongs to it at once, and its connections are closed."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -130,6 +132,54 @@ def test_a_server_dies_and_the_other_takes_over(start: Start, tracker: str, tmp_
             while time.monotonic() < end:
                 tune(jobs(LAYERS, [], core, isa, 2), database, remote.crew, core, isa)
         assert len(database.rows(core)) == 12
+
+
+def test_a_server_that_hangs_is_lost(start: Start, tracker: str) -> None:
+    """As a machine that loses its power: its connections stay open, and nothing comes through them."""
+    process = server(start, tracker)
+    remote = until_there_are(1, tracker)
+    bench = Server(remote).bench(LAYERS[0], ordered(LAYERS[0], remote.isa)[:1], remote.isa)
+    assert 0 < bench.sample(0) < 1
+    bench.patience = 1.0
+    rescue = threading.Timer(PATIENCE, kill, [process])  # else a test that fails would hang as well
+    rescue.start()
+    os.killpg(process.pid, signal.SIGSTOP)
+    with pytest.raises(Lost, match="there was no answer for 1 s"):
+        bench.sample(0)
+    del bench  # what lies on the server is not waited for
+    assert rescue.is_alive()
+    rescue.cancel()
+    kill(process)
+
+
+class Unreachable(Remote):
+    """A tracker that lists a server at an address where nobody is."""
+
+    tries = 0
+
+    def crew(self) -> Sequence[Prepare]:
+        return [Server(self).bench]
+
+    def session(self) -> Any:
+        self.tries += 1
+        assert self.tries < 10, "asked without end"
+        raise OSError("no route to host")
+
+
+class Silent(Unreachable):
+    """The same where whoever asks waits."""
+
+    def session(self) -> Any:
+        threading.Event().wait(10)
+        return super().session()
+
+
+@pytest.mark.parametrize(
+    ("remote", "why"), [(Unreachable, "no route to host"), (Silent, "there was no answer for 0.1 s")]
+)
+def test_servers_that_cannot_be_reached_are_told(remote: type[Remote], why: str) -> None:
+    with pytest.raises(TuningError, match=f"no server of '{KEY}' at 'there:1' can be reached, because {why}"):
+        remote("there:1", KEY, patience=0.1)
 
 
 def test_a_tracker_that_is_not_there(tmp_path: Path) -> None:

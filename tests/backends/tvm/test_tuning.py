@@ -10,16 +10,19 @@ from typing import Any
 
 import pytest
 
-from qcompiler.backends.tvm.isa import AVX512_VNNI, Isa
+from qcompiler.backends.tvm import schedules
+from qcompiler.backends.tvm.isa import AVX512_VNNI, ISAS, Isa
 from qcompiler.backends.tvm.kernels.conv import Convolution, Tile
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.schedules import (
     SHIPPED,
-    Schedules,
     ordered,
+    parsed,
     predicted,
     read_schedules,
+    schedules_of,
+    versions,
     workload,
     written,
 )
@@ -75,43 +78,98 @@ def test_the_workload_is_what_the_time_depends_on() -> None:
     assert names - changed == {"padding", "shifted"}
 
 
+def row(layer: Any, configuration: str, **more: Any) -> Row:
+    return Row(
+        workload=workload(layer), configuration=configuration, spread=0.0, rounds=12,
+        **{"isa": CORE.isa, "processor": CORE.processor, "seconds": 1.0, **versions(), **more},
+    )  # fmt: skip
+
+
 def test_a_row_chooses_within_the_space_and_nowhere_else() -> None:
     one = LAYERS[0]
     wanted = ordered(one, ISA)[-1]
     assert written(Tile(rows=7, columns=2, channels_first=True)) == "7x2, channels first"
     assert len(set(map(written, ordered(one, ISA)))) == len(ordered(one, ISA))
-    assert Schedules(isa=ISA, measured={workload(one): written(wanted)})(one) == wanted
+
+    def chosen(text: str) -> Any:
+        return schedules_of(ISA, CORE, [row(one, text)])(one)
+
+    assert chosen(written(wanted)) == wanted
     for text in ("", "1000000x1, channels first", "7x2, channels first, and more"):
-        assert Schedules(isa=ISA, measured={workload(one): text})(one) == predicted(one, ISA)
+        assert chosen(text) == predicted(one, ISA)
 
 
-def test_rows_of_the_database_cover_those_that_are_shipped(tmp_path: Path) -> None:
+def test_rows_of_these_versions_go_first_and_among_them_those_of_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, path = LAYERS[0], tmp_path / "rows.db"
+    guess, mine, other, slow = ordered(one, ISA)[:4]
+
+    def chosen(read: Sequence[Row], packed: Sequence[Row]) -> tuple[Any, float | None]:
+        """The schedule, and the seconds of the row that fusions are weighed by."""
+        path.unlink(missing_ok=True)
+        with open_database(path) as database:
+            database.add(read)
+        monkeypatch.setattr(schedules, "shipped", lambda core: list(packed))
+        found = read_schedules(ISA, CORE.processor, path)
+        measured = found.row(one)
+        return found(one), None if measured is None else measured.seconds
+
+    ours, theirs = row(one, written(mine), seconds=2.0), row(one, written(other))
+    old, gone = replace(ours, tvm="0.1", seconds=0.5), row(one, "1000000x1", seconds=0.1)
+    assert chosen([ours], [theirs]) == (mine, 2.0)
+    assert chosen([old], [theirs]) == (other, 1.0)  # after an upgrade
+    assert chosen([old], [replace(theirs, tvm="0.1", seconds=0.1)]) == (mine, None)
+    assert chosen([gone], [theirs]) == (other, 1.0)  # a schedule that has left the space
+    assert chosen([gone, row(one, written(slow), seconds=3.0)], [theirs]) == (slow, 3.0)
+    assert chosen([replace(gone, tvm="0.1")], []) == (guess, None)
+
+
+def test_rows_of_a_processor_come_with_the_package() -> None:
     file = min(SHIPPED.glob("*.jsonl"))
     first = from_text(file.read_text())[0]
     found = read_schedules(replace(ISA, name=first.isa), first.processor, None)
-    assert found.measured[first.workload] == first.configuration
-    path = tmp_path / "rows.db"
-    with open_database(path) as database:
-        database.add([replace(first, configuration="mine", seconds=1.0)])
-    assert (
-        read_schedules(replace(ISA, name=first.isa), first.processor, path).measured[first.workload] == "mine"
-    )
+    assert found.rows[first.workload] == [first]
 
 
 def test_a_database_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "rows.db"
     path.write_bytes(b"nothing" * 1000)
     with pytest.warns(UserWarning, match=r"rows.db' is damaged.*meanwhile schedules are those shipped"):
-        assert read_schedules(ISA, CORE.processor, path).measured == {}
+        assert read_schedules(ISA, CORE.processor, path).rows == {}
     assert path.read_bytes() == b"nothing" * 1000
 
 
+def layer_of(text: str) -> Convolution | Depthwise:
+    """The layer of a workload, as far as its time depends on it."""
+    kind, planes, *words = text.split(", ")
+    x, y = map(plane_of, planes.split(" -> "))
+    across = {word.split()[0]: tuple(map(int, word.split()[1].split("x"))) for word in words if "x" in word}
+    if kind == "depthwise":
+        return Depthwise(x=x, y=y, **across)  # type: ignore[arg-type]  # pairs
+    marks: dict[str, Any] = {word.replace(" ", "_"): True for word in words if "x" not in word}
+    if "residual" in marks:
+        marks["residual"] = y
+    return Convolution(x=x, y=y, **across, **marks)  # type: ignore[arg-type]  # pairs
+
+
+def plane_of(text: str) -> Plane:
+    numbers, _, pitch = text.partition("/")
+    images, height, width, channels = map(int, numbers.split("x"))
+    return Plane(images=images, height=height, width=width, channels=channels, pitch=int(pitch or channels))
+
+
 def test_shipped_rows_are_schedules_of_their_layers() -> None:
-    """Every one was measured, and could be chosen: no row of an older space is shipped."""
+    """Every one can be chosen: no row of an older space is shipped."""
+    isas = {isa.name: isa for isa in ISAS}
     for file in SHIPPED.glob("*.jsonl"):
         rows = from_text(file.read_text())
         assert {row.processor for row in rows} == {file.stem}
         assert len({row.workload for row in rows}) == len(rows)
+        for row in rows:
+            layer = layer_of(row.workload)
+            assert workload(layer) == row.workload
+            assert parsed(row.configuration, layer, isas[row.isa]) is not None, row
 
 
 # ---------------------------------------------------------------- tuning
@@ -192,6 +250,31 @@ def test_when_nobody_is_left_what_was_measured_stays(tmp_path: Path) -> None:
         with pytest.raises(TuningError, match="no server is left"):
             tune(jobs(LAYERS, [], CORE, ISA, 4), database, crew, CORE, ISA)
         assert len({row.workload for row in database.rows()}) == 3
+
+
+def test_who_is_lost_again_and_again_is_asked_no_more(tmp_path: Path) -> None:
+    """Three times without a row between; one that is kept in between counts anew."""
+    asked: list[int] = []
+    keeping = [0, 0, 1, 0, 0, 0]
+
+    def crew() -> list[Any]:
+        assert len(asked) < len(keeping), "asked without end"
+        asked.append(keeping[len(asked)])
+        turns = iter(range(asked[-1]))
+
+        def prepare(layer: Any, schedules: Sequence[Any], isa: Isa) -> Bench:
+            if next(turns, None) is None:
+                raise Lost("the line is dead")
+            return Bench(layer, schedules, isa)
+
+        return [prepare]
+
+    with open_database(tmp_path / "rows.db") as database:
+        with pytest.raises(
+            TuningError, match=r"lost 3 times in a row, because the line is dead.*rows are kept"
+        ):
+            tune(jobs(LAYERS, [], CORE, ISA, 4), database, crew, CORE, ISA)
+        assert len({row.workload for row in database.rows()}) == 1 and asked == keeping
 
 
 def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

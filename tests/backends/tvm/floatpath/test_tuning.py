@@ -21,7 +21,7 @@ from qcompiler.backends.tvm.floatpath.group import Group
 from qcompiler.backends.tvm.floatpath.traces import applied
 from qcompiler.backends.tvm.floatpath.tuning import Bench, Job, jobs, known, tune
 from qcompiler.backends.tvm.isa import Processor
-from qcompiler.backends.tvm.schedules import read_schedules, versions
+from qcompiler.backends.tvm.schedules import measured_by, read_schedules, versions
 from qcompiler.errors import TuningError
 from qcompiler.tune.database import Core, best, open_database
 from tests.backends.tvm.floatpath.example import by_torch, computed, graph_of, groups_in
@@ -92,8 +92,8 @@ def test_rows_are_kept_and_used_again(tmp_path: Path) -> None:
         (told,) = known({group: 2}, rows)
         assert told.title == "mul, add, softmax, [6, 50]" and told.predicted == FUSED and told.calls == 2
     fastest = min(rows, key=lambda row: (row.seconds, row.configuration)).configuration
-    measured = read_schedules(BEST, host().name, tmp_path / "rows.db").measured
-    assert chosen(one_group(), measured) == fastest
+    found = read_schedules(BEST, host().name, tmp_path / "rows.db")
+    assert chosen(one_group(), measured_by(found)) == fastest
 
 
 def test_the_budget_of_time_ends_between_groups(tmp_path: Path) -> None:
