@@ -150,12 +150,10 @@ def crossing(
     error = state.error_of(parameters) if state.feedback else None
     if error is not None:
         given += error
-    mean, lost = yield from mean_of_all(
-        whole.view(state.world, shard), state.rank, state.messages, gradients.dtype
-    )
+    shards = whole.view(state.world, shard)
+    mean = yield from mean_of_all(shards, state.rank, state.messages, gradients.dtype)
     if error is not None:
-        left = lost.view(-1)[:count]
-        torch.where(left.isfinite(), left, error, out=error)
+        torch.where(given.isfinite(), given, error, out=error)
     future.set_result(gradients.copy_(mean.view(-1)[:count]))
 
 

@@ -50,8 +50,8 @@ class ToAll:
         return (self.world - 1) * self.message.numel()
 
 
-Exchange = Generator[ToEach | ToAll, Tensor, tuple[Tensor, Tensor]]
-"""Yields what is to cross, is sent what came, and returns (mean, error) at last. Others carry it."""
+Exchange = Generator[ToEach | ToAll, Tensor, Tensor]
+"""Yields what is to cross, is sent what came, and returns the mean at last. Others carry it."""
 
 
 def shard_size(count: int, world: int, block: int) -> int:
@@ -60,19 +60,20 @@ def shard_size(count: int, world: int, block: int) -> int:
 
 
 def mean_of_all(a: Tensor, rank: int, messages: Messages, dtype: torch.dtype = torch.float32) -> Exchange:
-    """The mean over the processes in `dtype`, and this one's error: [W, n] each, as the shards `a`, float32.
+    """The mean over the processes in `dtype`, [W, n] as the shards `a`, float32, which become the error.
 
     The mean has the same bits everywhere, since all decode the same messages. The error is against what
     `dtype` holds of it. Where anything is not finite, neither are the mean and the error.
     """
     world = len(a)
-    others = torch.cat((a[:rank], a[rank + 1 :]))
-    sent = messages.encode(others)
-    lost = others - messages.decode(sent)
-    came = yield ToEach(messages=sent)
-    mean = (messages.decode(came).sum(0) + a[rank]) / world
+    others = a[:rank], a[rank + 1 :]
+    sent = [messages.encode(shards) for shards in others]
+    for shards, codes in zip(others, sent, strict=True):
+        shards.sub_(messages.decode(codes))
+    came = yield ToEach(messages=torch.cat(sent))
+    mean = messages.decode(came).sum(0).add_(a[rank]).div_(world)
     message = messages.encode(mean.unsqueeze(0))[0]
     everywhere = yield ToAll(message=message, world=world)
     found = messages.decode(everywhere).to(dtype)
-    own = world * (mean - found[rank].to(torch.float32))
-    return found, torch.cat((lost[:rank], own.unsqueeze(0), lost[rank:]))
+    a[rank] = mean.sub_(found[rank]).mul_(world)
+    return found

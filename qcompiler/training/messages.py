@@ -69,12 +69,12 @@ class Messages:
     def encode(self, x: Tensor) -> Tensor:
         """float32 [k, n], n a multiple of the block  -->  k messages, uint8 [k, size(n)]."""
         codes, (rows, count) = CODES[self.format], x.shape
-        blocks = x.reshape(-1, self.block)
+        blocks = x.reshape(rows * count // self.block, self.block)
         scale = amax_scale(blocks.abs().amax(1), codes.largest)
         found = codes.nearest(blocks / scale.unsqueeze(1))
         messages = torch.empty(rows, self.size(count), dtype=torch.uint8, device=x.device)
         messages[:, :count] = found.view(torch.uint8).view(rows, count)
-        messages[:, count:].view(SCALE).copy_(scale.view(rows, -1))
+        messages[:, count:].view(SCALE).copy_(scale.view(rows, count // self.block))
         return messages
 
     def decode(self, messages: Tensor) -> Tensor:
@@ -83,4 +83,5 @@ class Messages:
         count = size * self.block // (self.block + SCALE.itemsize)
         codes = messages[:, :count].view(CODES[self.format].dtype).to(SCALE)
         scale = messages[:, count:].view(SCALE)
-        return codes.view(rows, -1, self.block).mul_(scale.unsqueeze(2)).view(rows, count)
+        blocks = codes.view(*scale.shape, self.block)
+        return blocks.mul_(scale.unsqueeze(2)).view(rows, count)
