@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qcompiler.training import compile_training as compile_training
     from qcompiler.training import find_batch_size as find_batch_size
     from qcompiler.training import training_report as training_report
+    from qcompiler.training.communication import compress_gradients as compress_gradients
 
 # Public name -> where it lives.
 PUBLIC = {
@@ -47,6 +48,7 @@ PUBLIC = {
     "QATModule": "qcompiler.qat",
     "region_report": "qcompiler.region",
     "compile_training": "qcompiler.training",
+    "compress_gradients": "qcompiler.training.communication",  # not every torch has distributed
     "find_batch_size": "qcompiler.training",
     "training_report": "qcompiler.training",
     "LanguageModel": "qcompiler.language",
