@@ -120,13 +120,29 @@ def test_strides_come_back() -> None:
     assert error(found, expected) < 0.02
 
 
-def test_indices_of_pooling_cross_in_two_bytes_and_what_was_pooled_not_at_all() -> None:
+def test_indices_of_pooling_cross_as_taps_and_what_was_pooled_not_at_all() -> None:
     model, x = Maps().eval(), torch.randn(8, 3, 16, 16)
-    _, _, piece = stepped(model, x, memory="act8")
+    _, _, piece = stepped(model, x, memory="act8", verify=True)  # which wants each index back
     (index,) = (value for value in piece.saved if value.dtype == torch.int64)
-    assert piece.bits[index.name] == 16
+    assert piece.bits[index.name] == 2
     wide = [value for value in piece.saved if value.shape == (8, 16, 16, 16) and not value.is_held]
     assert sorted(str(value.dtype) for value in wide) == ["torch.bool", "torch.float32"]  # relu's, norm's
+
+
+@pytest.mark.parametrize(
+    ("pool", "bits"),
+    [
+        (nn.MaxPool2d(3, stride=2, padding=1), 4),
+        (nn.MaxPool2d((3, 2), ceil_mode=True), 4),
+        (nn.MaxPool2d(17, stride=1), 16),  # 289 taps: no byte holds one
+    ],
+)
+def test_pools_of_all_windows_give_the_gradient_that_they_gave(pool: nn.Module, bits: int) -> None:
+    model, x = nn.Sequential(nn.Conv2d(2, 8, 3), pool), torch.randn(4, 2, 24, 24)
+    _, expected = gradients(model, model, x)
+    _, found, piece = stepped(model, x, memory="act8")
+    assert list(piece.bits.values()) == [bits]
+    assert torch.equal(found, expected)
 
 
 def test_dropout_draws_the_same_mask_in_both_directions() -> None:
