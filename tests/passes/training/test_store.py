@@ -104,6 +104,21 @@ def test_a_log_sum_exp_is_never_stored_in_few_bits() -> None:
     assert sums.name not in piece.bits
 
 
+def test_what_attention_gives_crosses_once() -> None:
+    """Its own backward reads it by heads, and the gradient of the projection behind it by rows."""
+    model, x = Block(width=64, fused=True), torch.randn(4, 64, 64)
+    _, expected = gradients(model, model, x)
+    _, found, piece = stepped(model, x, memory="act8")
+    read = [value for value in piece.saved if not value.is_held and value.count == x.numel()]
+    names = {value.name: piece.bits[value.name] for value in read}
+    assert len(names) == 7, (
+        names
+    )  # norms' input (one is the model's) and results, q, k, v, attention's result
+    assert set(names.values()) == {8}
+    assert piece.before.crossing == piece.kept(stored=False)
+    assert error(found, expected) < 0.02
+
+
 def test_strides_come_back() -> None:
     class Turned(nn.Module):
         def __init__(self) -> None:
