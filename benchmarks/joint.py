@@ -1,11 +1,11 @@
-"""Joint graphs of whole models: bytes that cross into backward, the gradient's error and bias, the peak.
+"""Joint graphs of whole models: bytes that cross into backward, the gradient's error and bias.
 
     python -m benchmarks.joint [--models ...] [--draws 24] [--out benchmarks/results/joint.json]
 
 Each model is captured whole (a graph break is an error), at act8 and act4. Forward has to be float's to the
 last bit. What crosses is compared with what crosses in float, by storages. One draw's error is relative to
-float's gradient; the mean of the draws is compared with what it would be without a bias. The peak of a step
-is the simulation's, and what a process of its own grew by (`growth`). Writes JSON and Markdown.
+float's gradient; the mean of the draws is compared with what it would be without a bias. Peaks are in
+`growth`. Writes JSON and Markdown.
 """
 
 import argparse
@@ -19,16 +19,13 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from benchmarks.growth import grown
 from benchmarks.records import commit, machine, table, versions
 from benchmarks.subjects import subject
 from qcompiler.numerics.bias import measure_bias
 from qcompiler.training import Training
 
-# Rows of a batch: of the draws, and of the step whose peak is measured.
-MODELS = {"block": (4, 32), "resnet18": (4, 16), "vit_b_32": (2, 16), "bert_base": (1, 8)}
+MODELS = {"block": 4, "resnet18": 4, "vit_b_32": 4, "bert_base": 2}  # and rows of a batch
 MEMORIES = ("act8", "act4")
-PEAKS = ("keep", *MEMORIES)
 
 
 def gradient(
@@ -46,7 +43,7 @@ def gradient(
 
 
 def measure(name: str, draws: int, tick: Callable[[], None]) -> list[dict[str, Any]]:
-    model, inputs = subject(name, MODELS[name][0])
+    model, inputs = subject(name, MODELS[name])
     results, exact = gradient(model, model, inputs)
     found = []
     for memory in MEMORIES:
@@ -63,7 +60,7 @@ def measure(name: str, draws: int, tick: Callable[[], None]) -> list[dict[str, A
         bias = measure_bias(drawn(), exact)
         (piece,) = training.pieces
         found.append({
-            "model": name, "rows": MODELS[name][0], "memory": memory,
+            "model": name, "rows": MODELS[name], "memory": memory,
             "exact": all(map(torch.equal, ours, results)),
             "float_bytes": piece.before.crossing, "bytes": piece.kept(),
             "error": bias.error, "mean": bias.bias, "floor": bias.floor, "z": bias.z,
@@ -83,22 +80,7 @@ def page(result: dict[str, Any]) -> str:
         "model", "rows", "memory", "forward exact", "crosses", "ratio", "error of a draw",
         "mean of draws / floor", "z",
     )  # fmt: skip
-    peaks = [
-        (case["model"], str(case["rows"]), case["memory"], f"{case['left'] / 1e6:.1f} MB",
-         f"{case['simulated'] / 1e6:.1f} MB", f"{case['process'] / 1e6:.1f} MB",
-         f"{case['process'] / case['simulated']:.3f}")
-        for case in result["peaks"] if case["process"]
-    ]  # fmt: skip
-    columns_of_peaks = (
-        "model",
-        "rows",
-        "memory",
-        "results and gradients",
-        "simulated peak",
-        "process grew by",
-        "ratio",
-    )
-    return "\n".join([table(columns, rows), table(columns_of_peaks, peaks)])
+    return table(columns, rows)
 
 
 def main() -> None:
@@ -112,12 +94,6 @@ def main() -> None:
     at = commit()
     torch.set_num_threads(1)
     with Progress() as progress:
-        task = progress.add_task("processes", total=len(given.models) * len(PEAKS))
-        peaks = []
-        for name in given.models:
-            for memory in PEAKS:
-                peaks.append(grown(name, memory, MODELS[name][1]))
-                progress.advance(task)
         task = progress.add_task("steps", total=len(given.models) * len(MEMORIES) * given.draws)
         cases = [
             case
@@ -130,7 +106,6 @@ def main() -> None:
         "versions": versions(("torch",)),
         "draws": given.draws,
         "cases": cases,
-        "peaks": peaks,
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")

@@ -37,10 +37,10 @@ def test_forward_is_exact_and_the_mean_of_the_gradients_too(name: str, memory: s
 @pytest.mark.parametrize(("memory", "ratio", "bound"), [("act8", 3.9, 0.02), ("act4", 7.6, 0.2)])
 def test_bytes_and_error_of_a_block(memory: str, ratio: float, bound: float) -> None:
     for fused in (False, True):
-        model, x = Block(width=128, fused=fused), torch.randn(4, 128, 128)
+        model, x = Block(width=256, heads=4, fused=fused), torch.randn(2, 128, 256)
         _, expected = gradients(model, model, x)
         _, found, piece = stepped(model, x, memory=memory)
-        assert piece.kept(stored=False) / piece.kept() >= ratio
+        assert piece.before.crossing / piece.kept() >= ratio  # of what crosses in float
         assert 0 < error(found, expected) <= bound
 
 
