@@ -1,17 +1,16 @@
-"""Joint graphs of whole models: bytes that cross into backward, the gradient's error and bias, the peak.
+"""Joint graphs of whole models: bytes that cross into backward, the gradient's error and bias.
 
     python -m benchmarks.joint [--models ...] [--draws 24] [--out benchmarks/results/joint.json]
 
 Each model is captured whole (a graph break is an error), at act8 and act4. Forward has to be float's to the
-last bit. One draw's error is relative to float's gradient; the mean of the draws is compared with what it
-would be without a bias. The peak is the simulation's, and what the process itself grew by in one step, where
-the system tells it. Writes JSON and Markdown.
+last bit. What crosses is compared with what crosses in float, by storages. One draw's error is relative to
+float's gradient; the mean of the draws is compared with what it would be without a bias. Peaks are in
+`growth`. Writes JSON and Markdown.
 """
 
 import argparse
-import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from benchmarks.records import commit, machine, table, versions
-from qcompiler.models import build
+from benchmarks.subjects import subject
 from qcompiler.numerics.bias import measure_bias
 from qcompiler.training import Training
 
-MODELS = {"bert_base": 4, "vit_b_32": 4, "resnet18": 4}  # and rows of a batch
+MODELS = {"block": 4, "resnet18": 4, "vit_b_32": 4, "bert_base": 2}  # and rows of a batch
 MEMORIES = ("act8", "act4")
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def batch(inputs: Sequence[Any], rows: int) -> tuple[Any, ...]:
-    """The example inputs over and over, each row turned a little."""
-
-    def widened(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        wide = x.repeat(rows, *[1] * (x.dim() - 1))
-        return wide + 0.1 * torch.randn_like(wide) if wide.is_floating_point() else wide
-
-    wide: tuple[Any, ...] = pytree.tree_map(widened, tuple(inputs))
-    return wide
 
 
 def gradient(
@@ -57,31 +42,8 @@ def gradient(
     return [x.detach() for x in results], torch.cat(found)
 
 
-def peak_of(step: Callable[[], object]) -> int | None:
-    """Bytes by which the process grew at its highest over one call; None where the system does not tell."""
-    if not STATUS.exists():
-        return None
-    gc.collect()
-    CLEAR.write_text("5")  # forget the highest so far
-    before = resident("VmRSS")
-    step()
-    return resident("VmHWM") - before
-
-
-def resident(name: str) -> int:
-    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])
-
-
 def measure(name: str, draws: int, tick: Callable[[], None]) -> list[dict[str, Any]]:
-    bundle = build(name)
-    model = bundle.module.train()
-    for parameter in model.parameters():
-        parameter.requires_grad_()
-    for module in model.modules():  # statistics that move would make every step another
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    inputs = batch(bundle.example_inputs, MODELS.get(name, 4))
+    model, inputs = subject(name, MODELS[name])
     results, exact = gradient(model, model, inputs)
     found = []
     for memory in MEMORIES:
@@ -89,7 +51,6 @@ def measure(name: str, draws: int, tick: Callable[[], None]) -> list[dict[str, A
         training = Training(memory=memory, verify=False)
         run = torch.compile(model, backend=training, fullgraph=True, dynamic=False)
         ours, _ = gradient(model, run, inputs)
-        grew = peak_of(lambda run=run: gradient(model, run, inputs))  # type: ignore[misc]
 
         def drawn(run: Callable[..., Any] = run) -> Any:
             for _ in range(draws):
@@ -99,27 +60,25 @@ def measure(name: str, draws: int, tick: Callable[[], None]) -> list[dict[str, A
         bias = measure_bias(drawn(), exact)
         (piece,) = training.pieces
         found.append({
-            "model": name, "memory": memory, "exact": all(map(torch.equal, ours, results)),
-            "float_bytes": piece.kept(stored=False), "bytes": piece.kept(),
+            "model": name, "rows": MODELS[name], "memory": memory,
+            "exact": all(map(torch.equal, ours, results)),
+            "float_bytes": piece.before.crossing, "bytes": piece.kept(),
             "error": bias.error, "mean": bias.bias, "floor": bias.floor, "z": bias.z,
-            "float_peak": piece.before.bytes, "peak": piece.after.bytes, "process_peak": grew,
         })  # fmt: skip
     return found
 
 
 def page(result: dict[str, Any]) -> str:
     rows = [
-        (case["model"], case["memory"], "yes" if case["exact"] else "NO",
+        (case["model"], str(case["rows"]), case["memory"], "yes" if case["exact"] else "NO",
          f"{case['float_bytes'] / 1e6:.1f} -> {case['bytes'] / 1e6:.1f} MB",
          f"{case['float_bytes'] / case['bytes']:.2f}x", f"{case['error']:.4f}",
-         f"{case['mean'] / case['floor']:.3f}", f"{case['z']:.1f}",
-         f"{case['float_peak'] / 1e6:.0f} -> {case['peak'] / 1e6:.0f} MB",
-         f"{case['process_peak'] / 1e6:.0f} MB" if case["process_peak"] else "")
+         f"{case['mean'] / case['floor']:.3f}", f"{case['z']:.1f}")
         for case in result["cases"]
     ]  # fmt: skip
     columns = (
-        "model", "memory", "forward exact", "crosses", "ratio", "error of a draw", "mean of draws / floor",
-        "z", "simulated peak", "process grew by",
+        "model", "rows", "memory", "forward exact", "crosses", "ratio", "error of a draw",
+        "mean of draws / floor", "z",
     )  # fmt: skip
     return table(columns, rows)
 

@@ -20,6 +20,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from benchmarks.records import commit, machine, table, versions
+from benchmarks.subjects import block
 from qcompiler.backends.tvm.training import install
 from qcompiler.ir.storage import recall, store
 from qcompiler.numerics.philox import noise_key
@@ -56,12 +57,6 @@ def elements(dtype: torch.dtype, bits: int, rounds: int) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."), "bits": bits,
         "ns": {name.removeprefix("qcompiler::"): timing.median(name) / COUNT * 1e9 for name in runs},
     }  # fmt: skip
-
-
-def block(width: int) -> nn.Module:
-    return nn.TransformerEncoderLayer(
-        width, width // 64, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    )
 
 
 def step(model: nn.Module, run: Callable[..., Tensor], x: Tensor) -> None:

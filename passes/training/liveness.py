@@ -1,11 +1,13 @@
 """The memory of a training step over time, both graphs one after the other, and the most at once.
 
-    live(t) = bytes of the storages that exist at node t        peak = max over t
+    live(t) = bytes of the storages that exist at node t + what its operator needs inside
+    peak    = max over t
 
 A storage exists from the node that makes it to the last that reads it, through whatever view; what crosses
 exists from forward into backward. Stored in few bits it exists in full up to its last use in forward, packed
-from there to its first in backward, and in full again. Parameters, inputs, results and gradients are not
-counted: they are there, or have to be, whatever the plan. What an operator needs inside is not known.
+from there to its first in backward, and in full again. Results stay, since whoever called holds them, and so
+does each gradient from the node that makes it: parameters are taken to have none before. Gradients of results
+die with their last use in backward. Parameters and inputs are not counted: they are there before the step.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,34 +21,47 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from qcompiler.passes.training.halves import Halves
+from qcompiler.passes.training.scratch import Inside, scratch, strided
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """Bytes at the worst moment, the node where that is, and the bytes that cross into backward."""
+    """Bytes at the worst moment, the node where that is, and the bytes that cross into backward.
+
+    left: bytes of results and gradients, which are there at the end whatever the plan.
+    """
 
     bytes: int
     at: str
     crossing: int
+    left: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """The nodes from `start` up to `stop` that need nothing of a storage which crosses; who sees it there."""
+    """The nodes from `start` up to `stop` that need nothing of a storage which crosses; who sees it there.
+
+    copied: bytes that to store it takes, and to bring it back, where it does not lie row by row.
+    """
 
     start: int
     stop: int
     bytes: int
     values: tuple[str, ...]
+    copied: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Timeline:
-    """Bytes that are live at each node, forward's nodes before backward's, and the gaps in what crosses."""
+    """Bytes that are live at each node, forward's nodes before backward's, and the gaps in what crosses.
+
+    left: bytes of results and gradients.
+    """
 
     names: tuple[str, ...]
     live: NDArray[np.int64]
     gaps: tuple[Gap, ...]
+    left: int = 0
 
     def stored(self, packed: Mapping[str, int]) -> NDArray[np.int64]:
         """The same with some values stored, each in so many bytes."""
@@ -55,7 +70,7 @@ class Timeline:
             if all(name in packed for name in gap.values):
                 bytes_ = sum(packed[name] for name in gap.values)
                 live[gap.start : gap.stop] += bytes_ - gap.bytes
-                live[[gap.start - 1, min(gap.stop, len(live) - 1)]] += bytes_  # where both forms exist
+                live[[gap.start - 1, min(gap.stop, len(live) - 1)]] += bytes_ + gap.copied  # both forms
         return live
 
     def peak(self, packed: Mapping[str, int] | None = None) -> Peak:
@@ -67,7 +82,7 @@ class Timeline:
             else gap.bytes
             for gap in self.gaps
         )
-        return Peak(bytes=int(live[worst]), at=self.names[worst], crossing=crossing)
+        return Peak(bytes=int(live[worst]), at=self.names[worst], crossing=crossing, left=self.left)
 
 
 def peak(halves: Halves) -> Peak:
@@ -75,31 +90,36 @@ def peak(halves: Halves) -> Peak:
     return timeline(halves).peak()
 
 
-def timeline(halves: Halves) -> Timeline:
+def timeline(halves: Halves, inside: Inside = scratch) -> Timeline:
     """What lives when. Values have to be finished, for views to tell of their storages."""
     forward, backward = list(halves.forward.graph.nodes), list(halves.backward.graph.nodes)
     nodes = [*forward, *backward]
     crossing = storages(halves.crossing)
-    arrivals = {halves.received(value) for value in halves.crossing}
-    others = [node for node in nodes if node.op == "placeholder" and node not in arrivals]
-    ignored = storages([*others, *halves.results[: halves.outputs], *backward[-1].all_input_nodes])
+    ignored = storages(node for node in forward if node.op == "placeholder")
+    results = storages(halves.results[: halves.outputs])
     touched = [storages([node, *node.all_input_nodes]) for node in nodes]
-    uses: dict[int, list[int]] = {key: [] for key in crossing if key not in ignored}
+    touched[-1] |= results  # beside gradients, which backward's last node reads
+    uses: dict[int, list[int]] = {key: [] for key in crossing if key not in ignored | results}
     for place, node in enumerate(nodes):
         for key in touched[place].keys() & uses.keys() if node.op == "call_function" else ():
             uses[key].append(place)
-    gaps = [
-        Gap(
-            start=max(place for place in places if place < len(forward)) + 1,
-            stop=min((place for place in places if place >= len(forward)), default=len(forward)),
-            bytes=crossing[key],
-            values=tuple(value.name for value in halves.crossing if key in storages([value])),
+    gaps = []
+    for key, places in uses.items():
+        values = [value for value in halves.crossing if key in storages([value])]
+        gaps.append(
+            Gap(
+                start=max(place for place in places if place < len(forward)) + 1,
+                stop=min((place for place in places if place >= len(forward)), default=len(forward)),
+                bytes=crossing[key],
+                values=tuple(value.name for value in values),
+                copied=max(strided(value.meta["val"]) for value in values),
+            )
         )
-        for key, places in uses.items()
-    ]
+    needed = np.array([inside(node) for node in nodes], dtype=np.int64)
     return Timeline(
-        names=tuple(node.name for node in nodes), live=lifetimes(nodes, touched, ignored), gaps=tuple(gaps)
-    )
+        names=tuple(node.name for node in nodes), live=lifetimes(nodes, touched, ignored) + needed,
+        gaps=tuple(gaps), left=sum(size for key, size in touched[-1].items() if key not in ignored),
+    )  # fmt: skip
 
 
 def lifetimes(

@@ -18,6 +18,7 @@ from qcompiler.passes.training.halves import Halves, is_tensor
 from qcompiler.passes.training.noise import carry_keys
 from qcompiler.passes.training.recompute import mark
 from qcompiler.passes.training.shapes import forget_values
+from qcompiler.passes.training.shared import share
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,10 +66,11 @@ class Cutting:
 
 
 def prepare(halves: Halves, *, frugal: bool = False) -> None:
-    """Bring what crosses into the form that is stored: keys, derivatives, and nothing for its shape."""
+    """Bring what crosses into the form that is stored: keys, derivatives, nothing twice or for its shape."""
     carry_keys(halves)
     forget_values(halves.backward.graph)
     save_derivatives(halves, frugal=frugal)
+    share(halves)
 
 
 def work(halves: Halves) -> int:

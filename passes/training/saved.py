@@ -1,9 +1,6 @@
 """What crosses from forward to backward, and the bits that may hold it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import getitem
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,24 +10,19 @@ from qcompiler.ir.storage import stored_bytes
 from qcompiler.passes.training.contexts import readings
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.joint import base, dependent, origin, tangents
-
-aten = torch.ops.aten
+from qcompiler.passes.training.pools import index_bits
 
 SMALLEST = 1024  # elements; below, bounds and calls outweigh what is saved
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MASK = 1  # bits of what is 0 or 1
-POOLED_AXES: Mapping[Any, int] = {
-    aten.max_pool2d_with_indices.default: 2,
-    aten.max_pool3d_with_indices.default: 3,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
     """A tensor that backward reads from forward.
 
-    `bits` are those that may hold it: (1,) for a mask, (16,) or (32,) for an index, and () where it is kept
-    as it is, because `why`. What `is_held` takes no memory of its own: parameters, inputs and results are
+    `bits` are those that may hold it: (1,) for a mask, the fewest for an index, and () where it is kept as it
+    is, because `why`. What `is_held` takes no memory of its own: parameters, inputs and results are
     there anyway.
     """
 
@@ -98,14 +90,3 @@ def fitting(node: Node, arrival: Node, late: set[Node]) -> tuple[tuple[int, ...]
         return (), f"it has fewer than {SMALLEST:,} elements"
     widths = readings(arrival, late)
     return widths, "" if widths else "everything else in backward is scaled with it"
-
-
-def index_bits(node: Node) -> int | None:
-    """16 or 32 where those hold every index that pooling finds in a map: 0 .. product of its lengths - 1."""
-    if node.target is not getitem or node.args[1] != 1:
-        return None
-    pool: Any = node.args[0]
-    if pool.target not in POOLED_AXES:
-        return None
-    size = pool.args[0].meta["val"].shape[-POOLED_AXES[pool.target] :].numel()
-    return 16 if size <= 2**15 else 32 if size <= 2**31 else None

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
+from qcompiler.ir import pooling as _  # noqa: F401 - registers store_taps and recall_taps
+from qcompiler.numerics.pooling import Pooling
 from qcompiler.passes.training.graphs import called, last_use
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.noise import noise_key
+from qcompiler.passes.training.pools import pooling_of
 
 ops = torch.ops.qcompiler
 
@@ -35,7 +38,7 @@ def store_value(halves: Halves, value: Node, bits: int, ordinal: int) -> None:
     parts = packed(halves.forward.graph, value, bits, ordinal)
     given = halves.hand_over(parts, instead=value)
     with halves.backward.graph.inserting_before(min(arrival.users)):
-        recalled = unpacked(halves.backward.graph, given, value.meta["val"], bits)
+        recalled = unpacked(halves.backward.graph, given, value, bits)
     recalled.meta[RECALLS] = value.name
     arrival.replace_all_uses_with(recalled)
     halves.backward.graph.erase_node(arrival)
@@ -54,14 +57,27 @@ def packed(graph: fx.Graph, value: Node, bits: int, ordinal: int) -> list[Node]:
     with graph.inserting_after(last_use(value)):
         if fake.dtype == torch.bool:
             return [called(graph, ops.store_mask.default, value)]
+        if (windows := pooling_of(value)) is not None and windows.bits:
+            return [called(graph, ops.store_taps.default, value, bits, *geometry(windows))]
         return [called(graph, ops.narrow.default, value, bits)]
 
 
-def unpacked(graph: fx.Graph, parts: list[Node], like: Tensor, bits: int) -> Node:
+def unpacked(graph: fx.Graph, parts: list[Node], value: Node, bits: int) -> Node:
     """The value again, in the shape, stride and type that backward was traced with."""
+    like: Tensor = value.meta["val"]
     layout = (list(like.shape), list(like.stride()), like.dtype)
     if like.dtype.is_floating_point:
         return called(graph, ops.recall.default, *parts, bits, *layout)
     if like.dtype == torch.bool:
         return called(graph, ops.recall_mask.default, *parts, *layout)
+    if (windows := pooling_of(value)) is not None and windows.bits:
+        return called(graph, ops.recall_taps.default, *parts, *geometry(windows), *layout[:2])
     return called(graph, ops.widen.default, *parts, like.dtype)
+
+
+def geometry(pooling: Pooling) -> list[list[int]]:
+    """Map, windows, strides, padding and dilation, as the operators take them."""
+    return [
+        list(each)
+        for each in (pooling.size, pooling.window, pooling.stride, pooling.padding, pooling.dilation)
+    ]

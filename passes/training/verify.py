@@ -21,7 +21,7 @@ from qcompiler.passes.training.run import backward, cotangents, distance, forwar
 from qcompiler.passes.training.store import RECALLS
 
 ops = torch.ops.qcompiler
-STORES = (ops.store.default, ops.store_mask.default, ops.narrow.default)
+STORES = (ops.store.default, ops.store_mask.default, ops.narrow.default, ops.store_taps.default)
 # A recalled value is q s + m in float32, which rounds twice, and then once more to its type.
 SLACK = 4
 

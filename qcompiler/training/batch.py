@@ -1,6 +1,6 @@
 """The largest batch of which a training step fits into memory, found without running one.
 
-bytes(b) = parameters + gradients + optimizer's state + inputs(b) + peak of a step(b)
+bytes(b) = parameters + optimizer's state + inputs(b) + peak of a step(b), gradients in it
 """
 
 import copy
@@ -23,8 +23,8 @@ ADAM = 8  # bytes of state for each parameter: two moments in float32
 class BatchSize:
     """The largest batch that fits, and the bytes that a step of it takes at once.
 
-    fixed: parameters, gradients and the optimizer's state. step: what the step itself allocates, at its peak.
-    tried: bytes by batch, of all that were simulated.
+    fixed: parameters and the optimizer's state. step: inputs, and what the step itself allocates at its peak,
+    gradients among it. tried: those bytes by batch, of all that were simulated.
     """
 
     batch: int
@@ -50,16 +50,17 @@ def find_batch_size(
     """The largest batch of a model whose step fits into `budget` bytes; nothing is computed to find it.
 
     inputs: those of one call; their first dimension is the batch, of whatever size. state_bytes: of the
-    optimizer, for each parameter. The graphs are those that training would run, on tensors without values;
-    the model may not break them. Raises PlanError where not even one row fits.
+    optimizer, for each parameter. Gradients are taken to be gone before a step, as `zero_grad` leaves them;
+    where they are kept from step to step, their bytes are to be added to `state_bytes`. The graphs are those
+    that training would run, on tensors without values; the model may not break them. Raises PlanError where
+    not even one row fits.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("the model has no parameters to train", fix="let them require gradients")
     count = sum(parameter.numel() for parameter in parameters)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    gradients = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    fixed = int(weights + gradients + state_bytes * count)
+    fixed = int(weights + state_bytes * count)
     tried: dict[int, int] = {}
 
     def fits(batch: int) -> bool:

@@ -47,7 +47,7 @@ class TrainingReport:
         head = f"{settings}: {mega(after)} MB cross into backward{ratio}"
         return Group(
             Text(head, style="bold"),
-            *(show(piece) for piece in self.pieces for show in (products, values, gradients)),
+            *(show(piece) for piece in self.pieces for show in (peaks, products, values, gradients)),
         )
 
 
@@ -66,7 +66,11 @@ def peaks(piece: Piece) -> "RenderableType":
     """The memory of a step, simulated, and what is computed again for it."""
     from rich.text import Text
 
-    lines = [f"Peak of a step: {mega(piece.after.bytes)} MB, {mega(piece.before.bytes)} MB in float."]
+    after, before = piece.after, piece.before
+    lines = [
+        f"Peak of a step: {mega(after.bytes)} MB, {mega(before.bytes)} MB in float; "
+        f"results and gradients are {mega(after.left)} MB of it in the end."
+    ]
     lines += [f"Computed again in backward: {kind}." for kind in piece.again]
     return Text("\n".join(lines))
 

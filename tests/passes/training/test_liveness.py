@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qcompiler.passes.training.halves import Halves
-from qcompiler.passes.training.liveness import Peak, lifetimes, peak, storages
+from qcompiler.passes.training.liveness import Peak, lifetimes, peak, storages, timeline
 from qcompiler.training import Training
 from qcompiler.training.lower import op_by_op, with_key
 from tests.passes.training.steps import Block, Gated, Maps, gradients
@@ -99,6 +99,7 @@ def test_the_simulation_is_what_a_census_counts(monkeypatch: pytest.MonkeyPatch)
     for place, (model, x) in enumerate(models):
         torch._dynamo.reset()
         halves = halves_of(model, x, monkeypatch, "keep" if place % 4 == 0 else "act4")
+        step = timeline(halves, inside=lambda node: 0).peak()
         for half in (halves.forward, halves.backward):
             with_key(half)
             given = half.graph.find_nodes(op="placeholder")
@@ -109,6 +110,26 @@ def test_the_simulation_is_what_a_census_counts(monkeypatch: pytest.MonkeyPatch)
             with Census() as census:
                 op_by_op(half)(inputs)
             assert census.worst == expected, (model, half is halves.forward)
+        assert counted(halves) == (step.bytes, step.left), model
+
+
+def counted(halves: Halves) -> tuple[int, int]:
+    """Bytes at the worst moment of a whole step, and at its end, by a caller who holds the results."""
+    inputs = halves.forward.graph.find_nodes(op="placeholder")
+    primals, keys = [[x for x in inputs if x.name.startswith(kind)] for kind in ("primals", "key")]
+    arrivals = [halves.received(value) for value in halves.crossing]
+    others = [x for x in halves.backward.graph.find_nodes(op="placeholder") if x not in arrivals]
+    given = [made(node.meta["val"]) for node in primals]
+    with Census() as census:
+        returned = list(op_by_op(halves.forward)([*given, *(made(node.meta["val"]) for node in keys)]))
+        results, handed = returned[: halves.outputs], returned[halves.outputs :]
+        del returned
+        handed += [made(node.meta["val"]) for node in others]
+        gradients = op_by_op(halves.backward)(handed)
+        torch.empty(0)  # for the census to look once more
+    assert len(results) == halves.outputs
+    assert any(gradient is not None for gradient in gradients)
+    return census.worst, sum(size for _, size in census.storages.values())
 
 
 def made(fake: Tensor) -> Tensor:

@@ -37,10 +37,10 @@ def test_forward_is_exact_and_the_mean_of_the_gradients_too(name: str, memory: s
 @pytest.mark.parametrize(("memory", "ratio", "bound"), [("act8", 3.9, 0.02), ("act4", 7.6, 0.2)])
 def test_bytes_and_error_of_a_block(memory: str, ratio: float, bound: float) -> None:
     for fused in (False, True):
-        model, x = Block(width=128, fused=fused), torch.randn(4, 128, 128)
+        model, x = Block(width=256, heads=4, fused=fused), torch.randn(2, 128, 256)
         _, expected = gradients(model, model, x)
         _, found, piece = stepped(model, x, memory=memory)
-        assert piece.kept(stored=False) / piece.kept() >= ratio
+        assert piece.before.crossing / piece.kept() >= ratio  # of what crosses in float
         assert 0 < error(found, expected) <= bound
 
 
@@ -104,6 +104,21 @@ def test_a_log_sum_exp_is_never_stored_in_few_bits() -> None:
     assert sums.name not in piece.bits
 
 
+def test_what_attention_gives_crosses_once() -> None:
+    """Its own backward reads it by heads, and the gradient of the projection behind it by rows."""
+    model, x = Block(width=64, fused=True), torch.randn(4, 64, 64)
+    _, expected = gradients(model, model, x)
+    _, found, piece = stepped(model, x, memory="act8")
+    read = [value for value in piece.saved if not value.is_held and value.count == x.numel()]
+    names = {value.name: piece.bits[value.name] for value in read}
+    assert len(names) == 7, (
+        names
+    )  # norms' input (one is the model's) and results, q, k, v, attention's result
+    assert set(names.values()) == {8}
+    assert piece.before.crossing == piece.kept(stored=False)
+    assert error(found, expected) < 0.02
+
+
 def test_strides_come_back() -> None:
     class Turned(nn.Module):
         def __init__(self) -> None:
@@ -120,13 +135,29 @@ def test_strides_come_back() -> None:
     assert error(found, expected) < 0.02
 
 
-def test_indices_of_pooling_cross_in_two_bytes_and_what_was_pooled_not_at_all() -> None:
+def test_indices_of_pooling_cross_as_taps_and_what_was_pooled_not_at_all() -> None:
     model, x = Maps().eval(), torch.randn(8, 3, 16, 16)
-    _, _, piece = stepped(model, x, memory="act8")
+    _, _, piece = stepped(model, x, memory="act8", verify=True)  # which wants each index back
     (index,) = (value for value in piece.saved if value.dtype == torch.int64)
-    assert piece.bits[index.name] == 16
+    assert piece.bits[index.name] == 2
     wide = [value for value in piece.saved if value.shape == (8, 16, 16, 16) and not value.is_held]
     assert sorted(str(value.dtype) for value in wide) == ["torch.bool", "torch.float32"]  # relu's, norm's
+
+
+@pytest.mark.parametrize(
+    ("pool", "bits"),
+    [
+        (nn.MaxPool2d(3, stride=2, padding=1), 4),
+        (nn.MaxPool2d((3, 2), ceil_mode=True), 4),
+        (nn.MaxPool2d(17, stride=1), 16),  # 289 taps: no byte holds one
+    ],
+)
+def test_pools_of_all_windows_give_the_gradient_that_they_gave(pool: nn.Module, bits: int) -> None:
+    model, x = nn.Sequential(nn.Conv2d(2, 8, 3), pool), torch.randn(4, 2, 24, 24)
+    _, expected = gradients(model, model, x)
+    _, found, piece = stepped(model, x, memory="act8")
+    assert list(piece.bits.values()) == [bits]
+    assert torch.equal(found, expected)
 
 
 def test_dropout_draws_the_same_mask_in_both_directions() -> None:
