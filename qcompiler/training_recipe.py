@@ -7,6 +7,7 @@ grad-weight  dW = dY^T X     gradient, activation
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from qcompiler.errors import RecipeError
 from qcompiler.numerics.hadamard import BLOCKS
@@ -62,9 +63,15 @@ class Layer:
                 )
 
 
+Aim = Literal["speed", "numerics"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
     """What is computed in few bits; None is float.
+
+    aim: why. For "speed" a product stays in float where few bits are no faster; for "numerics" it is in few
+    bits whatever it costs, as an exact emulation does.
 
     Attention's own products are float unless `attention`, convolutions in the same formats unless not
     `convolutions`; with a `layer` nothing but linear layers is in few bits. tolerance: how far the gradient
@@ -80,6 +87,7 @@ class TrainingRecipe:
     attention: bool = False
     convolutions: bool = True
     layer: Layer | None = None
+    aim: Aim = "numerics"
 
     @property
     def is_float(self) -> bool:
@@ -93,12 +101,12 @@ class TrainingRecipe:
 
 
 def everywhere(
-    name: str, tolerance: float, product: Product, gradient: Product | None = None
+    name: str, tolerance: float, product: Product, gradient: Product | None = None, **rest: Any
 ) -> TrainingRecipe:
     """One pair of formats forward, and one for both products of a gradient."""
     backward = gradient or product
     return TrainingRecipe(
-        name=name, tolerance=tolerance, forward=product, grad_input=backward, grad_weight=backward
+        name=name, tolerance=tolerance, forward=product, grad_input=backward, grad_weight=backward, **rest
     )
 
 
@@ -109,8 +117,14 @@ TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
     recipe.name: recipe
     for recipe in (
         TrainingRecipe(name="float"),
-        everywhere("int8", 0.04, INT8),
-        everywhere("int8-stochastic", 0.05, INT8, Product(left="int8", right="int8", stochastic=True)),
+        everywhere("int8", 0.04, INT8, aim="speed"),
+        everywhere(
+            "int8-stochastic",
+            0.05,
+            INT8,
+            Product(left="int8", right="int8", stochastic=True),
+            aim="speed",
+        ),
         # arXiv 2209.05433: E4M3 forward, E5M2 for gradients, one scale per tensor.
         everywhere("fp8-hybrid", 0.2, E4M3, Product(left="e5m2-tensor", right="e4m3-tensor")),
         # A scale for every row and column, powers of two: with these, E5M2's exponent bit brings nothing.

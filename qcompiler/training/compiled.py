@@ -25,6 +25,7 @@ def compile_training(
     lowering: str = "auto",
     verify: bool = True,
     tolerance: float | None = None,
+    guard: bool = True,
     seed: int = 0,
     tell: Tell = silent,
 ) -> nn.Module:
@@ -41,6 +42,7 @@ def compile_training(
         lowering=lowering,
         verify=verify,
         tolerance=tolerance,
+        guard=guard,
         seed=seed,
         tell=tell,
     )

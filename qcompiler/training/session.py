@@ -13,19 +13,21 @@ from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from qcompiler.passes.training.guard import paces
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.layers import compute_layers
 from qcompiler.passes.training.liveness import Peak, peak
 from qcompiler.passes.training.noise import carry_keys
 from qcompiler.passes.training.partition import Cutting, is_real, prepare
 from qcompiler.passes.training.plan import Planner
-from qcompiler.passes.training.products import Computed, compute
+from qcompiler.passes.training.products import Choice, Computed, compute
 from qcompiler.passes.training.recompute import Kind
 from qcompiler.passes.training.saved import Saved, saved
-from qcompiler.passes.training.speed import speed
+from qcompiler.passes.training.speed import Pace, as_it_runs, speed
 from qcompiler.passes.training.store import store
 from qcompiler.passes.training.verify import Checked, check
 from qcompiler.progress import Tell, silent
+from qcompiler.steps import Steps
 from qcompiler.training.kernels import provide
 from qcompiler.training.lower import Boxed, Lowering, find_lowering, keyed, lower, with_key
 from qcompiler.training.memory import Memory, find_memory
@@ -66,6 +68,8 @@ class Training:
     recipe: in which formats products are computed. memory: what is kept for backward, and in how many bits.
     verify: run each graph once beside float before it is used, which takes float's memory for that time.
     tolerance: how far gradients may then be from float's, relative; None for what recipe and memory promise.
+    guard: leave a product in float where the recipe is for speed and its formats are not faster. Measured in
+    each process anew: without it numbers are the same everywhere.
     seed: of all noise; the same seed, model and calls give the same bits again.
     """
 
@@ -77,6 +81,7 @@ class Training:
         lowering: str = "auto",
         verify: bool = True,
         tolerance: float | None = None,
+        guard: bool = True,
         seed: int = 0,
         tell: Tell = silent,
         options: Any = None,
@@ -87,6 +92,7 @@ class Training:
         self.lowering, self.verify, self.tell = lowering, verify, tell
         self.tolerance = self.recipe.tolerance + self.memory.tolerance if tolerance is None else tolerance
         find_lowering(lowering, ())
+        self.guard = guard and self.recipe.aim == "speed"
         self.noise = Noise(seed)
         self.pieces: list[Piece] = []
         self.weights: list[weakref.ref[Tensor]] = []
@@ -147,7 +153,7 @@ class Graph:
         products = (
             compute_layers(joint, positions, layer, draw, names)
             if layer
-            else compute(joint, positions, training.recipe, draw)
+            else compute(joint, positions, training.recipe, draw, self.timed if training.guard else None)
         )
         again: tuple[Kind, ...] = ()
         if training.memory.budget is None:
@@ -169,9 +175,15 @@ class Graph:
         )  # fmt: skip
         return halves.forward, halves.backward
 
+    def timed(self, choices: Sequence[Choice]) -> list[Pace]:
+        """How long products take; told by a bar of our own where the user has none."""
+        tell = self.training.tell
+        with Steps(visible=tell is silent) as steps:
+            return paces(choices, tell=steps.tell if tell is silent else tell)
+
     def planner(self, cutting: Cutting, budget: int) -> Planner:
         """What plans this graph within so many bytes, on the inputs at hand."""
-        with unset_fake_temporarily():
+        with as_it_runs():
             measured = speed(cutting.device)
         return Planner(
             cutting=cutting, batch=self.inputs, budget=budget, limit=self.training.tolerance, speed=measured,
