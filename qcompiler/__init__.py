@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from qcompiler.region import region_report as region_report
     from qcompiler.training import compile_training as compile_training
     from qcompiler.training import find_batch_size as find_batch_size
+    from qcompiler.training import load_training_state as load_training_state
     from qcompiler.training import training_report as training_report
+    from qcompiler.training import training_state as training_state
 
 # Public name -> where it lives.
 PUBLIC = {
@@ -48,7 +50,9 @@ PUBLIC = {
     "region_report": "qcompiler.region",
     "compile_training": "qcompiler.training",
     "find_batch_size": "qcompiler.training",
+    "load_training_state": "qcompiler.training",
     "training_report": "qcompiler.training",
+    "training_state": "qcompiler.training",
     "LanguageModel": "qcompiler.language",
     "Recipe": "qcompiler.recipe",
     "Override": "qcompiler.recipe",

@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from qcompiler.ir import convolutions as _convolutions  # noqa: F401 - registers the operators
 from qcompiler.ir import products as _products  # noqa: F401 - registers the operators
+from qcompiler.ir import scales as _scales  # noqa: F401 - registers the operators
 from qcompiler.passes.training.joint import OPERANDS
 from qcompiler.rewrite.traits import Trait, has
 
@@ -30,6 +31,7 @@ EXACT: Bits = ()
 
 # Operators of backward by the operands that they read from forward. What is not here is taken for nonlinear.
 READS: Mapping[Any, Mapping[int, Bits]] = {
+    ops.operand_scale.default: {0: LINEAR, 1: EXACT},
     aten.convolution_backward.default: {1: LINEAR, 2: LINEAR},
     # Their statistics are exact, so that only (x - mean) rstd carries noise: bias ~ 1 / width.
     aten.native_layer_norm_backward.default: {1: LINEAR, 3: EXACT, 4: EXACT, 5: LINEAR},

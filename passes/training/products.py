@@ -7,7 +7,7 @@
 and convolutions likewise.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 
@@ -58,6 +58,9 @@ class Choice:
     pace: Pace | None = None
 
 
+Scales = tuple[Node, ...]
+Delay = Callable[[fx.Graph, Sequence[Choice]], Mapping[Choice, Scales]]
+"""Gives the operands of products scales, in the order of their formats; the graph is changed."""
 Guard = Callable[[Sequence[Choice]], Sequence[Pace]]
 """Times each product in float, and in the formats chosen for it."""
 
@@ -68,6 +71,7 @@ def compute(
     recipe: TrainingRecipe,
     ordinal: Callable[[], int],
     guard: Guard | None = None,
+    delay: Delay | None = None,
 ) -> tuple[Computed, ...]:
     """Compute in few bits what the recipe wants so, and with a guard what gains by it; the graph is changed.
 
@@ -80,9 +84,10 @@ def compute(
     if guard is not None:
         found = guarded(found, guard)
     rows = tuple(map(row, found))
-    for choice in found:
-        if choice.product is not None:
-            replace(joint.graph, choice)
+    few = [choice for choice in found if choice.product]
+    scales = delay(joint.graph, few) if delay else {}
+    for choice in few:
+        replace(joint.graph, choice, scales.get(choice, ()))
     joint.graph.eliminate_dead_code()
     joint.graph.lint()
     joint.recompile()
@@ -154,8 +159,8 @@ def formats(matmul: Matmul, recipe: TrainingRecipe) -> tuple[Product | None, str
     return product, ""
 
 
-def replace(graph: fx.Graph, choice: Choice) -> None:
-    """Compute a product in its formats; what it reads may have been replaced before."""
+def replace(graph: fx.Graph, choice: Choice, scales: Scales = ()) -> None:
+    """Compute a product in its formats, with given scales; what it reads may have been replaced before."""
     node, product = choice.matmul.node, choice.product
     assert product is not None
     left, right = operands(node)
@@ -164,14 +169,14 @@ def replace(graph: fx.Graph, choice: Choice) -> None:
         purpose = PURPOSES.get(choice.matmul.role or "", Purpose.GRAD_INPUT)
         settings = (product.left, product.right, key, choice.ordinal, purpose)
         if family(node) == "convolution":
-            made = low_bit_convolution(graph, node, *settings)
+            made = low_bit_convolution(graph, node, *settings, scales=scales)
             node = result(node)
         elif choice.is_flipped:  # (A B)^T = B^T A^T
             flipped = [called(graph, aten.transpose.int, side, -2, -1) for side in (right, left)]
-            made = called(graph, ops.low_bit_mm.default, *flipped, *settings)
+            made = called(graph, ops.low_bit_mm.default, *flipped, *settings, *scales)
             made = called(graph, aten.transpose.int, made, -2, -1)
         else:
-            made = called(graph, ops.low_bit_mm.default, left, right, *settings)
+            made = called(graph, ops.low_bit_mm.default, left, right, *settings, *scales)
         if node.target is aten.addmm.default:
             made = called(graph, aten.add.Tensor, made, node.args[0])
     made.meta.update({key: value for key, value in node.meta.items() if key != "val"})

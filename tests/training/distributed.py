@@ -99,7 +99,11 @@ def main() -> None:
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    for settings in ({"memory": "act4"}, {"recipe": "int8-stochastic", "memory": "act8"}):
+    for settings in (
+        {"memory": "act4"},
+        {"recipe": "int8-stochastic", "memory": "act8"},
+        {"recipe": "fp8-delayed", "memory": "keep"},
+    ):
         expected = by_one_process(settings)
         for train in (replicas, shards):
             for mine, theirs in zip(train(rank, settings), expected, strict=True):
