@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
-from torch._guards import detect_fake_mode
+from torch._guards import TracingContext, detect_fake_mode
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import _BoxedCodeGen
@@ -109,9 +109,16 @@ def with_results(half: fx.GraphModule, values: Sequence[Node]) -> None:
 
 
 def split(run: Boxed, count: int, take: Callable[[Sequence[Tensor]], None]) -> Boxed:
-    """Take the last results of a half, which nobody else knows of."""
+    """Take the last results of a half that was just lowered, which nobody else knows of.
+
+    Not AOTAutograd either: Inductor told it their strides with those of what crosses, and it would take them
+    for the strides of tangents.
+    """
     if not count:
         return run
+    context = TracingContext.try_get()
+    if context is not None and context.output_strides:
+        del context.output_strides[-count:]
 
     def without_those(inputs: list[Any]) -> Sequence[Any]:
         results = run(inputs)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
 
 import qcompiler as qc
 from qcompiler.errors import InputError, RecipeError
@@ -14,6 +15,7 @@ from qcompiler.numerics import amax_scale
 from qcompiler.numerics.fp8 import cast_fp8, largest
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.partition import Cutting
+from qcompiler.training.lower import split
 from qcompiler.training_recipe import TRAINING_RECIPES, Delayed, Product, TrainingRecipe
 from tests.passes.training.steps import Maps, compiled, error, gradients, stepped
 
@@ -185,6 +187,18 @@ def test_what_crosses_is_stored_as_with_current_scales() -> None:
     )
     assert sorted(current.bits.values()) == sorted(delayed.bits.values())
     assert 4 in delayed.bits.values()
+
+
+def test_results_that_are_taken_from_a_half_are_unknown_to_what_runs_it() -> None:
+    taken: list[Tensor] = []
+    with tracing(TracingContext(None)) as context:
+        assert context is not None
+        context.output_strides = [(2, 1), (1,), ()]  # as Inductor tells them
+        run = split(lambda inputs: inputs * 2, 1, taken.extend)
+        assert context.output_strides == [(2, 1), (1,)]
+    x, magnitude = torch.ones(2), torch.ones(())
+    assert run([x, magnitude]) == [x, magnitude, x]
+    assert taken == [magnitude]
 
 
 def test_refusals() -> None:
