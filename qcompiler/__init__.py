@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from qcompiler.region import region_report as region_report
     from qcompiler.training import compile_training as compile_training
     from qcompiler.training import find_batch_size as find_batch_size
+    from qcompiler.training import load_training_state as load_training_state
     from qcompiler.training import training_report as training_report
+    from qcompiler.training import training_state as training_state
     from qcompiler.training.communication import compress_gradients as compress_gradients
 
 # Public name -> where it lives.
@@ -50,7 +52,9 @@ PUBLIC = {
     "compile_training": "qcompiler.training",
     "compress_gradients": "qcompiler.training.communication",  # not every torch has distributed
     "find_batch_size": "qcompiler.training",
+    "load_training_state": "qcompiler.training",
     "training_report": "qcompiler.training",
+    "training_state": "qcompiler.training",
     "LanguageModel": "qcompiler.language",
     "Recipe": "qcompiler.recipe",
     "Override": "qcompiler.recipe",

@@ -17,7 +17,7 @@ from qcompiler.training import Training
 from qcompiler.training.compiled import SESSIONS
 from qcompiler.training_recipe import TRAINING_RECIPES
 
-OPTIONS = ("recipe", "memory", "lowering", "verify", "tolerance", "seed")
+OPTIONS = ("recipe", "memory", "lowering", "verify", "tolerance", "guard", "seed")
 TRAININGS: "weakref.WeakValueDictionary[int, Training]" = weakref.WeakValueDictionary()
 
 

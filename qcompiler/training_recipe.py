@@ -7,10 +7,11 @@ grad-weight  dW = dY^T X     gradient, activation
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from qcompiler.errors import RecipeError
 from qcompiler.numerics.hadamard import BLOCKS
-from qcompiler.numerics.operands import OPERANDS
+from qcompiler.numerics.operands import OPERANDS, WHOLE
 from qcompiler.numerics.rows import GRADIENTS
 
 
@@ -63,8 +64,34 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Delayed:
+    """Scales from the largest magnitudes of `window` steps before (NVIDIA's TransformerEngine).
+
+    s = 2^margin max(magnitudes) / largest        the first step takes its own magnitudes
+
+    A step knows its scales before its tensors. What exceeds them saturates, and the next step knows of it.
+    """
+
+    window: int = 1024
+    margin: int = 0
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise RecipeError(
+                f"a window of {self.window} steps", fix="let it be 1 or more; 16 to 1024 is usual"
+            )
+
+
+Aim = Literal["speed", "numerics"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
     """What is computed in few bits; None is float.
+
+    delayed: scales by the steps before, of formats that have one for the whole tensor; else each has its own.
+    aim: why. For "speed" a product stays in float where few bits are no faster; for "numerics" it is in few
+    bits whatever it costs, as an exact emulation does.
 
     Attention's own products are float unless `attention`, convolutions in the same formats unless not
     `convolutions`; with a `layer` nothing but linear layers is in few bits. tolerance: how far the gradient
@@ -80,6 +107,18 @@ class TrainingRecipe:
     attention: bool = False
     convolutions: bool = True
     layer: Layer | None = None
+    delayed: Delayed | None = None
+    aim: Aim = "numerics"
+
+    def __post_init__(self) -> None:
+        products = [each for each in (self.forward, self.grad_input, self.grad_weight) if each]
+        for format in (name for each in products for name in (each.left, each.right)):
+            if self.delayed and format not in WHOLE:
+                raise RecipeError(
+                    f"the recipe '{self.name}' delays the scales of '{format}'",
+                    why="it has more than one for a tensor",
+                    fix=f"use {' or '.join(WHOLE)}",
+                )
 
     @property
     def is_float(self) -> bool:
@@ -93,26 +132,34 @@ class TrainingRecipe:
 
 
 def everywhere(
-    name: str, tolerance: float, product: Product, gradient: Product | None = None
+    name: str, tolerance: float, product: Product, gradient: Product | None = None, **rest: Any
 ) -> TrainingRecipe:
     """One pair of formats forward, and one for both products of a gradient."""
     backward = gradient or product
     return TrainingRecipe(
-        name=name, tolerance=tolerance, forward=product, grad_input=backward, grad_weight=backward
+        name=name, tolerance=tolerance, forward=product, grad_input=backward, grad_weight=backward, **rest
     )
 
 
 INT8 = Product(left="int8", right="int8")
 E4M3 = Product(left="e4m3-tensor", right="e4m3-tensor")
+E5M2 = Product(left="e5m2-tensor", right="e4m3-tensor")
 
 TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
     recipe.name: recipe
     for recipe in (
         TrainingRecipe(name="float"),
-        everywhere("int8", 0.04, INT8),
-        everywhere("int8-stochastic", 0.05, INT8, Product(left="int8", right="int8", stochastic=True)),
+        everywhere("int8", 0.04, INT8, aim="speed"),
+        everywhere(
+            "int8-stochastic",
+            0.05,
+            INT8,
+            Product(left="int8", right="int8", stochastic=True),
+            aim="speed",
+        ),
         # arXiv 2209.05433: E4M3 forward, E5M2 for gradients, one scale per tensor.
-        everywhere("fp8-hybrid", 0.2, E4M3, Product(left="e5m2-tensor", right="e4m3-tensor")),
+        everywhere("fp8-hybrid", 0.2, E4M3, E5M2),
+        everywhere("fp8-delayed", 0.2, E4M3, E5M2, delayed=Delayed()),
         # A scale for every row and column, powers of two: with these, E5M2's exponent bit brings nothing.
         everywhere("fp8-e4m3", 0.15, Product(left="e4m3", right="e4m3")),
         TrainingRecipe(

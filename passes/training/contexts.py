@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from qcompiler.ir import convolutions as _convolutions  # noqa: F401 - registers the operators
-from qcompiler.ir import products as _products  # noqa: F401 - registers the operators
-from qcompiler.passes.training.joint import OPERANDS
+from qcompiler.ir import scales as _scales  # noqa: F401 - registers the operators
+from qcompiler.passes.training.operators import PRODUCTS
 from qcompiler.rewrite.traits import Trait, has
 
 aten = torch.ops.aten
@@ -30,6 +29,7 @@ EXACT: Bits = ()
 
 # Operators of backward by the operands that they read from forward. What is not here is taken for nonlinear.
 READS: Mapping[Any, Mapping[int, Bits]] = {
+    ops.operand_scale.default: {0: LINEAR, 1: EXACT},
     aten.convolution_backward.default: {1: LINEAR, 2: LINEAR},
     # Their statistics are exact, so that only (x - mean) rstd carries noise: bias ~ 1 / width.
     aten.native_layer_norm_backward.default: {1: LINEAR, 3: EXACT, 4: EXACT, 5: LINEAR},
@@ -50,14 +50,19 @@ READS: Mapping[Any, Mapping[int, Bits]] = {
         1: QUADRATIC, 2: QUADRATIC, 3: QUADRATIC, 4: LINEAR, 5: LINEAR, 6: EXACT,
     },
 }  # fmt: skip
-# Linear in every operand alone, beside those that have the trait.
+# Linear in every operand alone, beside those that have the trait. What products in few bits round by
+# themselves is there with and without the noise of a store.
 ALSO_LINEAR = frozenset({
-    *OPERANDS, aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.sum.dim_IntList, aten.sum.default,
+    *PRODUCTS, aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.sum.dim_IntList, aten.sum.default,
     aten.mean.dim, aten.mul.Scalar, aten._to_copy.default, aten.where.self, aten.where.ScalarOther,
+<<<<<<< HEAD
     aten.native_dropout_backward.default, aten.as_strided.default,
     # What they round by themselves is there with and without the noise of a store.
     ops.low_bit_mm.default, ops.low_bit_convolution.default, ops.low_bit_convolution_input.default,
     ops.low_bit_convolution_weight.default,
+=======
+    aten.native_dropout_backward.default,
+>>>>>>> guard
 })  # fmt: skip
 
 
@@ -67,7 +72,7 @@ def readings(arrival: Node, late: set[Node]) -> Bits:
     while open_:
         value = open_.pop()
         for reader in value.users:
-            if reader.target in OPERANDS and reader not in late:
+            if reader.target in PRODUCTS and reader not in late:
                 # It is computed again: its sums average the noise, but what reads them bends it.
                 found &= set(QUADRATIC)
                 continue

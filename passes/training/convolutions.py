@@ -5,6 +5,7 @@ convolution_backward(dy, x, w, 100)[0]    -->  low_bit_convolution_input(dy, w)
 convolution_backward(dy, x, w, 010)[1]    -->  low_bit_convolution_weight(dy, x)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,12 +39,12 @@ def refusal(node: Node, product: Product) -> str:
     return ""
 
 
-def low_bit_convolution(graph: fx.Graph, node: Node, *settings: Any) -> Node:
+def low_bit_convolution(graph: fx.Graph, node: Node, *settings: Any, scales: Sequence[Node] = ()) -> Node:
     """The product of a node, at the point of insertion. settings: formats, key, ordinal and purpose."""
     *moves, _, _, groups = geometry(node)
     like: Tensor = result(node).meta["val"]
     layout = (list(like.shape), list(like.stride()))
-    made = called(graph, operator(node), *operands(node), *settings, *moves, groups, *layout)
+    made = called(graph, operator(node), *operands(node), *settings, *moves, groups, *layout, *scales)
     bias = node.args[2] if node.target is aten.convolution.default else None
     return made if bias is None else inlined(graph, with_bias, made, bias)
 

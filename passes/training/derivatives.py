@@ -206,7 +206,7 @@ def cross(factor: Node, halves: Halves) -> None:
     """Compute a factor in forward, where the last of what it reads exists, and let it cross."""
     graph = halves.forward.graph
     inner = cone(factor)
-    copies = {halves.received(value): value for value in halves.crossing}
+    copies = {arrival: value for value, arrival in halves.arrivals.items()}
     point = max(copies[node] for node in inner if node.op == "placeholder")
     for node in inner:
         if node.op == "placeholder":

@@ -45,10 +45,16 @@ class Halves:
         """The tensors that forward hands to backward, in order."""
         return [node for node in self.results[self.outputs :] if is_tensor(node)]
 
+    @property
+    def arrivals(self) -> dict[Node, Node]:
+        """The values that cross, and the inputs of backward by which they arrive; the first of two."""
+        inputs = filter(is_tensor, self.backward.graph.find_nodes(op="placeholder"))
+        pairs = [*zip(self.crossing, inputs, strict=False)]
+        return dict(reversed(pairs))
+
     def received(self, value: Node) -> Node:
         """The input of backward by which a value of forward arrives."""
-        inputs: list[Node] = [*filter(is_tensor, self.backward.graph.find_nodes(op="placeholder"))]
-        return inputs[self.crossing.index(value)]
+        return self.arrivals[value]
 
     def hand_over(self, values: Sequence[Node], instead: Node | None = None) -> list[Node]:
         """Let values of forward cross, in the place of another or before all; backward's inputs for them.
@@ -93,8 +99,8 @@ class Halves:
             half.graph.lint()
             half.recompile()
         evaluate_all(self.forward.graph)
-        for value in self.crossing:
-            self.received(value).meta["val"] = value.meta["val"]
+        for value, arrival in self.arrivals.items():
+            arrival.meta["val"] = value.meta["val"]
         evaluate_all(self.backward.graph)
 
 

@@ -8,13 +8,14 @@ dA = dY B^T               grad-activation  the forward product has no parameter 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx
 from torch.fx import Node
 
 from qcompiler.passes.training.apart import multiplied
+from qcompiler.passes.training.operators import PRODUCTS
 
 aten = torch.ops.aten
 
@@ -26,20 +27,6 @@ VIEWS = frozenset({
     aten._unsafe_view.default, aten.expand.default, aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims,
     aten.unsqueeze.default, aten.detach.default, aten.alias.default,
 })  # fmt: skip
-# Position of the two operands that are multiplied.
-OPERANDS: Mapping[Any, tuple[int, int]] = {
-    aten.mm.default: (0, 1),
-    aten.bmm.default: (0, 1),
-    aten.addmm.default: (1, 2),
-    aten.convolution.default: (0, 1),
-}
-FAMILIES: Mapping[Any, str] = {
-    aten.mm.default: "mm",
-    aten.bmm.default: "bmm",
-    aten.addmm.default: "mm",
-    aten.convolution.default: "convolution",
-    aten.convolution_backward.default: "convolution",
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +81,7 @@ def matmuls(joint: fx.GraphModule, parameters: Sequence[int]) -> tuple[Matmul, .
     inputs = graph.find_nodes(op="placeholder")
     weights = {inputs[position] for position in parameters}
     late = dependent(graph, tangents(graph))
-    products = [node for node in graph.nodes if places(node)]
+    products = [node for node in graph.nodes if is_float_product(node)]
     partners = Partners.of([node for node in products if node not in late], weights)
     return tuple(
         backward(node, late, partners) if node in late else forward(node, weights) for node in products
@@ -148,14 +135,17 @@ class Partners:
 
 def family(node: Node) -> str:
     """Products of one family have gradients of that family."""
-    return FAMILIES[node.target]
+    return PRODUCTS[node.target].family
+
+
+def is_float_product(node: Node) -> bool:
+    """Whether a node is one product, and not yet in few bits."""
+    return node.target in PRODUCTS and not PRODUCTS[node.target].is_low and places(node) is not None
 
 
 def places(node: Node) -> tuple[int, int] | None:
-    """Where a product has its two operands; None for what is no product, or several."""
-    if node.target is aten.convolution_backward.default:
-        return multiplied(node)
-    return OPERANDS.get(node.target)
+    """Where a product has its two operands; None for an operator that computes several."""
+    return PRODUCTS[node.target].operands or multiplied(node)
 
 
 def operands(node: Node) -> tuple[Node, Node]:

@@ -8,7 +8,7 @@ and then those together that free most for what they cost.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -60,22 +60,22 @@ class Planner:
     limit: float
     speed: Speed
     tell: Tell = silent
-    costs: dict[str, float] = field(default_factory=dict)  # C of every value that was met so far
 
     def plan(self) -> Trial:
         """The fastest trial that fits. Raises PlanError with the least that would do."""
-        first = self.trial(())
+        costs: dict[str, float] = {}  # C of every value that was met so far
+        first = self.trial((), costs)
         if first.choice is not None and not first.choice.bits:
             return first
         found = kinds(self.cutting.joint)
         alone = []
         for done, kind in enumerate(found):
             self.tell("trying what to compute again", done, len(found))
-            alone.append(self.trial((kind,)))
+            alone.append(self.trial((kind,), costs))
         useful = [trial for trial in alone if trial.lowest < first.lowest]
         useful.sort(key=lambda one: (one.operations - first.operations) / (first.lowest - one.lowest))
         together = [
-            self.trial(tuple(trial.again[0] for trial in useful[:count]))
+            self.trial(tuple(trial.again[0] for trial in useful[:count]), costs)
             for count in range(2, len(useful) + 1)
         ]
         trials = (first, *alone, *together)
@@ -95,15 +95,16 @@ class Planner:
         twice = trial.operations - first.operations
         return trial.choice.work * self.speed.per_byte + twice * self.speed.per_operation
 
-    def trial(self, again: tuple[Kind, ...]) -> Trial:
+    def trial(self, again: tuple[Kind, ...], costs: dict[str, float]) -> Trial:
+        """What becomes of a set of products; the costs of values that none before had are added."""
         names = [name for kind in again for name in kind.nodes]
         halves = self.cutting.cut(names)
         prepare(halves, frugal=bool(again))
         values = saved(halves)
         lives = timeline(halves)
-        self.feel(halves, values)
+        costs |= self.felt(halves, [value for value in values if value.name not in costs])
         problem = Problem(
-            values=[value for value in values if value.bits], costs=self.costs, timeline=lives,
+            values=[value for value in values if value.bits], costs=costs, timeline=lives,
             budget=self.budget, limit=self.limit,
         )  # fmt: skip
         try:
@@ -116,9 +117,10 @@ class Planner:
             lowest=lives.peak(least).bytes, choice=choice,
         )  # fmt: skip
 
-    def feel(self, halves: Halves, values: Sequence[Saved]) -> None:
-        """Measure how much is felt of the values that no trial before had."""
-        new = [value for value in values if len(value.bits) > 1 and value.name not in self.costs]
-        if self.batch is not None and new:
-            with unset_fake_temporarily():
-                self.costs.update(sensitivities(halves, new, self.batch, tell=self.tell))
+    def felt(self, halves: Halves, values: Sequence[Saved]) -> dict[str, float]:
+        """How much is felt of values that have a choice of bits."""
+        open_ = [value for value in values if len(value.bits) > 1]
+        if self.batch is None or not open_:
+            return {}
+        with unset_fake_temporarily():
+            return sensitivities(halves, open_, self.batch, tell=self.tell)

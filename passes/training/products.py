@@ -7,8 +7,9 @@
 and convolutions likewise.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 
 import torch
 from torch import fx
@@ -21,6 +22,7 @@ from qcompiler.passes.training.convolutions import low_bit_convolution, refusal,
 from qcompiler.passes.training.graphs import called
 from qcompiler.passes.training.joint import Matmul, dependent, family, matmuls, operands, tangents
 from qcompiler.passes.training.noise import noise_key
+from qcompiler.passes.training.speed import MARGIN, Pace
 from qcompiler.training_recipe import Product, TrainingRecipe
 
 ops = torch.ops.qcompiler
@@ -31,36 +33,114 @@ PURPOSES = {"grad-weight": Purpose.GRAD_WEIGHT}
 
 @dataclass(frozen=True, kw_only=True)
 class Computed:
-    """How one product is computed: in which formats, or in float, because `why`."""
+    """How one product is computed: in which formats, or in float, because `why`. pace: where it was timed."""
 
     name: str
     role: str
     parameter: str
     formats: str = "float"
     why: str = ""
+    pace: Pace | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choice:
+    """A product of the graph and its formats; None is float, because `why`.
+
+    is_flipped: a gradient is its right operand. ordinal: of its draws.
+    """
+
+    matmul: Matmul
+    product: Product | None
+    why: str
+    is_flipped: bool
+    ordinal: int = 0
+    pace: Pace | None = None
+
+
+Scales = tuple[Node, ...]
+Delay = Callable[[fx.Graph, Sequence[Choice]], Mapping[Choice, Scales]]
+"""Gives the operands of products scales, in the order of their formats; the graph is changed."""
+Guard = Callable[[Sequence[Choice]], Sequence[Pace]]
+"""Times each product in float, and in the formats chosen for it."""
 
 
 def compute(
-    joint: fx.GraphModule, parameters: Sequence[int], recipe: TrainingRecipe, ordinal: Callable[[], int]
+    joint: fx.GraphModule,
+    parameters: Sequence[int],
+    recipe: TrainingRecipe,
+    ordinal: Callable[[], int],
+    guard: Guard | None = None,
+    delay: Delay | None = None,
 ) -> tuple[Computed, ...]:
-    """Compute in few bits what the recipe wants so; `ordinal` numbers the draws. The graph is changed."""
+    """Compute in few bits what the recipe wants so, and with a guard what gains by it; the graph is changed.
+
+    `ordinal` numbers the draws, those of a product that the guard leaves in float included: what it says of
+    one product changes the noise of no other.
+    """
     if recipe.convolutions and (recipe.grad_input or recipe.grad_weight):
         take_apart(joint.graph)
-    late = dependent(joint.graph, tangents(joint.graph))
-    rows = []
-    for matmul in matmuls(joint, parameters):
-        product, why = formats(matmul, recipe)
-        row = Computed(
-            name=matmul.node.name, role=matmul.role or "", parameter=matmul.parameter,
-            formats=f"{product.left} x {product.right}" if product else "float", why=why,
-        )  # fmt: skip
-        rows.append(row)
-        if product is not None:
-            replace(joint.graph, matmul, product, late, ordinal())
+    found = choices(joint, parameters, recipe, ordinal)
+    if guard is not None:
+        found = guarded(found, guard)
+    rows = tuple(map(row, found))
+    few = [choice for choice in found if choice.product]
+    scales = delay(joint.graph, few) if delay else {}
+    for choice in few:
+        replace(joint.graph, choice, scales.get(choice, ()))
     joint.graph.eliminate_dead_code()
     joint.graph.lint()
     joint.recompile()
-    return tuple(rows)
+    return rows
+
+
+def choices(
+    joint: fx.GraphModule, parameters: Sequence[int], recipe: TrainingRecipe, ordinal: Callable[[], int]
+) -> list[Choice]:
+    """What the recipe wants of each product."""
+    late = dependent(joint.graph, tangents(joint.graph))
+    found = []
+    for matmul in matmuls(joint, parameters):
+        product, why = formats(matmul, recipe)
+        choice = Choice(
+            matmul=matmul, product=product, why=why, is_flipped=operands(matmul.node)[1] in late,
+            ordinal=ordinal() if product else 0,
+        )  # fmt: skip
+        found.append(choice)
+    return found
+
+
+def guarded(found: Sequence[Choice], guard: Guard) -> list[Choice]:
+    """The same with float where few bits are not faster, or cannot be timed."""
+    timed = [choice for choice in found if choice.product and is_static(choice.matmul.node)]
+    paces = dict(zip(timed, guard(timed), strict=True))
+    return [judged(choice, paces.get(choice)) if choice.product else choice for choice in found]
+
+
+def judged(choice: Choice, pace: Pace | None) -> Choice:
+    if pace is None:
+        why = "its shape is symbolic and cannot be timed; compile with dynamic=False"
+        return changed(choice, product=None, why=why)
+    if pace.pays:
+        return changed(choice, pace=pace)
+    assert choice.product is not None
+    return changed(
+        choice, product=None, why=f"{choice.product.left} is not faster by {MARGIN:.0%}", pace=pace
+    )
+
+
+def is_static(node: Node) -> bool:
+    shapes = [read.meta["val"].shape for read in node.all_input_nodes]
+    return all(isinstance(length, int) for shape in shapes for length in shape)
+
+
+def row(choice: Choice) -> Computed:
+    """What is told of a product."""
+    matmul, product = choice.matmul, choice.product
+    return Computed(
+        name=matmul.node.name, role=matmul.role or "", parameter=matmul.parameter, why=choice.why,
+        formats=f"{product.left} x {product.right}" if product else "float", pace=choice.pace,
+    )  # fmt: skip
 
 
 def formats(matmul: Matmul, recipe: TrainingRecipe) -> tuple[Product | None, str]:
@@ -79,22 +159,24 @@ def formats(matmul: Matmul, recipe: TrainingRecipe) -> tuple[Product | None, str
     return product, ""
 
 
-def replace(graph: fx.Graph, matmul: Matmul, product: Product, late: set[Node], ordinal: int) -> None:
-    node = matmul.node
+def replace(graph: fx.Graph, choice: Choice, scales: Scales = ()) -> None:
+    """Compute a product in its formats, with given scales; what it reads may have been replaced before."""
+    node, product = choice.matmul.node, choice.product
+    assert product is not None
     left, right = operands(node)
     with graph.inserting_before(node):
         key = noise_key(graph, left.meta["val"].device) if product.stochastic else None
-        purpose = PURPOSES.get(matmul.role or "", Purpose.GRAD_INPUT)
-        settings = (product.left, product.right, key, ordinal, purpose)
+        purpose = PURPOSES.get(choice.matmul.role or "", Purpose.GRAD_INPUT)
+        settings = (product.left, product.right, key, choice.ordinal, purpose)
         if family(node) == "convolution":
-            made = low_bit_convolution(graph, node, *settings)
+            made = low_bit_convolution(graph, node, *settings, scales=scales)
             node = result(node)
-        elif right in late:  # (A B)^T = B^T A^T
+        elif choice.is_flipped:  # (A B)^T = B^T A^T
             flipped = [called(graph, aten.transpose.int, side, -2, -1) for side in (right, left)]
-            made = called(graph, ops.low_bit_mm.default, *flipped, *settings)
+            made = called(graph, ops.low_bit_mm.default, *flipped, *settings, *scales)
             made = called(graph, aten.transpose.int, made, -2, -1)
         else:
-            made = called(graph, ops.low_bit_mm.default, left, right, *settings)
+            made = called(graph, ops.low_bit_mm.default, left, right, *settings, *scales)
         if node.target is aten.addmm.default:
             made = called(graph, aten.add.Tensor, made, node.args[0])
     made.meta.update({key: value for key, value in node.meta.items() if key != "val"})

@@ -12,18 +12,8 @@ from torch import fx
 from torch.fx import Node
 from torch.utils.checkpoint import CheckpointPolicy
 
-from qcompiler.ir import convolutions as _convolutions  # noqa: F401 - registers the operators
-from qcompiler.ir import products as _products  # noqa: F401 - registers the operators
-from qcompiler.passes.training.joint import OPERANDS, dependent, tangents
-
-aten = torch.ops.aten
-ATTENTION = frozenset({
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_flash_attention.default,
-    aten._scaled_dot_product_efficient_attention.default,
-})  # fmt: skip
-LOW_BIT = (torch.ops.qcompiler.low_bit_mm.default, torch.ops.qcompiler.low_bit_convolution.default)
-HEAVY = frozenset({*OPERANDS, *ATTENTION, *LOW_BIT})
+from qcompiler.passes.training.joint import dependent, tangents
+from qcompiler.passes.training.operators import HEAVY
 
 
 @dataclass(frozen=True, kw_only=True)

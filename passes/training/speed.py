@@ -1,9 +1,14 @@
 """What storing and computing take on a device, measured where they will run."""
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch._dispatch.python import no_python_dispatcher
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from qcompiler.ir import storage as _  # noqa: F401 - registers the operators
 from qcompiler.numerics.philox import noise_key
@@ -11,6 +16,22 @@ from qcompiler.tune.measure import interleave
 
 SIDE = 512  # of the matrices: small enough to take milliseconds, large enough to be computed at full speed
 ROUNDS = 3
+
+
+MARGIN = 0.1  # a gain below it is within what repeated timings differ by, and not worth the rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds that a product takes in float, and in few bits with its operands brought into them."""
+
+    floating: float
+    few: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether few bits are faster, by more than what cannot be told from noise."""
+        return self.floating >= (1 + MARGIN) * self.few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +42,39 @@ class Speed:
     per_operation: float
 
 
+@contextmanager
+def as_it_runs() -> Iterator[None]:
+    """Real tensors, and nothing around an operator that is not there when a step runs.
+
+    While torch captures a graph every call passes through a dispatcher in Python, 20 us each: operators that
+    make many calls, convolutions on codes with two hundred, would look a third slower than they are.
+    """
+    with (
+        unset_fake_temporarily(),
+        no_python_dispatcher(),
+        torch.no_grad(),
+        torch._C._AutoDispatchBelowAutograd(),
+    ):
+        yield
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds that count there: on a CPU those of all threads, elsewhere until nothing is left to do."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def when_idle() -> float:
+        torch.get_device_module(device).synchronize()
+        return time.perf_counter()
+
+    return when_idle
+
+
 @lru_cache(maxsize=8)
 def speed(device: torch.device) -> Speed:
     """The figures of a device; measured once in a process, in about a tenth of a second."""
-    x = torch.randn(SIDE, SIDE, device=device)
+    own = torch.Generator(device).manual_seed(0)  # whoever trains draws as if nothing had been measured
+    x = torch.randn(SIDE, SIDE, device=device, generator=own)
     key = noise_key(0).to(device)
     layout = ([SIDE, SIDE], [SIDE, 1], x.dtype)
     ops = torch.ops.qcompiler
@@ -32,7 +82,9 @@ def speed(device: torch.device) -> Speed:
     def store_and_recall() -> None:
         ops.recall(*ops.store(x, key, 0, 4), 4, *layout)
 
-    timing = interleave({"store": store_and_recall, "product": lambda: x @ x}, rounds=ROUNDS)
+    timing = interleave(
+        {"store": store_and_recall, "product": lambda: x @ x}, rounds=ROUNDS, clock=clock_of(device)
+    )
     return Speed(
         per_byte=timing.median("store") / (4 * SIDE**2),
         per_operation=timing.median("product") / (2 * SIDE**3),

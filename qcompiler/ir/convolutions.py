@@ -19,14 +19,18 @@ from torch import Tensor
 
 from qcompiler.ir.columns import Windows, correlations, weight_sums
 from qcompiler.numerics.operands import OPERANDS, WHOLE, Operand
+from qcompiler.numerics.operands import operand as whole
 from qcompiler.numerics.philox import uniform
 
 SCHEMA = """(
     Tensor left, Tensor right, str left_format, str right_format, Tensor? key, int tensor, int purpose,
-    int[] stride, int[] padding, int[] dilation, int groups, int[] shape, int[] layout
+    int[] stride, int[] padding, int[] dilation, int groups, int[] shape, int[] layout,
+    Tensor? left_scale=None, Tensor? right_scale=None
 ) -> Tensor"""
-"""`shape` and strides (`layout`) are those of the result, whose type is that of the left operand."""
+"""`shape` and strides (`layout`) are those of the result, whose type is that of the left operand. Scales that
+are given are those of whole operands, known before these were."""
 
+SHAPE = 10  # the place of the result's shape behind the left operand
 PIECE = 2**18  # elements that become codes at a time
 
 Axes = tuple[int, ...]
@@ -113,24 +117,24 @@ def define(name: str, kind: Kind) -> None:
     def run(
         left: Tensor, right: Tensor, left_format: str, right_format: str, key: Tensor | None,
         tensor: int, purpose: int, stride: Axes, padding: Axes, dilation: Axes, groups: int,
-        shape: Axes, layout: Axes,
+        shape: Axes, layout: Axes, left_scale: Tensor | None = None, right_scale: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         noise = None if key is None else uniform(left.numel(), key, tensor=tensor, purpose=purpose)
-        a = operand(left_format, by_group(left, 1, groups), kind.sums[0], noise)
-        b = operand(right_format, by_group(right, kind.right_groups, groups), kind.sums[1], None)
+        a = operand(left_format, by_group(left, 1, groups), kind.sums[0], noise, left_scale)
+        b = operand(right_format, by_group(right, kind.right_groups, groups), kind.sums[1], None, right_scale)
         result = left.new_empty_strided(shape, layout)
         geometry = Geometry(stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation))
         kind.fill(by_group(result, kind.result_groups, groups), *alike(a, b), geometry)
         return result
 
     def fake(left: Tensor, *rest: Any) -> Tensor:
-        shape, layout = rest[-2:]
+        shape, layout = rest[SHAPE : SHAPE + 2]
         return left.new_empty_strided(shape, layout)
 
     torch.library.custom_op(f"qcompiler::{name}", run, mutates_args=(), schema=SCHEMA).register_fake(fake)
 
 
-def operand(format: str, x: Tensor, axis: int, noise: Tensor | None) -> Operand:
+def operand(format: str, x: Tensor, axis: int, noise: Tensor | None, scale: Tensor | None = None) -> Operand:
     """An operand with its groups, and with a scale that has an axis for each of the values'.
 
     Where scales differ along an axis, pieces of it become codes one after the other, and stay in the cache.
@@ -140,7 +144,7 @@ def operand(format: str, x: Tensor, axis: int, noise: Tensor | None) -> Operand:
     across = kept.index(max(kept))
     size = max(1, PIECE * kept[across] // max(1, x.numel()))
     if format in WHOLE or x.stride(across) == 1 or size >= kept[across]:
-        made = OPERANDS[format](x, axes, noise)
+        made = whole(format, x, axes, noise, scale)
         return Operand(values=made.values, scale=made.scale.expand(kept))
     draws = None if noise is None else noise.view(x.shape)
     parts = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.ir.draws import draws
-from qcompiler.numerics.operands import OPERANDS
+from qcompiler.numerics.operands import operand
 
 DEEPEST = 2**31 // 127**2  # products that int32 can sum: 133,144
 
@@ -22,15 +22,17 @@ def low_bit_mm(
     key: Tensor | None,
     tensor: int,
     purpose: int,
+    left_scale: Tensor | None = None,
+    right_scale: Tensor | None = None,
 ) -> Tensor:
     """[..., M, K] times [..., K, N], one scale for each row of the left and each column of the right operand.
 
     With a key the left operand, which is then a gradient, is rounded stochastically by the draws of
-    (tensor, purpose).
+    (tensor, purpose). Given scales are those of whole operands, known before these were.
     """
     noise = None if key is None else draws(key, left.numel(), tensor, purpose)
-    a = OPERANDS[left_format](left, (-1,), noise)
-    b = OPERANDS[right_format](right, (-2,), None)
+    a = operand(left_format, left, (-1,), noise, left_scale)
+    b = operand(right_format, right, (-2,), None, right_scale)
     return (multiplied(a.values, b.values) * (a.scale * b.scale)).to(left.dtype)
 
 
@@ -43,6 +45,8 @@ def _(
     key: Tensor | None,
     tensor: int,
     purpose: int,
+    left_scale: Tensor | None = None,
+    right_scale: Tensor | None = None,
 ) -> Tensor:
     return left.new_empty((*left.shape[:-1], right.shape[-1]))
 

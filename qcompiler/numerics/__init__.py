@@ -91,7 +91,13 @@ from qcompiler.numerics.sampling import (
     sampling_probabilities,
     sampling_variance,
 )
-from qcompiler.numerics.scaling import amax_history, amax_scale, delayed_scale, remember_amax
+from qcompiler.numerics.scaling import (
+    amax_history,
+    amax_scale,
+    delayed_scale,
+    remember_amax,
+    scale_of_step,
+)
 from qcompiler.numerics.splitting import BitSplit, split_bits
 from qcompiler.numerics.straight import (
     pass_through,
@@ -199,6 +205,7 @@ __all__ = [
     "sample_rows",
     "sampling_probabilities",
     "sampling_variance",
+    "scale_of_step",
     "scale_shape",
     "split_bits",
     "spread",

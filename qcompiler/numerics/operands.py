@@ -136,4 +136,14 @@ OPERANDS: Mapping[str, Maker] = {
 }
 """The formats of operands by name."""
 IN_BLOCKS = frozenset({"e4m3-128", "e4m3-128x128", "mxfp8", "nvfp4"})  # which want one axis to sum over
-WHOLE = frozenset({"e4m3-tensor", "e5m2-tensor"})  # which have one scale for all
+WHOLE: Mapping[str, str] = {"e4m3-tensor": "e4m3", "e5m2-tensor": "e5m2"}
+"""Those with one scale for all, and the format of their numbers."""
+
+
+def operand(
+    format: str, x: Tensor, axes: Axes, noise: Tensor | None = None, scale: Tensor | None = None
+) -> Operand:
+    """An operand in a format, with a given scale where the whole has one: what exceeds it saturates."""
+    if scale is None:
+        return OPERANDS[format](x, axes, noise)
+    return Operand(values=rounded(x.float() / scale, WHOLE[format], noise), scale=scale)

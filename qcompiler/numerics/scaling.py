@@ -27,11 +27,21 @@ def amax_scale(amax: Tensor, largest: float, *, power_of_two: bool = False) -> T
 
 
 def delayed_scale(history: Tensor, largest: float, margin: int = 0) -> Tensor:
-    """s = 2^margin max(history) / largest, float32 (): the scale of a step, known before its tensor is.
+    """s = 2^margin max(history) / largest, of each history [..., length]: scales known before their tensors.
 
-    A tensor that exceeds the history by more than 2^margin saturates; the step after knows of it.
+    A tensor that exceeds its history by more than 2^margin saturates; the step after knows of it.
     """
-    return amax_scale(history.amax(), largest) * 2.0**margin
+    return amax_scale(history.amax(-1), largest) * 2.0**margin
+
+
+def scale_of_step(seen: Tensor, amax: Tensor, largest: float, margin: int = 0) -> Tensor:
+    """Of a tensor whose largest magnitude before was `seen`: delayed, or current where there was none.
+
+    seen > 0:  2^margin seen / largest        seen = 0:  amax / largest
+    """
+    return torch.where(
+        seen > 0, delayed_scale(seen.unsqueeze(-1), largest, margin), amax_scale(amax, largest)
+    )
 
 
 def amax_history(length: int = HISTORY) -> Tensor:
@@ -40,9 +50,9 @@ def amax_history(length: int = HISTORY) -> Tensor:
 
 
 def remember_amax(history: Tensor, amax: Tensor) -> Tensor:
-    """The history with one more step, without its oldest; a step that was not finite leaves 0.
+    """Histories [..., length] with one more step, without their oldest; one that was not finite leaves 0.
 
     [a_1, ..., a_n], a  -->  [a, a_1, ..., a_(n-1)]
     """
-    seen = amax.to(history.dtype).reshape(1)
-    return torch.cat((torch.where(seen.isfinite(), seen, 0.0), history[:-1]))
+    seen = amax.to(history.dtype).unsqueeze(-1)
+    return torch.cat((torch.where(seen.isfinite(), seen, 0.0), history[..., :-1]), -1)

@@ -9,6 +9,7 @@ from qcompiler.training.blocks import choose_blocks
 from qcompiler.training.compiled import compile_training, training_report
 from qcompiler.training.report import TrainingReport
 from qcompiler.training.session import Piece, Training
+from qcompiler.training.state import load_training_state, training_state
 
 __all__ = [
     "BatchSize",
@@ -18,5 +19,7 @@ __all__ = [
     "choose_blocks",
     "compile_training",
     "find_batch_size",
+    "load_training_state",
     "training_report",
+    "training_state",
 ]

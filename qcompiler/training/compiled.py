@@ -15,6 +15,8 @@ from qcompiler.training.session import Training
 from qcompiler.training_recipe import TrainingRecipe
 
 SESSIONS: "weakref.WeakSet[Training]" = weakref.WeakSet()
+LATEST: "weakref.WeakKeyDictionary[nn.Module, Training]" = weakref.WeakKeyDictionary()
+"""How a module was told to train last, whether or not it was called since."""
 
 
 def compile_training(
@@ -25,6 +27,7 @@ def compile_training(
     lowering: str = "auto",
     verify: bool = True,
     tolerance: float | None = None,
+    guard: bool = True,
     seed: int = 0,
     tell: Tell = silent,
 ) -> nn.Module:
@@ -41,10 +44,12 @@ def compile_training(
         lowering=lowering,
         verify=verify,
         tolerance=tolerance,
+        guard=guard,
         seed=seed,
         tell=tell,
     )
     SESSIONS.add(training)
+    LATEST[model] = training
     # As nn.Module.compile does, but through a function of ours: torch does not capture calls that begin in
     # modules of its own, nn.Sequential say.
     model._compiled_call_impl = torch.compile(call_of(model), backend=training, dynamic=False)
@@ -62,10 +67,24 @@ def call_of(model: nn.Module) -> Callable[..., Any]:
 
 def training_report(model: nn.Module) -> TrainingReport:
     """What became of a model that trains in few bits. Raises InputError where nothing is compiled yet."""
+    training = find_training(model)
+    if not training.pieces:
+        raise unknown(model)
+    return TrainingReport.of(training)
+
+
+def find_training(model: nn.Module) -> Training:
+    """How a model trains. Raises InputError where it does not, or where only its first call would tell."""
+    if model in LATEST:
+        return LATEST[model]
     for training in list(SESSIONS):
         if training.trains(model):
-            return TrainingReport.of(training)
-    raise InputError(
+            return training
+    raise unknown(model)
+
+
+def unknown(model: nn.Module) -> InputError:
+    return InputError(
         f"no training of this {type(model).__name__} has been compiled",
         why="a graph is compiled when the model is first called",
         fix="call it on a batch first",

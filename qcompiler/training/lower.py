@@ -9,7 +9,8 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
-from torch._guards import detect_fake_mode
+from torch._guards import TracingContext, detect_fake_mode
+from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import _BoxedCodeGen
 
@@ -69,30 +70,62 @@ def by_inductor(half: fx.GraphModule, inputs: Sequence[Any], *, is_backward: boo
 
 def with_key(half: fx.GraphModule) -> list[Tensor]:
     """Turn the key of the draws into the last inputs of a half, one for each device; their fake values."""
-    keys = half.graph.find_nodes(op="call_function", target=torch.ops.qcompiler.noise_key.default)
-    for node in keys:
+    return with_inputs(half, torch.ops.qcompiler.noise_key.default)
+
+
+def with_inputs(half: fx.GraphModule, target: Any) -> list[Tensor]:
+    """Turn nodes that stand for something from outside into the last inputs of a half; their fake values."""
+    nodes = half.graph.find_nodes(op="call_function", target=target)
+    for node in nodes:
         last = half.graph.find_nodes(op="placeholder")[-1]
         with half.graph.inserting_after(last):
-            given = half.graph.placeholder(f"key_of_{node.name}")
+            given = half.graph.placeholder(f"value_of_{node.name}")
         given.meta.update(node.meta)
         node.replace_all_uses_with(given)
         half.graph.erase_node(node)
     half.recompile()
-    return [node.meta["val"] for node in keys]
+    return [node.meta["val"] for node in nodes]
 
 
-def keyed(run: Boxed, keys: Sequence[Tensor], key: Callable[[], Tensor]) -> Boxed:
-    """Give a half the key of this step, on the devices where it draws."""
-    if not keys:
+def supplied(run: Boxed, places: Sequence[Tensor], value: Callable[[], Tensor]) -> Boxed:
+    """Give a half a value of this step, on the devices where it is wanted."""
+    if not places:
         return run
 
-    def with_this_key(inputs: list[Any]) -> Sequence[Any]:
-        drawn = key()
-        inputs.extend(drawn.to(device) for device in devices)
+    def with_this(inputs: list[Any]) -> Sequence[Any]:
+        given = value()
+        inputs.extend(given.to(device) for device in devices)
         return run(inputs)
 
-    devices = [fake.device for fake in keys]
-    return boxed(with_this_key)
+    devices = [fake.device for fake in places]
+    return boxed(with_this)
+
+
+def with_results(half: fx.GraphModule, values: Sequence[Node]) -> None:
+    """Let a half return values behind its own results."""
+    (output,) = half.graph.find_nodes(op="output")
+    output.args = ((*output.args[0], *values),)
+    half.recompile()
+
+
+def split(run: Boxed, count: int, take: Callable[[Sequence[Tensor]], None]) -> Boxed:
+    """Take the last results of a half that was just lowered, which nobody else knows of.
+
+    Not AOTAutograd either: Inductor told it their strides with those of what crosses, and it would take them
+    for the strides of tangents.
+    """
+    if not count:
+        return run
+    context = TracingContext.try_get()
+    if context is not None and context.output_strides:
+        del context.output_strides[-count:]
+
+    def without_those(inputs: list[Any]) -> Sequence[Any]:
+        results = run(inputs)
+        take(results[-count:])
+        return results[:-count]
+
+    return boxed(without_those)
 
 
 def boxed(run: Boxed) -> Boxed:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qcompiler.passes.training.speed import Pace
 from qcompiler.training.session import Piece, Training
 
 if TYPE_CHECKING:
@@ -55,11 +56,20 @@ def products(piece: Piece) -> "RenderableType":
     """How each product is computed."""
     from rich.table import Table
 
-    table = Table("product", "of", "computed in", "because", title="Products", title_justify="left")
+    table = Table(title="Products", title_justify="left")
+    timed = any(row.pace for row in piece.products)
+    for title in ("product", "of", "computed in", *["ms in float, in few bits"] * timed, "because"):
+        table.add_column(title, justify="right" if title.startswith("ms") else "left")
     for row in piece.products:
         parameter = piece.names.get(row.parameter, row.parameter)
-        table.add_row(row.role or row.name, parameter, row.formats, row.why)
+        paces = [milliseconds(row.pace)] * timed
+        table.add_row(row.role or row.name, parameter, row.formats, *paces, row.why)
     return table
+
+
+def milliseconds(pace: Pace | None) -> str:
+    """Of a product in float, and in few bits."""
+    return f"{1e3 * pace.floating:.3g}, {1e3 * pace.few:.3g}" if pace else ""
 
 
 def peaks(piece: Piece) -> "RenderableType":

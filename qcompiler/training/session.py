@@ -7,27 +7,44 @@ import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import Node
 
+from qcompiler.passes.training.delays import SCALE, delay
+from qcompiler.passes.training.graphs import called
+from qcompiler.passes.training.guard import paces
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.layers import compute_layers
 from qcompiler.passes.training.liveness import Peak, peak
-from qcompiler.passes.training.noise import carry_keys
+from qcompiler.passes.training.noise import SEEN, carry_keys
 from qcompiler.passes.training.partition import Cutting, is_real, prepare
 from qcompiler.passes.training.plan import Planner
-from qcompiler.passes.training.products import Computed, compute
+from qcompiler.passes.training.products import Choice, Computed, Delay, Scales, compute
 from qcompiler.passes.training.recompute import Kind
 from qcompiler.passes.training.saved import Saved, saved
-from qcompiler.passes.training.speed import speed
+from qcompiler.passes.training.speed import Pace, as_it_runs, speed
 from qcompiler.passes.training.store import store
 from qcompiler.passes.training.verify import Checked, check
 from qcompiler.progress import Tell, silent
+from qcompiler.steps import Steps
+from qcompiler.training.histories import Histories
 from qcompiler.training.kernels import provide
-from qcompiler.training.lower import Boxed, Lowering, find_lowering, keyed, lower, with_key
+from qcompiler.training.lower import (
+    Boxed,
+    Lowering,
+    find_lowering,
+    lower,
+    split,
+    supplied,
+    with_inputs,
+    with_key,
+    with_results,
+)
 from qcompiler.training.memory import Memory, find_memory
 from qcompiler.training.noise import Noise
 from qcompiler.training_recipe import TrainingRecipe, find_training_recipe
@@ -66,6 +83,8 @@ class Training:
     recipe: in which formats products are computed. memory: what is kept for backward, and in how many bits.
     verify: run each graph once beside float before it is used, which takes float's memory for that time.
     tolerance: how far gradients may then be from float's, relative; None for what recipe and memory promise.
+    guard: leave a product in float where the recipe is for speed and its formats are not faster. Measured in
+    each process anew: without it numbers are the same everywhere.
     seed: of all noise; the same seed, model and calls give the same bits again.
     """
 
@@ -77,6 +96,7 @@ class Training:
         lowering: str = "auto",
         verify: bool = True,
         tolerance: float | None = None,
+        guard: bool = True,
         seed: int = 0,
         tell: Tell = silent,
         options: Any = None,
@@ -87,7 +107,9 @@ class Training:
         self.lowering, self.verify, self.tell = lowering, verify, tell
         self.tolerance = self.recipe.tolerance + self.memory.tolerance if tolerance is None else tolerance
         find_lowering(lowering, ())
+        self.guard = guard and self.recipe.aim == "speed"
         self.noise = Noise(seed)
+        self.histories = Histories(self.recipe.delayed.window if self.recipe.delayed else 0)
         self.pieces: list[Piece] = []
         self.weights: list[weakref.ref[Tensor]] = []
 
@@ -115,6 +137,8 @@ class Graph:
         self.names = [readable(str(node.target)) for node in module.graph.find_nodes(op="placeholder")]
         self.lowering: Lowering = find_lowering(training.lowering, inputs)
         self.inputs = [apart(x) for x in inputs] if is_real(inputs) else None
+        self.operands: list[int] = []  # by slot, their rows in the training's histories
+        self.told: set[int] = set()  # slots whose magnitudes forward tells
         backend = aot_autograd(
             fw_compiler=self.forward,
             bw_compiler=self.backward,
@@ -147,8 +171,11 @@ class Graph:
         products = (
             compute_layers(joint, positions, layer, draw, names)
             if layer
-            else compute(joint, positions, training.recipe, draw)
-        )
+            else compute(
+                joint, positions, training.recipe, draw, self.timed if training.guard else None,
+                self.delay(names) if training.recipe.delayed else None,
+            )
+        )  # fmt: skip
         again: tuple[Kind, ...] = ()
         if training.memory.budget is None:
             halves = cutting.cut()
@@ -169,9 +196,35 @@ class Graph:
         )  # fmt: skip
         return halves.forward, halves.backward
 
+    def delay(self, names: Mapping[str, str]) -> Delay:
+        """What gives operands the scales of their histories; `names` of parameters by their inputs."""
+        recipe = self.training.recipe.delayed
+        assert recipe is not None
+        operands: list[str] = []
+
+        def slot(parameter: str, reader: str) -> int:
+            name = f"{names.get(parameter, parameter)} {reader}"
+            again = sum(each.split(" #")[0] == name for each in operands)
+            operands.append(f"{name} #{again + 1}" if again else name)
+            return len(operands) - 1
+
+        def delayed(graph: fx.Graph, choices: Sequence[Choice]) -> Mapping[Choice, Scales]:
+            scales = delay(graph, choices, recipe.margin, slot)
+            with unset_fake_temporarily():
+                self.operands = self.training.histories.find(operands)
+            return scales
+
+        return delayed
+
+    def timed(self, choices: Sequence[Choice]) -> list[Pace]:
+        """How long products take; told by a bar of our own where the user has none."""
+        tell = self.training.tell
+        with Steps(visible=tell is silent) as steps:
+            return paces(choices, tell=steps.tell if tell is silent else tell)
+
     def planner(self, cutting: Cutting, budget: int) -> Planner:
         """What plans this graph within so many bytes, on the inputs at hand."""
-        with unset_fake_temporarily():
+        with as_it_runs():
             measured = speed(cutting.device)
         return Planner(
             cutting=cutting, batch=self.inputs, budget=budget, limit=self.training.tolerance, speed=measured,
@@ -196,12 +249,34 @@ class Graph:
         return found, "" if found else "float's own results or gradients are not finite on this batch"
 
     def forward(self, half: fx.GraphModule, inputs: Sequence[Any]) -> Boxed:
-        keys = with_key(half)
-        run = lower(half, [*inputs, *keys], self.lowering, is_backward=False)
-        return keyed(run, keys, self.training.noise.key)
+        training = self.training
+        keys, seen = with_key(half), with_inputs(half, SEEN)
+        told = magnitudes(half)
+        self.told |= {*told}
+        with_results(half, [*told.values()])
+        run = lower(half, [*inputs, *keys, *seen], self.lowering, is_backward=False)
+        rows = [self.operands[slot] for slot in told]
+        run = split(run, len(rows), lambda found: training.histories.remember(rows, found))
+        run = supplied(run, seen, lambda: training.histories.seen(self.operands))
+        return supplied(run, keys, training.noise.key)
 
     def backward(self, half: fx.GraphModule, inputs: Sequence[Any]) -> Boxed:
-        return lower(half, inputs, self.lowering, is_backward=True)
+        """What is computed again was told in forward, and is not told twice."""
+        histories = self.training.histories
+        told = {slot: node for slot, node in magnitudes(half).items() if slot not in self.told}
+        with_results(half, [*told.values()])
+        rows = [self.operands[slot] for slot in told]
+        run = lower(half, inputs, self.lowering, is_backward=True)
+        return split(run, len(rows), lambda found: histories.remember(rows, found))
+
+
+def magnitudes(half: fx.GraphModule) -> dict[int, Node]:
+    """The largest magnitudes that a half meets, by the slots of its operands."""
+    found = {}
+    for pair in half.graph.find_nodes(op="call_function", target=SCALE):
+        with half.graph.inserting_after(pair):
+            found[pair.args[2]] = called(half.graph, getitem, pair, 1)
+    return found
 
 
 def apart(x: Any) -> Any:

@@ -36,9 +36,10 @@ def interleave(
     rounds: int = ROUNDS,
     clock: Callable[[], float] = time.process_time,
     tick: Callable[[], None] = lambda: None,
+    slice: float = SLICE,
 ) -> Timing:
     """Time every contender in every round, in rotating order; `clock` counts CPU seconds, `tick` progress."""
-    repeats = {name: warm_up(run, clock) for name, run in contenders.items()}
+    repeats = {name: warm_up(run, clock, slice) for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for turn in range(rounds):
@@ -53,12 +54,12 @@ def rotated(names: Sequence[str], turn: int) -> list[str]:
     return [*names[shift:], *names[:shift]]
 
 
-def warm_up(run: Callable[[], object], clock: Callable[[], float]) -> int:
+def warm_up(run: Callable[[], object], clock: Callable[[], float], slice: float = SLICE) -> int:
     """Run a few times, and say how many calls fill one slice."""
     for _ in range(WARM_UP):
         run()
     once = timed(run, 1, clock)
-    return max(1, min(1000, round(SLICE / max(once, 1e-6))))
+    return max(1, min(1000, round(slice / max(once, 1e-6))))
 
 
 def timed(run: Callable[[], object], repeat: int, clock: Callable[[], float]) -> float:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompiler.numerics import amax_history, amax_scale, delayed_scale, remember_amax
+from qcompiler.numerics import amax_history, amax_scale, delayed_scale, remember_amax, scale_of_step
 
 LARGEST = [448.0, 57344.0, 6.0, 127.0]
 
@@ -42,6 +42,27 @@ def test_delayed_scaling_takes_the_largest_of_its_history() -> None:
     assert seen == [4.48, 44.8, 44.8, 44.8, 1.0, 1.0, 1.0, 2.0, 2.0]
     assert history.tolist() == [2.0, 2.0, 0.0]
     assert float(delayed_scale(history, 448.0, margin=2)) == 4 * float(delayed_scale(history, 448.0))
+
+
+def test_histories_side_by_side_are_each_as_alone() -> None:
+    history, amax = torch.rand(3, 4), torch.tensor([2.0, torch.inf, 0.5])
+    together = remember_amax(history, amax)
+    for row in range(3):
+        assert torch.equal(together[row], remember_amax(history[row], amax[row]))
+        assert torch.equal(delayed_scale(together, 448.0)[row], delayed_scale(together[row], 448.0))
+
+
+@given(
+    seen=st.floats(0, 2.0**100, width=32),
+    amax=st.floats(2.0**-100, 2.0**100, width=32),
+    margin=st.integers(-2, 4),
+)
+def test_the_scale_of_a_step_is_that_of_what_was_seen_or_else_its_own(
+    seen: float, amax: float, margin: int
+) -> None:
+    scale = scale_of_step(torch.tensor(seen), torch.tensor(amax), 448.0, margin)
+    own, before = amax_scale(torch.tensor(amax), 448.0), amax_scale(torch.tensor(seen), 448.0)
+    assert scale == (before * 2.0**margin if seen else own)
 
 
 def test_a_history_is_a_value() -> None:

@@ -82,9 +82,9 @@ def gradients(model: nn.Module, run: Callable[..., Tensor], *inputs: Tensor) -> 
 
 
 def compiled(model: nn.Module, **settings: Any) -> tuple[Callable[..., Tensor], Training]:
-    """The model as the compiler trains it, without graph breaks, and what it says of that."""
+    """The model as the compiler trains it, without graph breaks, and by no measured time."""
     torch._dynamo.reset()
-    training = Training(**{"verify": False, **settings})
+    training = Training(**{"verify": False, "guard": False, **settings})
     return torch.compile(model, backend=training, fullgraph=True, dynamic=False), training
 
 

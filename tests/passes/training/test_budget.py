@@ -5,13 +5,15 @@ from collections.abc import Collection
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from qcompiler.errors import PlanError
 from qcompiler.passes.training.budget import Problem, choose, enumerated
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.liveness import Gap, Timeline
+from qcompiler.passes.training.operators import HEAVY
 from qcompiler.passes.training.partition import Cutting
-from qcompiler.passes.training.recompute import HEAVY, kinds
+from qcompiler.passes.training.recompute import kinds
 from qcompiler.passes.training.saved import Saved
 from tests.passes.training.steps import Block, error, gradients, stepped
 
@@ -85,6 +87,23 @@ def test_a_budget_is_kept_and_forward_is_exact() -> None:
 def test_what_cannot_fit_is_refused_with_the_least_that_would() -> None:
     with pytest.raises(Exception, match=r"does not fit into 1,000 bytes, because .* it needs [0-9,]+"):
         stepped(Block(), torch.randn(4, 16, 64), memory=1000)
+
+
+@pytest.mark.parametrize("recipe", ["float", "int8"])
+def test_what_a_product_is_computed_from_again_is_not_stored_in_two_bits(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sums average the noise, but the sigmoid behind them bends it."""
+    cut = Cutting.cut
+
+    def again(cutting: Cutting, _: Collection[str] = ()) -> Halves:
+        second = [kind for kind in kinds(cutting.joint) if kind.shapes[-1][-1] == 48]
+        return cut(cutting, [name for kind in second for name in kind.nodes])
+
+    monkeypatch.setattr(Cutting, "cut", again)
+    layers = (nn.Linear(32, 40), nn.ReLU(), nn.Linear(40, 48), nn.Sigmoid(), nn.Linear(48, 32))
+    _, _, piece = stepped(nn.Sequential(*layers), torch.randn(64, 32), recipe=recipe, memory="act2")
+    assert {value.bits for value in piece.saved if value.shape == (64, 40) and value.bits != (1,)} == {(8, 4)}
 
 
 def test_computing_again_and_four_bits_multiply(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,30 @@ def test_the_same_numbers_whichever_operand_the_gradient_is() -> None:
         assert torch.equal(left, right)
 
 
+def test_a_gradient_that_another_product_made_is_the_left_operand_too() -> None:
+    """Its format is the gradient's, E5M2, and not the weight's."""
+
+    class Flipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Parameter(torch.randn(24, 24)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = (self.second @ (self.first @ x.t().contiguous())).t()
+            return y
+
+    torch.manual_seed(0)
+    model = Flipped()
+    straight = nn.Sequential(nn.Linear(24, 24, bias=False), nn.Linear(24, 24, bias=False))
+    straight.load_state_dict({"0.weight": model.first, "1.weight": model.second})
+    x, same = (torch.randn(32, 24, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    stepped(model, x.requires_grad_(), recipe="fp8-hybrid", memory="keep")
+    stepped(straight, same.requires_grad_(), recipe="fp8-hybrid", memory="keep")
+    assert x.grad is not None
+    assert same.grad is not None
+    assert torch.equal(x.grad, same.grad)
+
+
 def test_autocast_changes_no_role() -> None:
     model, x = Maps().eval(), torch.randn(2, 3, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
