@@ -55,14 +55,7 @@ READS: Mapping[Any, Mapping[int, Bits]] = {
 ALSO_LINEAR = frozenset({
     *PRODUCTS, aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.sum.dim_IntList, aten.sum.default,
     aten.mean.dim, aten.mul.Scalar, aten._to_copy.default, aten.where.self, aten.where.ScalarOther,
-<<<<<<< HEAD
     aten.native_dropout_backward.default, aten.as_strided.default,
-    # What they round by themselves is there with and without the noise of a store.
-    ops.low_bit_mm.default, ops.low_bit_convolution.default, ops.low_bit_convolution_input.default,
-    ops.low_bit_convolution_weight.default,
-=======
-    aten.native_dropout_backward.default,
->>>>>>> guard
 })  # fmt: skip
 
 
