@@ -29,7 +29,7 @@ from benchmarks.records import commit, machine, table, versions
 from benchmarks.subjects import subject
 from qcompiler.training import Training
 
-MODELS = {"block": 32, "resnet18": 4, "vit_b_32": 4, "bert_base": 4}  # and rows of a batch
+MODELS = {"block": 32, "resnet18": 16, "vit_b_32": 4, "bert_base": 2}  # and rows of a batch
 MEMORIES = ("keep", "act8", "act4")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ALLOCATOR = {
