@@ -103,6 +103,8 @@ def supplied(run: Boxed, places: Sequence[Tensor], value: Callable[[], Tensor]) 
 
 def with_results(half: fx.GraphModule, values: Sequence[Node]) -> None:
     """Let a half return values behind its own results."""
+    if not values:
+        return
     (output,) = half.graph.find_nodes(op="output")
     output.args = ((*output.args[0], *values),)
     half.recompile()
