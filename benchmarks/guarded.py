@@ -20,9 +20,10 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from benchmarks.joint import batch, gradient
+from benchmarks.joint import gradient
 from benchmarks.records import commit, machine, table, versions
-from benchmarks.storage import BATCH, TOKENS, WIDTHS, block
+from benchmarks.storage import BATCH, TOKENS, WIDTHS
+from benchmarks.subjects import batch, block
 from qcompiler.models import build
 from qcompiler.training import Training
 from qcompiler.tune.measure import interleave
