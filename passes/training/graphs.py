@@ -63,9 +63,10 @@ def inlined(graph: fx.Graph, function: Callable[..., Any], *args: Any, **options
 def placeholder(graph: fx.Graph, like: Node, name: str) -> Node:
     """An input at the point of insertion, by a name that nothing else in the graph has.
 
-    A name that is taken would make the generated code overwrite another argument, silently.
+    A name that is taken would make the generated code overwrite another argument, silently; one that an
+    erased node had is not given again, and the argument would be called otherwise than its node.
     """
-    taken = {node.name for node in graph.nodes} | {str(node.target) for node in graph.nodes}
+    taken = {str(node.target) for node in graph.nodes} | set(graph._graph_namespace._used_names)
     while name in taken:
         name += "_"
     node = graph.placeholder(name)

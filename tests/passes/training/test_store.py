@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from qcompiler.passes.training.graphs import placeholder
 from tests.passes.training.steps import Block, Gated, Maps, compiled, error, gradients, stepped
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
@@ -150,3 +151,33 @@ def test_overflow_stays_visible() -> None:
         run, _ = compiled(model, **settings)
         _, gradient = gradients(model, run, x)
         assert not gradient.isfinite().all()
+
+
+class Masked(nn.Module):
+    """Attention that does not see everything; half of the keys of each row are hidden."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (2, -1)).transpose(1, 2).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def test_the_mask_of_attention_crosses_as_it_is() -> None:
+    """In float it holds infinities, of which a group with bounds would make NaN."""
+    model, x = Masked(), torch.randn(32, 64, 64)
+    mask = (torch.arange(64) % 2 == 0).expand(32, 1, 1, 64)
+    run, _ = compiled(model, memory="act8")
+    (_, expected), (_, found) = gradients(model, model, x, mask), gradients(model, run, x, mask)
+    assert 0 < error(found, expected) < 0.02
+
+
+def test_the_name_of_an_erased_value_can_be_that_of_another() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.erase_node(graph.call_function(torch.relu, (x,), name="y"))
+    assert placeholder(graph, x, "y").name != "y"
+    graph.output(x)
+    assert fx.GraphModule(nn.Module(), graph)(1, 2) == 1
