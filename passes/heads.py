@@ -52,11 +52,18 @@ def attend_by_token(graph: Graph) -> Graph:
 
 
 def is_attention(node: Node) -> bool:
-    """An attention that the one kernel computes as torch does: by head, without dropout."""
+    """An attention that the one kernel computes as torch does: by head, without dropout.
+
+    Where there are fewer queries than keys, the last query sees all of them here, and in torch the first sees
+    one: a causal attention must have as many of both.
+    """
     if node.target is not aten.scaled_dot_product_attention.default:
         return False
-    found = spec(node)
-    return found is not None and len(found.shape) == 4 and not arguments(node)["dropout_p"]
+    found, given = spec(node), arguments(node)
+    queries, keys = (spec(given[name]) for name in ("query", "key"))
+    if found is None or len(found.shape) != 4 or queries is None or keys is None or given["dropout_p"]:
+        return False
+    return not given["is_causal"] or str(queries.shape[2]) == str(keys.shape[2])
 
 
 def use_attention(draft: Draft, node: Node) -> None:

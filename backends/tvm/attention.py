@@ -19,6 +19,7 @@ def attention_of_floats(places: Places, node: Node) -> Layer | None:
     operands = [given[name] for name in ("q", "k", "v")]
     shapes = [places.shapes[value] for value in operands]
     by_token = len(shapes[0]) == 3 and shapes[0][2] // given["heads"] == shapes[2][2] // given["kv_heads"]
+    by_token = by_token and node not in places.images
     if not by_token or given["mask"] or not all(places.known(x, before=node) for x in operands):
         return None
     planes = [places.plane_of(value, 0) for value in operands]

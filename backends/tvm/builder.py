@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.target.codegen import llvm_lookup_intrinsic_id
 
 SHARED = "shared"  # the note on a loop whose turns threads may divide
+TURNS = "turns"  # the note on how many turns a loop has, where its extent is read from memory
 
 
 class Builder:
@@ -92,8 +93,10 @@ class Builder:
         )
 
     @contextmanager
-    def loop(self, extent: Any, *, shared: bool = False) -> Iterator[Any]:
+    def loop(self, extent: Any, *, shared: bool = False, turns: int | None = None) -> Iterator[Any]:
         """for i in 0 .. extent - 1; a loop of one turn is none.
+
+        turns: how many there are where the extent is no number; what is not said counts as one.
 
         shared: threads may divide the turns among them, as `threads.divided` does; what lies outside, each of
         them does. Every shared loop of a function has the same extent, and none lies within another.
@@ -106,7 +109,7 @@ class Builder:
         yield variable
         body = sequence(self.blocks.pop())
         end = tirx.const(extent, "int32") if isinstance(extent, int) else extent
-        notes = {SHARED: extent} if shared else {}
+        notes = {SHARED: extent} if shared else {TURNS: turns} if turns else {}
         zero, kind = tirx.const(0, "int32"), tirx.ForKind.SERIAL
         self.emit(tirx.For(variable, zero, end, kind, body, annotations=notes))
 
@@ -135,6 +138,8 @@ class Builder:
 
 
 def sequence(statements: list[Any]) -> Any:
+    if not statements:
+        return tirx.Evaluate(0)
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
 
 

@@ -5,6 +5,7 @@ norm(..), which a linear reads    -->   norm and rounded in one function        
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,8 +47,8 @@ def few_bit_linear(places: Places, node: Node) -> Layer | None:
     given = arguments(node)
     x, bias = given["input"], given["bias"]
     weight = weight_of(places, node)
-    constant = bias is None or bias.op == "get_attr"
-    if weight is None or not constant or not places.known(x, before=node):
+    fits = (bias is None or bias.op == "get_attr") and node not in places.images
+    if weight is None or not fits or not places.known(x, before=node):
         return None
     result, added = sum_behind(places, node)
     name, isa = places.rows(x), places.isa
@@ -60,7 +61,7 @@ def few_bit_linear(places: Places, node: Node) -> Layer | None:
         zero=int(weight.zeros[0, 0]) if (weight.zeros == weight.zeros[0, 0]).all() else None,
         scales="float16" if halves else "float32", bias=bias is not None,
     )  # fmt: skip
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "count": np.array([layer.blocks], np.int32),
         "weights": pack(layer, weight.codes, isa),
         "steps": by_register(weight.scales.numpy().astype(layer.scales), isa),

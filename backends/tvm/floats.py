@@ -41,7 +41,7 @@ def normed(places: Places, node: Node, *, centered: bool, epsilon: float) -> Lay
     given = arguments(node)
     width = places.shapes[node][-1]
     constants = {name: found for name in ("weight", "bias") if isinstance(found := given.get(name), Node)}
-    fits = list(given["normalized_shape"]) == [width] and node not in places.images
+    fits = list(given["normalized_shape"]) == [width] and not {node, given["input"]} & places.images
     if not fits or any(constant.op != "get_attr" for constant in constants.values()):
         return None
     x, to = places.rows(given["input"]), written(places, node)

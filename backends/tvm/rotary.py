@@ -17,7 +17,8 @@ def turned(places: Places, node: Node) -> Layer | None:
     given, shape = arguments(node), places.shapes[node]
     (source, first), tables = columns_of(given["x"]), (given["cos"], given["sin"])
     constant = all(table.op == "get_attr" for table in tables)
-    if len(shape) != 3 or not all(places.known(value, before=node) for value in (source, *tables)):
+    by_token = len(shape) == 3 and node not in places.images
+    if not by_token or not all(places.known(value, before=node) for value in (source, *tables)):
         return None
     x, width = places.rows(source), shape[2] // given["heads"]
     known = {

@@ -22,7 +22,7 @@ from typing import Any
 
 from tvm import tirx
 
-from qcompiler.backends.tvm.builder import SHARED
+from qcompiler.backends.tvm.builder import SHARED, TURNS
 
 # A statement is a vector or two, 0.17 ns on Zen 4, and threads meet in less than a microsecond.
 WORTH_SHARING = 30_000
@@ -67,11 +67,11 @@ def between(statement: Any, first: Any, last: Any) -> Any:
 
 
 def statements(statement: Any) -> int:
-    """How many statements are executed; loops whose extent is known only then count once."""
+    """How many statements are executed; a loop whose extent is known only then counts once, or as it says."""
     match statement:
         case tirx.For():
-            extent = statement.extent
-            turns = int(extent) if isinstance(extent, tirx.IntImm) else 1
+            extent = statement.annotations.get(TURNS, statement.extent)
+            turns = int(extent) if isinstance(extent, int | tirx.IntImm) else 1
             return turns * statements(statement.body)
         case tirx.SeqStmt():
             return sum(map(statements, statement))

@@ -61,16 +61,18 @@ def inlined(graph: fx.Graph, function: Callable[..., Any], *args: Any, **options
 
 
 def placeholder(graph: fx.Graph, like: Node, name: str) -> Node:
-    """An input at the point of insertion, by a name that nothing else in the graph has.
+    """An input at the point of insertion, by a name that nothing else in the graph has, and its target too.
 
-    A name that is taken would make the generated code overwrite another argument, silently; one that an
-    erased node had is not given again, and the argument would be called otherwise than its node.
+    A target that is taken would make the generated code overwrite another argument, silently. The graph adds
+    a number to a name that any node had before, also one that was erased.
     """
-    taken = {str(node.target) for node in graph.nodes} | set(graph._graph_namespace._used_names)
-    while name in taken:
-        name += "_"
+    taken = {node.name for node in graph.nodes} | {str(node.target) for node in graph.nodes}
     node = graph.placeholder(name)
-    assert node.name == node.target == name
+    while node.name in taken:
+        graph.erase_node(node)
+        name += "_"
+        node = graph.placeholder(name)
+    node.target = node.name
     node.meta.update(like.meta)
     return node
 

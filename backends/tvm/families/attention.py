@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from qcompiler.backends.reference import coded, output_of
 from qcompiler.backends.reference.attention import factors
-from qcompiler.backends.tvm.families.base import Layer, Places, layer, zero_point
+from qcompiler.backends.tvm.families.base import Layer, Places, by_rows, layer, zero_point
 from qcompiler.backends.tvm.kernels import attention as heads
 from qcompiler.ir import arguments
 from qcompiler.passes.partition import Region
@@ -18,7 +18,11 @@ aten = torch.ops.aten
 
 def attention(places: Places, region: Region) -> Layer | None:
     given = arguments(region.anchor)
-    (batch, queries, width), (_, keys, _) = (places.shapes[given[name]] for name in ("q", "k"))
+    (batch, queries, width), (_, keys, _), (*_, of_values) = (
+        places.shapes[given[name]] for name in ("q", "k", "v")
+    )
+    if not by_rows(places, region) or of_values * given["heads"] != width * given["kv_heads"]:
+        return None  # values have another width than keys
     mask, strides = None, None
     if given["mask"] is not None:
         mask, strides = seen_through(given["mask"], places)

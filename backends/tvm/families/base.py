@@ -86,6 +86,12 @@ def scale(places: Places, node: Node) -> Tensor:
     return places.tensor(arguments(node)["scale"]).float()
 
 
+def by_rows(places: Places, region: Region) -> bool:
+    """Whether nothing that a region reads or returns is an image, whose last axis is a line of pixels."""
+    read = (*region.operands, region.residual, region.addend)
+    return not any(node in places.images for node in (*read, region.result, region.anchor))
+
+
 def shape_of(node: Node) -> list[str]:
     """A shape that can be compared: symbolic sizes by name."""
     found = spec(node)

@@ -11,6 +11,7 @@ from qcompiler.backends.tvm.families.base import (
     Layer,
     Places,
     across,
+    by_rows,
     entries,
     is_ranged,
     layer,
@@ -41,8 +42,8 @@ def contraction(places: Places, region: Region) -> Layer | None:
     given = arguments(region.anchor)
     codes = places.tensor(arguments(region.weight)["q"]).numpy()
     found = Contraction(codes=codes[..., None, None], window={}, groups=1)
-    if region.row.formula == "linear" and region.operands[0] in places.images:
-        return None  # along a line of an image
+    if region.row.formula == "linear" and not by_rows(places, region):
+        return None
     if region.row.formula == "conv":
         flat = codes.ndim == 3  # along a line: an image of height 1
         window = {

@@ -164,7 +164,7 @@ def emit(k: Builder, layer: Gemv, isa: Isa, held: Held, tile: Tile) -> None:
     y = {at: k.register("float32", lanes) for at in tile.each}
     for register in y.values():
         k.store(register, 0, splat(0.0, "float32", lanes), lanes)
-    with k.loop(held.blocks) as b:
+    with k.loop(held.blocks, turns=layer.blocks) as b:
         sums = block_sums(k, layer, isa, held, tile, b)
         for r, j in tile.each:
             step = splat(k.load(held.scales, (tile.row + r) * layer.blocks + b), "float32", lanes)

@@ -1,11 +1,12 @@
 """Networks drawn at random, lowered and compared with the reference: to the last bit but for floats of ours.
 
-Norms and float functions take sums in another order, so the reference goes on with ours, after each of them
-is found within its bound. All that is behind them must then be equal.
+Norms and float functions take sums in another order, and activations are polynomials, so the reference goes
+on with ours, after each of them is found within its bound. All that is behind them must then be equal.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,11 @@ from qcompiler.passes.decide import Decision
 from qcompiler.proof import quantized
 from qcompiler.target import find_target
 from tests.backends.tvm.floatpath.example import exactly
+from tests.backends.tvm.test_activation import allowed
+from tests.backends.tvm.test_activation import exact as exactly_of
 
+aten = torch.ops.aten
+NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 TARGET = find_target("cpu", "tvm")
 BATCHES = (1, 3)
 
@@ -65,12 +70,12 @@ def equal_to_the_reference(
 
 @torch.no_grad()
 def floats(engine: TvmExecutable, x: Tensor) -> tuple[dict[Node, Tensor], dict[Node, Group]]:
-    """What norms of ours compute (floats, codes, or both), and float functions, which are groups of ops."""
+    """What norms and activations of ours compute (floats, codes, or both), and groups of ops on floats."""
     ready, groups = engine.ready([x]), {}
     state, found = ready.state(engine.given([x])), {}
     for step, run in ready.each():
         run(state)
-        if isinstance(step, Call) and ready.program.kernels.get(step.node.name) == "norm":
+        if isinstance(step, Call) and ready.program.kernels.get(step.node.name) in ("norm", "activation"):
             written = [node for node in (step.node, *step.node.users) if node.name in step.arguments]
             found.update({node: on_plane(node, ready.program, state) for node in written})
         if isinstance(step, Floats):
@@ -96,7 +101,7 @@ def going_on(
                 bounds = zip(groups[node].outputs, exactly(groups[node], seen), strict=True)
                 assert all(float((ours[y] - exact).abs().max()) <= far for y, (exact, far) in bounds)
         elif ours[node].dtype == torch.float32:
-            exact, by_number = norm_exactly(node, values)
+            exact, by_number = (norm_exactly if node.target in NORMS else activation_exactly)(node, seen)
             assert ((ours[node] - exact).abs() <= by_number).all()
         else:  # of floats of ours the same codes; of torch's, which may lie beyond a tie, those beside them
             wanted = reference.compute(node, args, kwargs, values)
@@ -111,14 +116,30 @@ def going_on(
 def norm_exactly(node: Node, values: Mapping[Node, Any]) -> tuple[Tensor, Tensor]:
     """A norm of what it was given in float64, and how far from it `kernels/norm.py` promises to be."""
     given: dict[str, Any] = {
-        name: values[held] if isinstance(held, Node) else held for name, held in arguments(node).items()
+        name: decoded(values[held]) if isinstance(held, Node) else held
+        for name, held in arguments(node).items()
     }
     x, axes = given["input"].double(), given["normalized_shape"]
     gain, bias = (None if given.get(key) is None else given[key].double() for key in ("weight", "bias"))
-    centered = node.target is torch.ops.aten.layer_norm.default
+    centered = node.target is aten.layer_norm.default
     epsilon = torch.finfo(torch.float32).eps if given["eps"] is None else given["eps"]
     exact = F.layer_norm(x, axes, gain, bias, epsilon) if centered else F.rms_norm(x, axes, gain, epsilon)
     around = x - x.mean(-1, keepdim=True) if centered else x
     ratio = (around.square().mean(-1, keepdim=True) + epsilon).rsqrt()
     size = (1.0 if gain is None else gain.abs()) * (1 + x.abs().amax(-1, keepdim=True) * ratio)
     return exact, 4 * 2.0**-24 * (size if bias is None else size + bias.abs())
+
+
+def activation_exactly(node: Node, values: Mapping[Node, Any]) -> tuple[Tensor, Tensor]:
+    """GELU in float64, or what SiLU gates, and how far from it `kernels/activation.py` promises to be."""
+    inner, factor = node, None
+    for a, b in itertools.permutations(node.args, 2) if node.target is aten.mul.Tensor else ():
+        if isinstance(a, Node) and isinstance(b, Node) and a.target is aten.silu.default:
+            inner, factor = a, decoded(values[b]).double()
+    given = arguments(inner)
+    function = "silu" if inner is not node else "gelu_tanh" if given["approximate"] == "tanh" else "gelu"
+    x = decoded(values[given["self"]])
+    exact, far = exactly_of(function, x), allowed(function, x)
+    if factor is None:
+        return exact, far
+    return exact * factor, far * factor.abs() + 2.0**-24 * (exact * factor).abs() + 2.0**-149

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -21,8 +22,12 @@ pytestmark = pytest.mark.skipif(not RUNNABLE, reason="this CPU has no instructio
 
 
 def seeds(best: int, others: int) -> pytest.MarkDecorator:
-    """Networks by number for every set: many for the one that is used here, a few for the others."""
-    found = [(isa, seed) for isa in RUNNABLE for seed in range(best if isa is BEST else others)]
+    """Networks by number for every set: many for the one that is used here, a few for the others.
+
+    NETWORKS=40 in the environment asks for so many of each kind.
+    """
+    most = max(best, int(os.environ.get("NETWORKS", "0")))
+    found = [(isa, seed) for isa in RUNNABLE for seed in range(most if isa is BEST else others)]
     return pytest.mark.parametrize(("isa", "seed"), found, ids=[f"{isa.name}-{seed}" for isa, seed in found])
 
 

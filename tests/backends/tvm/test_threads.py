@@ -23,6 +23,8 @@ from qcompiler.backends.tvm import Tvm, TvmExecutable, ready, threads
 from qcompiler.backends.tvm.build import assembled, handed, host, placed
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.driver import MAIN, Started, counters, driven
+from qcompiler.backends.tvm.kernels.gemv import STREAMS, Gemv, gemv
+from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.ready import Code
 from qcompiler.backends.tvm.threads import Team, divided
 from qcompiler.ir import Graph
@@ -120,6 +122,14 @@ def test_what_is_small_stays_whole() -> None:
     found = divided(counting(threads.WORTH_SHARING))
     assert found is not None and found[1] == threads.WORTH_SHARING
     assert Tvm().settings(convolutions(3)[0], threads=2)["threads"] == 2
+
+
+def test_a_row_of_a_decoder_is_worth_sharing() -> None:
+    """Its blocks are counted, though only memory says how many they are."""
+    x, y = (Plane(images=1, height=1, width=1, channels=n, pitch=n) for n in (768, 2304))
+    layer = Gemv(x=x, y=y, bits=4, block=128, zero=8)
+    found = divided(gemv(layer, ISA, "gemv"))
+    assert found is not None and found[1] == 2304 // ISA.lanes // STREAMS
 
 
 def code(turns: Sequence[int], size: int, divide: bool = True) -> tuple[Code, NDArray[np.int32], Any]:

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from qcompiler.passes.training.graphs import placeholder
 from tests.passes.training.steps import Block, Gated, Maps, compiled, error, gradients, stepped
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
@@ -172,12 +171,3 @@ def test_the_mask_of_attention_crosses_as_it_is() -> None:
     run, _ = compiled(model, memory="act8")
     (_, expected), (_, found) = gradients(model, model, x, mask), gradients(model, run, x, mask)
     assert 0 < error(found, expected) < 0.02
-
-
-def test_the_name_of_an_erased_value_can_be_that_of_another() -> None:
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    graph.erase_node(graph.call_function(torch.relu, (x,), name="y"))
-    assert placeholder(graph, x, "y").name != "y"
-    graph.output(x)
-    assert fx.GraphModule(nn.Module(), graph)(1, 2) == 1
