@@ -143,14 +143,18 @@ def cards(data: Mapping[str, Any]) -> Iterator[Card]:
         yield Card(
             title="Above float", figure=above(gap), lines=told, level="pass" if is_within else "unknown"
         )
-    crosses, as_is = sums.get("crosses"), sums.get("crosses_float")
-    ratio = f"{as_is / crosses:.1f} times fewer than the {mega(as_is)} MB of float" if crosses else ""
+    crosses: Any = sums.get("crosses")
+    as_is: Any = sums.get("crosses_float")
+    ratio = (
+        f"{as_is / crosses:.1f} times fewer than the {mega(as_is)} MB of float" if crosses and as_is else ""
+    )
     peak = (
         f"peak of a step {mega(sums.get('peak'))} MB, {mega(sums.get('peak_float'))} MB in float, simulated"
     )
     yield Card(
-        title="Cross into backward", figure=f"{mega(crosses)} MB", lines=(ratio, peak) if ratio else ()
-    )
+        title="Cross into backward", figure=f"{mega(crosses)} MB", lines=(ratio, peak) if ratio else (),
+        level="pass" if ratio and crosses < as_is else "unknown",
+    )  # fmt: skip
     seconds = low.get("seconds_per_step")
     beside = plain.get("seconds_per_step")
     lines = [f"float {words.duration(beside, 's')}"] if plain else []

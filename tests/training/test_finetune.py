@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,16 @@ from qcompiler.training.finetune.characters import KINDS, kinds
 from qcompiler.training.finetune.checkpoint import load_weights, save_weights
 from qcompiler.training.finetune.optimizers import OPTIMIZERS, find_plain, make, state_bytes
 from qcompiler.training.finetune.task import endless
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models as small as these are slower on more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 LETTERS = {
     "space": " ",
