@@ -84,6 +84,8 @@ def reading(value: Node, reader: Node) -> Bits:
     places = [place for place, arg in enumerate(reader.args) if arg is value]
     if reader.target in READS:
         row = READS[reader.target]
+        if not places:
+            return EXACT  # an option: the mask of attention, which holds infinities
         return min((row.get(place, NONLINEAR) for place in places), key=len)
     if len(places) == 1 and (has(reader, Trait.LINEAR) or reader.target in ALSO_LINEAR):
         return LINEAR

@@ -89,4 +89,4 @@ def fitting(node: Node, arrival: Node, late: set[Node]) -> tuple[tuple[int, ...]
     if value.numel() < SMALLEST:
         return (), f"it has fewer than {SMALLEST:,} elements"
     widths = readings(arrival, late)
-    return widths, "" if widths else "everything else in backward is scaled with it"
+    return widths, "" if widths else "no error may enter: it is a mask, or everything else is scaled with it"

@@ -22,6 +22,7 @@ from qcompiler.cli import (
     generate,
     models,
     report,
+    train,
     train_check,
     tune,
 )
@@ -35,6 +36,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "bench": bench.run,
     "generate": generate.run,
     "tune": tune.run,
+    "train": train.run,
     "train-check": train_check.run,
     "report": report.run,
     "models": models.run,

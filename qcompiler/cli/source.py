@@ -77,16 +77,7 @@ def built_in(name: str) -> Source:
 
 
 def from_factory(path: Path, name: str) -> Source:
-    factory = find_factory(path, name)
-    try:
-        found = factory()
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"the factory '{name}' of '{path}' fails",
-            node=user_position(error),
-            why=first_line(error),
-            fix="call it without arguments and mend what it raises",
-        ) from error
+    found = called(path, name)
     given = fields_of(found)
     module, inputs = given["module"], given["example_inputs"]
     if not isinstance(module, nn.Module | ExportedProgram):
@@ -102,6 +93,20 @@ def from_factory(path: Path, name: str) -> Source:
     check_metric(given["metric"], f"the factory '{name}' of '{path}'")
     return Source(name=name, model=module, example_inputs=inputs, calibration=given["calibration"],
                   metric=given["metric"])  # fmt: skip
+
+
+def called(path: Path, name: str) -> Any:
+    """What a factory returns."""
+    factory = find_factory(path, name)
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"the factory '{name}' of '{path}' fails",
+            node=user_position(error),
+            why=first_line(error),
+            fix="call it without arguments and mend what it raises",
+        ) from error
 
 
 def find_factory(path: Path, name: str) -> Callable[[], Any]:
@@ -138,15 +143,15 @@ def import_file(path: Path) -> Any:
     return module
 
 
-def fields_of(found: Any) -> dict[str, Any]:
+def fields_of(found: Any, names: Sequence[str] = FIELDS) -> dict[str, Any]:
     """A tuple by position, anything else by attribute; a module may be its own bundle."""
-    empty = dict.fromkeys(FIELDS)
+    empty = dict.fromkeys(names)
     if isinstance(found, tuple):
-        return empty | dict(zip(FIELDS, found, strict=False))
+        return empty | dict(zip(names, found, strict=False))
     if isinstance(found, ExportedProgram):
         return empty | {"module": found}
     itself = {"module": found} if isinstance(found, nn.Module) else {}
-    return {name: getattr(found, name, None) for name in FIELDS} | itself
+    return {name: getattr(found, name, None) for name in names} | itself
 
 
 def describe_type(value: Any) -> str:

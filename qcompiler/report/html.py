@@ -21,29 +21,12 @@ DRAWN = 12
 
 def page(data: Mapping[str, Any]) -> str:
     """The whole page. The same data gives the same text."""
-    from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("qcompiler.report", "."),
-        autoescape=True,  # names of layers come from the user
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=printed,
-    )
-    environment.filters |= {
-        "breakable": breakable,
-        "db": words.decibel,
-        "ms": lambda value: words.duration(value, "ms"),
-        "us": lambda value: words.duration(value, "µs"),
-        "large": words.large,
-        "number": words.number,
-        "percent": words.percent,
-        "times": words.times,
-    }
     layers, tensors = rows(data, "layers"), rows(data, "tensors")
     reasons = {row.get("label"): row.get("reason") for row in rows(part(data, "coverage"), "surprises")}
-    return environment.get_template("template.html.j2").render(
+    return render(
+        "template.html.j2",
         summary=summarize(data),
         model=part(data, "manifest").get("model"),
         layers=[layer_row(layer, reasons.get(layer.get("label"))) for layer in layers],
@@ -67,6 +50,30 @@ def page(data: Mapping[str, Any]) -> str:
         regions=list(regions(data)),
         manifest=words.flatten(part(data, "manifest")),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder, filled in."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("qcompiler.report", "."),
+        autoescape=True,  # names of layers come from the user
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=printed,
+    )
+    environment.filters |= {
+        "breakable": breakable,
+        "db": words.decibel,
+        "ms": lambda value: words.duration(value, "ms"),
+        "us": lambda value: words.duration(value, "µs"),
+        "large": words.large,
+        "number": words.number,
+        "percent": words.percent,
+        "times": words.times,
+    }
+    return environment.get_template(template).render(**values)
 
 
 def printed(value: object) -> object:

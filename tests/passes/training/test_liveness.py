@@ -116,7 +116,7 @@ def test_the_simulation_is_what_a_census_counts(monkeypatch: pytest.MonkeyPatch)
 def counted(halves: Halves) -> tuple[int, int]:
     """Bytes at the worst moment of a whole step, and at its end, by a caller who holds the results."""
     inputs = halves.forward.graph.find_nodes(op="placeholder")
-    primals, keys = [[x for x in inputs if x.name.startswith(kind)] for kind in ("primals", "key")]
+    primals, keys = [[x for x in inputs if x.name.startswith(kind)] for kind in ("primals", "value_of")]
     arrivals = [halves.received(value) for value in halves.crossing]
     others = [x for x in halves.backward.graph.find_nodes(op="placeholder") if x not in arrivals]
     given = [made(node.meta["val"]) for node in primals]

@@ -1,0 +1,142 @@
+"""`qcompiler train`: a model trained in few bits, with float beside it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompiler.cli import options
+from qcompiler.cli.screen import say, show, write_json
+from qcompiler.cli.stop import stopped_gently
+from qcompiler.cli.train_check import own
+from qcompiler.errors import ContractError, QCompilerError
+
+STOPPED = 130  # as for Ctrl-C anywhere
+
+
+def run(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="bert, llama, or `file.py:factory`. A factory takes nothing and returns (module, batches, "
+            "loss[, validation]): batches are pairs (inputs, target), in a list, a loader or from a "
+            "generator function, and loss(module(*inputs), target) is a number.",
+            show_default=False,
+        ),
+    ],
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="How products are computed: float, int8, fp8-hybrid, ...")
+    ] = "int8",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            "-m",
+            show_default=False,
+            help="How what backward needs is kept: keep, act8, act4, act2, a share of float's peak (0.5) or "
+            "bytes.  [default: act4, act8 for llama]",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", "-n", min=1, help="Batches to train on.")] = 300,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", "-b", min=1, help="Rows of a batch of bert or llama.", show_default=False),
+    ] = None,
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", help="adamw, adam, sgd, or adamw8bit, adam8bit, sgd8bit.")
+    ] = "adamw",
+    rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", min=0.0, help="The highest; it rises and falls.", show_default=False),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", min=0.0, help="Distance of the gradients, relative.", show_default=False),
+    ] = None,
+    seed: options.Seed = 0,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Of torch; all cores if absent.", show_default=False),
+    ] = None,
+    float_: Annotated[bool, typer.Option("--float/--no-float", help="Train in float beside it.")] = True,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="Begin with these weights.", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write the page.", show_default=False)
+    ] = None,
+    json: options.Json = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the weights: .safetensors or .pt.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train a model in few bits, with float beside it."""
+    import torch
+
+    from qcompiler.artifact import check_writable_file
+    from qcompiler.cli.task import defaults, find_task
+    from qcompiler.cli.train_bar import TrainingBar
+    from qcompiler.report import html, training
+    from qcompiler.steps import Steps
+    from qcompiler.training.finetune.checkpoint import check_checkpoint, save_weights
+    from qcompiler.training.finetune.run import Settings, fine_tune
+
+    usual_memory, usual_rate = defaults(model)
+    settings = Settings(
+        recipe=recipe, memory=amount(memory or usual_memory), steps=steps, optimizer=optimizer,
+        rate=usual_rate if rate is None else rate, seed=seed, tolerance=tolerance, has_float=float_,
+    )  # fmt: skip
+    for path in (report, json if str(json) != "-" else None):
+        if path is not None:
+            check_writable_file(path)
+    if output is not None:
+        check_checkpoint(output)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with Steps(visible=True) as bar:
+        task = find_task(model, batch=batch, seed=seed, weights=weights, tell=bar.tell)
+    try:
+        with stopped_gently() as is_over, TrainingBar(steps) as line:
+            trained = fine_tune(task, settings, tell=line.tell, watch=line.watch, is_over=is_over)
+    except Exception as error:  # torch.compile wraps what its backends raise
+        raise own(error) from error
+    if json is not None:
+        write_json(trained.data, json)
+    if report is not None:
+        html.write(training.page(trained.data), report)
+    if output is not None and not trained.failure:
+        save_weights(trained.module, output)
+    if str(json) != "-":
+        show(training.table(trained.data))
+        for path in (report, json, output if not trained.failure else None):
+            if path is not None:
+                say(f"Saved {path}")
+    if trained.failure:
+        raise diverged(trained.failure)
+    if trained.data["done"] < steps:
+        raise typer.Exit(STOPPED)
+
+
+def amount(memory: str) -> str | float:
+    """A number where one is meant: "0.5" is a share, "2e9" bytes."""
+    try:
+        return float(memory)
+    except ValueError:
+        return memory
+
+
+def diverged(what: str) -> QCompilerError:
+    return ContractError(
+        what,
+        why="the training diverges",
+        fix="take a lower --learning-rate, or look at the data; the weights were not saved",
+    )
