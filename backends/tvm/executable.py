@@ -26,7 +26,12 @@ from qcompiler.backends.tvm.program import Call, Enter, Program
 from qcompiler.backends.tvm.ready import Ready, made_ready
 from qcompiler.backends.tvm.schedules import Choose
 from qcompiler.backends.tvm.threads import Team
-from qcompiler.backends.tvm.verify import distance
+from qcompiler.backends.tvm.verify import (
+    distance,
+    distance_of_few_bits,
+    distance_of_floats,
+    rounded_sources,
+)
 from qcompiler.ir import Graph, value
 from qcompiler.passes.profit import Fusion
 from qcompiler.plan import Plan
@@ -127,16 +132,28 @@ class TvmExecutable:
 
     @torch.no_grad()
     def verify(self, inputs: Sequence[Tensor]) -> list[NodeDistance]:
-        """Every kernel of ours against the reference on the inputs that it was given."""
-        found = []
+        """Kernels against the reference on the inputs that they were given.
+
+        Regions and linears with weights of few bits are compared to the last bit, kernels of floats with the
+        bounds that they state (`bounds.py`). Not looked at are attention over a cache, ranges taken at run
+        time, codes that a kernel of their own makes, and functions that TVM schedules.
+        """
+        found: list[NodeDistance | None] = []
+        sources: dict[str, Tensor] = {}
         with self.turn:
             ready = self.ready(inputs)
-            state = ready.state(self.given(inputs))
+            program, state = ready.program, ready.state(self.given(inputs))
             for step, run in ready.each():
                 run(state)
-                if isinstance(step, Call) and step.regions:
-                    found.append(distance(step, ready.program, state, self.graph))
-        return found
+                if not isinstance(step, Call):
+                    continue
+                sources |= rounded_sources(step, sources, program, state, self.graph)
+                if step.regions:
+                    found.append(distance(step, program, state, self.graph))
+                    continue
+                found.append(distance_of_floats(step, program, state, self.graph))
+                found.append(distance_of_few_bits(step, program, state, self.graph, sources, self.target))
+        return [each for each in found if each is not None]
 
     def execution(self, plan: Plan) -> Execution:
         """What the program of the traced shapes computes each planned layer with."""

@@ -6,34 +6,29 @@ on with ours, after each of them is found within its bound. All that is behind t
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
 from qcompiler.api import explain
 from qcompiler.backends.reference import Reference, ReferenceExecutable, decoded
 from qcompiler.backends.tvm import Tvm, TvmExecutable
+from qcompiler.backends.tvm.bounds import BOUNDS
 from qcompiler.backends.tvm.floatpath.group import Group
 from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.program import Call
 from qcompiler.backends.tvm.verify import on_plane
-from qcompiler.ir import arguments, evaluate
+from qcompiler.ir import evaluate
 from qcompiler.passes.decide import Decision
 from qcompiler.proof import quantized
 from qcompiler.target import find_target
 from tests.backends.tvm.floatpath.example import exactly
-from tests.backends.tvm.test_activation import allowed
-from tests.backends.tvm.test_activation import exact as exactly_of
 
-aten = torch.ops.aten
-NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 TARGET = find_target("cpu", "tvm")
 BATCHES = (1, 3)
 
@@ -101,7 +96,7 @@ def going_on(
                 bounds = zip(groups[node].outputs, exactly(groups[node], seen), strict=True)
                 assert all(float((ours[y] - exact).abs().max()) <= far for y, (exact, far) in bounds)
         elif ours[node].dtype == torch.float32:
-            exact, by_number = (norm_exactly if node.target in NORMS else activation_exactly)(node, seen)
+            exact, by_number = BOUNDS[node.target](node, seen.__getitem__)
             assert ((ours[node] - exact).abs() <= by_number).all()
         else:  # of floats of ours the same codes; of torch's, which may lie beyond a tie, those beside them
             wanted = reference.compute(node, args, kwargs, values)
@@ -111,33 +106,3 @@ def going_on(
     (found,) = evaluate(reference.graph, [x], evaluate_node=compute)
     result: Tensor = decoded(found)
     return result
-
-
-def norm_exactly(node: Node, values: Mapping[Node, Any]) -> tuple[Tensor, Tensor]:
-    """A norm of what it was given in float64, and how far from it `kernels/norm.py` promises to be."""
-    given: dict[str, Any] = {
-        name: values[held] if isinstance(held, Node) else held for name, held in arguments(node).items()
-    }
-    x, axes = given["input"].double(), given["normalized_shape"]
-    gain, bias = (None if given.get(key) is None else given[key].double() for key in ("weight", "bias"))
-    centered = node.target is aten.layer_norm.default
-    epsilon = torch.finfo(torch.float32).eps if given["eps"] is None else given["eps"]
-    exact = F.layer_norm(x, axes, gain, bias, epsilon) if centered else F.rms_norm(x, axes, gain, epsilon)
-    around = x - x.mean(-1, keepdim=True) if centered else x
-    ratio = (around.square().mean(-1, keepdim=True) + epsilon).rsqrt()
-    size = (1.0 if gain is None else gain.abs()) * (1 + x.abs().amax(-1, keepdim=True) * ratio)
-    return exact, 4 * 2.0**-24 * (size if bias is None else size + bias.abs())
-
-
-def activation_exactly(node: Node, values: Mapping[Node, Any]) -> tuple[Tensor, Tensor]:
-    """GELU in float64, or what SiLU gates, and how far from it `kernels/activation.py` promises to be."""
-    inner, factor = node, None
-    for a, b in itertools.permutations(node.args, 2) if node.target is aten.mul.Tensor else ():
-        if isinstance(a, Node) and isinstance(b, Node) and a.target is aten.silu.default:
-            inner, factor = a, values[b].double()
-    given = arguments(inner)
-    function = "silu" if inner is not node else "gelu_tanh" if given["approximate"] == "tanh" else "gelu"
-    exact, far = exactly_of(function, values[given["self"]]), allowed(function, values[given["self"]])
-    if factor is None:
-        return exact, far
-    return exact * factor, far * factor.abs() + 2.0**-24 * (exact * factor).abs() + 2.0**-149
