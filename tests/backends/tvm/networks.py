@@ -1,7 +1,8 @@
 """Networks drawn at random, lowered and compared with the reference: to the last bit but for floats of ours.
 
-Norms and float functions take sums in another order, and activations are polynomials, so the reference goes
-on with ours, after each of them is found within its bound. All that is behind them must then be equal.
+Norms, attention and float functions take sums in another order, rotary positions round once less, and
+activations are polynomials, so the reference goes on with ours, after each of them is found within its bound.
+All that is behind them must then be equal.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from qcompiler.backends.tvm.floatpath.group import Group
 from qcompiler.backends.tvm.floatpath.step import Floats
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.program import Call
-from qcompiler.backends.tvm.verify import on_plane
+from qcompiler.backends.tvm.verify import held
 from qcompiler.ir import evaluate
 from qcompiler.passes.decide import Decision
 from qcompiler.proof import quantized
@@ -31,6 +32,7 @@ from tests.backends.tvm.floatpath.example import exactly
 
 TARGET = find_target("cpu", "tvm")
 BATCHES = (1, 3)
+KERNELS = ("norm", "activation", "rotary", "float attention")  # of floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ def equal_to_the_reference(
     assert isinstance(engine, TvmExecutable)
     for count in batches:
         x = data(count, 2)
-        assert torch.equal(engine([x])[0], going_on(reference, *floats(engine, x), x))
+        assert torch.equal(engine([x])[0], going_on(reference, *floats(engine, [x]), [x])[0])
     found = engine.verify([x])
     assert found and all(each.max_lsb == 0 for each in found)
     kernels = {layer.node: layer.kernel for layer in engine.execution(decision.plan).layers}
@@ -64,15 +66,15 @@ def equal_to_the_reference(
 
 
 @torch.no_grad()
-def floats(engine: TvmExecutable, x: Tensor) -> tuple[dict[Node, Tensor], dict[Node, Group]]:
-    """What norms and activations of ours compute (floats, codes, or both), and groups of ops on floats."""
-    ready, groups = engine.ready([x]), {}
-    state, found = ready.state(engine.given([x])), {}
+def floats(engine: TvmExecutable, inputs: Sequence[Tensor]) -> tuple[dict[Node, Tensor], dict[Node, Group]]:
+    """What kernels of floats compute (floats, codes, or both), and groups of ops on floats."""
+    ready, groups = engine.ready(inputs), {}
+    state, found = ready.state(engine.given(inputs)), {}
     for step, run in ready.each():
         run(state)
-        if isinstance(step, Call) and ready.program.kernels.get(step.node.name) in ("norm", "activation"):
+        if isinstance(step, Call) and ready.program.kernels.get(step.node.name) in KERNELS:
             written = [node for node in (step.node, *step.node.users) if node.name in step.arguments]
-            found.update({node: on_plane(node, ready.program, state) for node in written})
+            found.update({node: held(node, ready.program, state, engine.graph) for node in written})
         if isinstance(step, Floats):
             groups.update(dict.fromkeys(step.group.outputs, step.group))
             found.update({node: state.values[node] for node in step.group.outputs})
@@ -81,9 +83,10 @@ def floats(engine: TvmExecutable, x: Tensor) -> tuple[dict[Node, Tensor], dict[N
 
 @torch.no_grad()
 def going_on(
-    reference: ReferenceExecutable, ours: Mapping[Node, Tensor], groups: Mapping[Node, Group], x: Tensor
-) -> Tensor:
-    """The result of the reference that goes on with floats of ours, each within its bound."""
+    reference: ReferenceExecutable, ours: Mapping[Node, Tensor], groups: Mapping[Node, Group],
+    inputs: Sequence[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """The results of the reference that goes on with floats of ours, each within its bound."""
 
     seen: dict[Node, Any] = {}  # also what nobody reads any more
 
@@ -96,13 +99,11 @@ def going_on(
                 bounds = zip(groups[node].outputs, exactly(groups[node], seen), strict=True)
                 assert all(float((ours[y] - exact).abs().max()) <= far for y, (exact, far) in bounds)
         elif ours[node].dtype == torch.float32:
-            exact, by_number = BOUNDS[node.target](node, seen.__getitem__)
+            exact, by_number = BOUNDS[node.target](node, lambda read: decoded(seen[read]))
             assert ((ours[node] - exact).abs() <= by_number).all()
         else:  # of floats of ours the same codes; of torch's, which may lie beyond a tie, those beside them
             wanted = reference.compute(node, args, kwargs, values)
             assert (ours[node].int() - wanted.int()).abs().max() <= (node.args[0] not in ours)
         return ours[node]
 
-    (found,) = evaluate(reference.graph, [x], evaluate_node=compute)
-    result: Tensor = decoded(found)
-    return result
+    return [decoded(found) for found in evaluate(reference.graph, inputs, evaluate_node=compute)]
