@@ -1,6 +1,6 @@
 """Functions of our kernels compiled to machine code, and run on numpy arrays in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,12 @@ def processor_for(isa: Isa) -> Processor:
     knows a processor by its name, whatever a virtual machine masks of it: there, the least is taken as well.
     """
     cpu = this_cpu()
-    return host() if isa == isa_for(cpu.features) and uses(host()) <= cpu.flags else isa.processor
+    return safest(host(), isa, cpu.flags) if isa == isa_for(cpu.features) else isa.processor
+
+
+def safest(processor: Processor, isa: Isa, flags: Collection[str]) -> Processor:
+    """A processor if all that it is taken for is there, in the spelling of Linux; else the least of a set."""
+    return processor if uses(processor) <= set(flags) else isa.processor
 
 
 def uses(processor: Processor) -> set[str]:
@@ -100,8 +105,11 @@ def uses(processor: Processor) -> set[str]:
 
 def processor_features(processor: Processor) -> set[str]:
     """What LLVM says a processor has, in the spelling of the operating system where the two differ."""
-    target = target_of(processor)
-    return {LINUX.get(str(name), str(name)) for name in tvm.target.codegen.llvm_get_cpu_features(target)}
+    return spelled(map(str, tvm.target.codegen.llvm_get_cpu_features(target_of(processor))))
+
+
+def spelled(features: Iterable[str]) -> set[str]:
+    return {LINUX.get(name, name) for name in features}
 
 
 def refusal(error: BaseException) -> str:

@@ -8,6 +8,7 @@ library, so a server needs TVM and no compiler. All servers of a key are taken f
 are those of the server's clock on the wall: nothing else should run there.
 """
 
+import re
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 from tvm import rpc, runtime
 
-from qcompiler.backends.tvm.build import compiled, linked, processor_features
+from qcompiler.backends.tvm.build import compiled, linked, safest, spelled
 from qcompiler.backends.tvm.isa import ISAS, Isa, Processor, isa_for
 from qcompiler.backends.tvm.measure import functions_of
 from qcompiler.backends.tvm.probe import turns
@@ -37,19 +38,28 @@ class Remote:
         if not colon or not port.isdigit():
             raise TuningError(f"'{tracker}' is no address of a tracker", fix="write HOST:PORT")
         self.host, self.port = host, int(port)
-        self.processor = self.asked()
+        self.named, self.features = self.asked()
 
     @property
     def isa(self) -> Isa:
         """The best instruction set of the servers; raises TargetError if there is none of ours."""
-        found = isa_for(processor_features(Processor(name=self.processor)))
+        found = isa_for(self.features)
         if found is None:
             raise TargetError(
                 f"the servers of '{self.key}' cannot run our kernels",
-                why=f"their processor, {self.processor}, has no {' and '.join(ISAS[-1].features)}",
+                why=f"their processor, {self.named}, has no {' and '.join(ISAS[-1].features)}",
                 fix="name the key of other servers",
             )  # fmt: skip
         return found
+
+    @property
+    def target(self) -> Processor:
+        """What is compiled for."""
+        return safest(Processor(name=self.named), self.isa, self.features)
+
+    @property
+    def processor(self) -> str:
+        return self.target.name
 
     def crew(self) -> Sequence[Prepare]:
         """One for each server that the tracker knows; raises TuningError if there is none."""
@@ -69,15 +79,24 @@ class Remote:
             )  # fmt: skip
         return [Server(self).bench for _ in servers]
 
-    def asked(self) -> str:
-        """What LLVM calls the processor of the first server that answers."""
+    def asked(self) -> tuple[str, set[str]]:
+        """What LLVM calls the processor of the first server that answers, and what is not masked there."""
         while self.crew():
             with suppress(Lost), losing():
-                return str(self.session().get_function("target.llvm_get_system_cpu")())
+                session = self.session()
+                name = str(session.get_function("target.llvm_get_system_cpu")())
+                detected = session.get_function("tvm.codegen.llvm.GetHostCPUFeatures")()
+                # A map stays on the server; its text does not.
+                return name, there(str(session.get_function("ffi.ReprPrint")(detected)))
         raise AssertionError("a crew is never empty")
 
     def session(self) -> Any:
         return rpc.connect_tracker(self.host, self.port).request(self.key, max_retry=SESSIONS)
+
+
+def there(features: str) -> set[str]:
+    """{"avx2": T.bool(True), "xop": T.bool(False)}  -->  avx2, in the spelling of Linux"""
+    return spelled(re.findall(r'"([^"]+)": \S*\bTrue\b', features))
 
 
 class Server:
@@ -90,18 +109,20 @@ class Server:
     def bench(self, layer: Any, schedules: Sequence[Any], isa: Isa) -> "RemoteBench":
         with losing():
             self.session = self.session or self.remote.session()
-        return RemoteBench(self.session, self.remote.processor, layer, schedules, isa)
+        return RemoteBench(self.session, self.remote.target, layer, schedules, isa)
 
 
 class RemoteBench:
     """The candidates of one layer, ready to run on a server."""
 
-    def __init__(self, session: Any, processor: str, layer: Any, schedules: Sequence[Any], isa: Isa) -> None:
+    def __init__(
+        self, session: Any, processor: Processor, layer: Any, schedules: Sequence[Any], isa: Isa
+    ) -> None:
         functions, given = functions_of(layer, schedules, isa)
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             # A name of its own: of two libraries with one name a server has only the first.
             library = Path(folder) / f"{Path(folder).name}.so"
-            linked(compiled(functions, Processor(name=processor)), library)
+            linked(compiled(functions, processor), library)
             with losing():
                 session.upload(str(library))
                 module = session.load_module(library.name)
