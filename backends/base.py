@@ -38,7 +38,8 @@ class Execution:
 class NodeDistance:
     """How far one kernel is from the reference on the same inputs.
 
-    max_lsb: the largest distance in steps of the result; changed: the share of values that differ.
+    max_lsb: the largest distance in steps of the result; changed: the share of values that differ. Of floats
+    for which a kernel states a bound, what is beyond it counts.
     """
 
     node: str
@@ -68,7 +69,10 @@ class Engine(Executable, Protocol):
         """Microseconds per run of every node, by planned name; of CPU time where the engine tells it."""
 
     def verify(self, inputs: Sequence[Tensor]) -> Sequence[NodeDistance]:
-        """Every integer kernel against the reference, on the inputs that it was really given."""
+        """Every integer kernel against the reference, on the inputs that it was really given.
+
+        Kernels of floats against a bound that they state, where they state one.
+        """
 
 
 @runtime_checkable

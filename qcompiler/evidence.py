@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +56,10 @@ def starts(row: Row) -> bool:
     return row.layer.op.startswith(("conv", "linear"))
 
 
-def accuracy(found: Distance, nodes: Sequence[Any], labels: Mapping[str, str]) -> dict[str, Any]:
+def accuracy(
+    found: Distance, nodes: Sequence[Any], labels: Mapping[str, str], kernels: Iterable[str]
+) -> dict[str, Any]:
+    """`kernels`: all that run; `unchecked` are those of which none was compared by itself."""
     worst = sorted(nodes, key=lambda node: (-node.max_lsb, -node.changed))
     return {
         "sqnr_db": number(found.sqnr_db),
@@ -70,7 +73,8 @@ def accuracy(found: Distance, nodes: Sequence[Any], labels: Mapping[str, str]) -
         },
         "nodes": {
             "checked": len(nodes),
-            "within": all(node.max_lsb <= node.allowed for node in nodes),
+            "within": all(node.max_lsb <= node.allowed for node in nodes) if nodes else None,
+            "unchecked": sorted(set(kernels) - {node.kernel for node in nodes}),
             "worst": [
                 {"label": labels.get(node.node, node.node), "kernel": node.kernel, "max_lsb": node.max_lsb,
                  "allowed": node.allowed, "changed": node.changed}

@@ -106,7 +106,7 @@ def facts(job: Job, proof: Proof, verdict: Verdict | None, *, threads: int | Non
     quality = evidence.layer_quality(decision, job.original, reference, job.samples(1)[0])
     machine = measure_machine() if verdict else None
     observed = any(value.value in decision.ranges for value in decision.plan.values)
-    accuracy = evidence.accuracy(proof.distance, proof.nodes, labels)
+    accuracy = evidence.accuracy(proof.distance, proof.nodes, labels, proof.kernels)
     lowered = proof.executable.fusions(job.timed) if isinstance(proof.executable, Weighing) else ()
     return {
         "coverage": evidence.coverage(proof.contract, proof.kernels),

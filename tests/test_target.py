@@ -81,6 +81,7 @@ def test_the_cpu_says_what_the_system_reports(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Path, "read_text", lambda self: text)
     found = this_cpu.__wrapped__()
     assert (found.name, found.features) == ("Fast 9000", ("avx2", "avx_vnni"))
+    assert found.flags == {"fpu", "avx2", "avx_vnni", "sse"}
 
     arm = "processor : 0\nFeatures : fp asimd asimddp i8mm\n"
     monkeypatch.setattr(Path, "read_text", lambda self: arm)

@@ -1,6 +1,6 @@
 """Functions of our kernels compiled to machine code, and run on numpy arrays in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,19 @@ from qcompiler.backends.tvm.isa import Isa, Processor, isa_for
 from qcompiler.errors import TargetError
 from qcompiler.target.machine import this_cpu
 
-SPELLED = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
+# What LLVM may use of a processor for arithmetic, where Linux calls it otherwise; the rest is for the system,
+# or says what is fast.
+LINUX = {
+    "avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni", "avx512bf16": "avx512_bf16",
+    "avx512vbmi2": "avx512_vbmi2", "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq",
+    "bmi": "bmi1", "lzcnt": "abm", "sse3": "pni", "sse4.1": "sse4_1", "sse4.2": "sse4_2",
+    "avx512fp16": "avx512_fp16", "dotprod": "asimddp", "neon": "asimd", "lse": "atomics", "rdm": "asimdrdm",
+}  # fmt: skip
+ARITHMETIC = {
+    "sse", "sse2", "ssse3", "avx", "avx2", "fma", "f16c", "bmi2", "movbe", "popcnt", "gfni", "vaes",
+    "vpclmulqdq", "adx", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512ifma",
+    "avx512vbmi", "i8mm", "sve", "sve2", *LINUX.values(),
+}  # fmt: skip
 ALIGNMENT = 64  # bytes; a vector load may want it
 # What TVM raises where it cannot schedule or compile: errors of its own are of the first kind, those of an
 # argument of the second.
@@ -74,15 +86,30 @@ def host() -> Processor:
 def processor_for(isa: Isa) -> Processor:
     """This machine's, tuned to its pipelines; the least that a set wants where that is not its best.
 
-    LLVM uses whatever a processor has, so another choice would compile a set to instructions beyond it.
+    LLVM uses whatever a processor has, so another choice would compile a set to instructions beyond it. It
+    knows a processor by its name, whatever a virtual machine masks of it: there, the least is taken as well.
     """
-    return host() if isa == isa_for(this_cpu().features) else isa.processor
+    cpu = this_cpu()
+    return safest(host(), isa, cpu.flags) if isa == isa_for(cpu.features) else isa.processor
+
+
+def safest(processor: Processor, isa: Isa, flags: Collection[str]) -> Processor:
+    """A processor if all that it is taken for is there, in the spelling of Linux; else the least of a set."""
+    return processor if uses(processor) <= set(flags) else isa.processor
+
+
+def uses(processor: Processor) -> set[str]:
+    """What a CPU must have to run code for a processor, as Linux calls it."""
+    return processor_features(processor) & ARITHMETIC
 
 
 def processor_features(processor: Processor) -> set[str]:
     """What LLVM says a processor has, in the spelling of the operating system where the two differ."""
-    target = target_of(processor)
-    return {SPELLED.get(str(name), str(name)) for name in tvm.target.codegen.llvm_get_cpu_features(target)}
+    return spelled(map(str, tvm.target.codegen.llvm_get_cpu_features(target_of(processor))))
+
+
+def spelled(features: Iterable[str]) -> set[str]:
+    return {LINUX.get(name, name) for name in features}
 
 
 def refusal(error: BaseException) -> str:

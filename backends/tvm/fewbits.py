@@ -25,6 +25,7 @@ from qcompiler.target import Target, WeightOnly
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
+CODES = ".by"  # between a value and the block by which it was rounded, in names of memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ def codes_of(places: Places, node: Node, source: str, layer: Rounding) -> tuple[
 
 
 def names_of(source: str, block: int) -> tuple[str, str, str]:
-    base = f"{source}.by{block}"
+    base = f"{source}{CODES}{block}"
     return f"{base}.codes", f"{base}.scales", f"{base}.sums"
 
 

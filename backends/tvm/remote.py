@@ -9,6 +9,7 @@ are those of the server's clock on the wall: nothing else should run there. A se
 lost like one whose connection ends; where none can be reached, or all are lost again and again, it is told.
 """
 
+import re
 import socket
 import tempfile
 import threading
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 from tvm import rpc, runtime
 
-from qcompiler.backends.tvm.build import compiled, linked, processor_features
+from qcompiler.backends.tvm.build import compiled, linked, safest, spelled
 from qcompiler.backends.tvm.isa import ISAS, Isa, Processor, isa_for
 from qcompiler.backends.tvm.measure import functions_of
 from qcompiler.backends.tvm.probe import Argument, turns
@@ -43,19 +44,28 @@ class Remote:
         if not colon or not port.isdigit():
             raise TuningError(f"'{tracker}' is no address of a tracker", fix="write HOST:PORT")
         self.host, self.port = host, int(port)
-        self.processor = self.asked()
+        self.named, self.features = self.asked()
 
     @property
     def isa(self) -> Isa:
         """The best instruction set of the servers; raises TargetError if there is none of ours."""
-        found = isa_for(processor_features(Processor(name=self.processor)))
+        found = isa_for(self.features)
         if found is None:
             raise TargetError(
                 f"the servers of '{self.key}' cannot run our kernels",
-                why=f"their processor, {self.processor}, has no {' and '.join(ISAS[-1].features)}",
+                why=f"their processor, {self.named}, has no {' and '.join(ISAS[-1].features)}",
                 fix="name the key of other servers",
             )  # fmt: skip
         return found
+
+    @property
+    def target(self) -> Processor:
+        """What is compiled for."""
+        return safest(Processor(name=self.named), self.isa, self.features)
+
+    @property
+    def processor(self) -> str:
+        return self.target.name
 
     def crew(self) -> Sequence[Prepare]:
         """One for each server that the tracker knows; raises TuningError if there is none."""
@@ -75,13 +85,13 @@ class Remote:
             )  # fmt: skip
         return [Server(self).bench for _ in servers]
 
-    def asked(self) -> str:
-        """What LLVM calls the processor of the first server that answers."""
+    def asked(self) -> tuple[str, set[str]]:
+        """What LLVM calls the processor of the first server that answers, and what is not masked there."""
         for _ in range(LOSSES):
             self.crew()
             try:
                 with losing():
-                    return answered(self.named, self.patience)
+                    return answered(self.detected, self.patience)
             except Lost as error:
                 lost = error
         raise TuningError(
@@ -89,14 +99,23 @@ class Remote:
             fix="see that its address is known here (--custom-addr), and that nobody else holds it",
         ) from lost  # fmt: skip
 
-    def named(self) -> str:
-        return str(self.session().get_function("target.llvm_get_system_cpu")())
+    def detected(self) -> tuple[str, set[str]]:
+        session = self.session()
+        name = str(session.get_function("target.llvm_get_system_cpu")())
+        found = session.get_function("tvm.codegen.llvm.GetHostCPUFeatures")()
+        # A map stays on the server; its text does not.
+        return name, there(str(session.get_function("ffi.ReprPrint")(found)))
 
     def summary(self) -> Any:
         return rpc.connect_tracker(self.host, self.port).summary()
 
     def session(self) -> Any:
         return rpc.connect_tracker(self.host, self.port).request(self.key, max_retry=SESSIONS)
+
+
+def there(features: str) -> set[str]:
+    """{"avx2": T.bool(True), "xop": T.bool(False)}  -->  avx2, in the spelling of Linux"""
+    return spelled(re.findall(r'"([^"]+)": \S*\bTrue\b', features))
 
 
 class Server:
@@ -121,7 +140,7 @@ class RemoteBench:
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             # A name of its own: of two libraries with one name a server has only the first.
             library = Path(folder) / f"{Path(folder).name}.so"
-            linked(compiled(functions, Processor(name=remote.processor)), library)
+            linked(compiled(functions, remote.target), library)
             with losing():
                 answered(lambda: self.send(library, given, len(schedules)), self.patience)
 

@@ -23,7 +23,7 @@ from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.kernels.conv import Convolution, Tile, convolution
 from qcompiler.backends.tvm.kernels.depthwise import Depthwise, Patch, depthwise
 from qcompiler.backends.tvm.plane import Plane
-from qcompiler.errors import TuningError
+from qcompiler.errors import InputError, TuningError
 from qcompiler.tune.database import Core, Row, from_text, is_of, ranked, read_rows
 
 SHIPPED = Path(__file__).parent / "shipped"  # one file of rows per processor
@@ -107,6 +107,12 @@ def ordered(layer: Any, isa: Isa) -> list[Any]:
 
 
 def predicted(layer: Any, isa: Isa) -> Any:
+    """The schedule that costs least on paper; raises InputError for a layer without outputs."""
+    if outputs(layer.y) == 0:
+        raise InputError(
+            "the inputs leave a layer nothing to compute", why=f"it is {workload(layer)}",
+            fix="pass at least one sample",
+        )  # fmt: skip
     return ordered(layer, isa)[0]
 
 

@@ -1,6 +1,5 @@
 """`qcompiler bench`: float against quantized in one process, interleaved, in CPU time."""
 
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,10 +52,10 @@ def run(
     timing = measured(source, recipes, target=target, threads=threads, seed=seed)
     figures = [row(timing, name) for name in (FLOAT, *(one.name for one in recipes))]
     setting = {"model": model, "threads": threads, "batch": rows_of(source), "clock": "CPU seconds per call"}
+    cpu = this_cpu()
     if json is not None:
-        write_json({**setting, "cpu": asdict(this_cpu()), "results": figures}, json)
+        write_json({**setting, "cpu": {"name": cpu.name, "features": cpu.features}, "results": figures}, json)
     if str(json) != "-":
-        cpu = this_cpu()
         say(f"{cpu.name}: {', '.join(cpu.features) or 'no features that matter'}")
         cores = f"{threads} threads" if threads else "all cores"
         say(f"{model}, batch {rows_of(source)}, {cores}, CPU time per call; the ratios are against float\n")

@@ -95,7 +95,7 @@ def check_guarantees(data: Mapping[str, Any]) -> None:
             why=f"{distance['bound_lsb']:.3g} are allowed",
             fix="nothing was saved; report it with the model, or use another recipe",
         )
-    if not nodes["within"]:
+    if nodes["within"] is False:
         far = next(node for node in nodes["worst"] if node["max_lsb"] > node["allowed"])
         raise ContractError(
             f"a layer is {far['max_lsb']:.3g} LSB from the reference", node=far["label"],

@@ -88,7 +88,7 @@ def measured(
     import torch
 
     from qcompiler.backends.tvm import Tvm
-    from qcompiler.backends.tvm.build import host
+    from qcompiler.backends.tvm.build import processor_for
     from qcompiler.backends.tvm.floatpath import tuning as floats
     from qcompiler.backends.tvm.measure import LocalBench
     from qcompiler.backends.tvm.peak import peak
@@ -102,7 +102,8 @@ def measured(
 
     tracker, key = where
     if tracker is None:
-        isa, processor = Tvm(aim).isa, host().name
+        isa = Tvm(aim).isa
+        processor = processor_for(isa).name
     else:
         from qcompiler.backends.tvm.remote import Remote
 

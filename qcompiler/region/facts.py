@@ -94,11 +94,13 @@ def distance(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def nodes(parts: Sequence[tuple[str, Compiled]]) -> dict[str, Any]:
     found = [part.data["accuracy"]["nodes"] for _, part in parts]
+    within = [part["within"] for part in found if part["within"] is not None]
     rows = [{**row, "label": f"{name}/{row['label']}"} for name, part in parts
             for row in part.data["accuracy"]["nodes"]["worst"]]  # fmt: skip
     return {
         "checked": sum(part["checked"] for part in found),
-        "within": all(part["within"] for part in found) if found else None,
+        "within": all(within) if within else None,
+        "unchecked": sorted({kernel for part in found for kernel in part["unchecked"]}),
         "worst": sorted(rows, key=lambda row: (-row["max_lsb"], -row["changed"]))[:10],
     }
 

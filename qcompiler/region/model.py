@@ -136,7 +136,7 @@ def compare(model: nn.Module, run: Callable[..., Any], calls: Iterable[Call]) ->
     if not triples:
         return counted
     # The distance is each region's own: where the path depends on the data, one ulp decides about the next.
-    figures = evidence.accuracy(distance(*zip(*triples, strict=True)), (), {})
+    figures = evidence.accuracy(distance(*zip(*triples, strict=True)), (), {}, ())
     return counted | {key: figures[key] for key in ("sqnr_db", "reference_sqnr_db", "samples", "agreement")}
 
 

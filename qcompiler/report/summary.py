@@ -150,7 +150,10 @@ def assurances(data: Mapping[str, Any]) -> tuple[str, ...]:
     claims = (
         (part(data, "coverage").get("holds"), "what was planned is what runs"),
         (part(accuracy, "distance").get("within"), "the output is within its bound of the reference"),
-        (nodes.get("within") if nodes.get("checked") != 0 else None, "so is every layer by itself"),
+        (
+            nodes.get("within") if nodes.get("checked") != 0 else None,
+            "so is every kernel that was checked by itself",
+        ),
     )
     return tuple(words for holds, words in claims if holds is True)
 

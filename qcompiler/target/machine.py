@@ -13,10 +13,14 @@ INTERESTING = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cpu:
-    """Name and feature flags, as the kernel of the operating system reports them."""
+    """Name and feature flags, as the kernel of the operating system reports them.
+
+    features: the interesting ones among the flags.
+    """
 
     name: str
     features: tuple[str, ...]
+    flags: frozenset[str] = frozenset()
 
 
 @cache
@@ -28,8 +32,9 @@ def this_cpu() -> Cpu:
         return Cpu(name=platform.processor() or platform.machine(), features=())
     fields = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
     named = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = set((named.get("flags") or named.get("Features") or "").split())
+    flags = frozenset((named.get("flags") or named.get("Features") or "").split())
     return Cpu(
         name=named.get("model name", platform.machine()),
         features=tuple(name for name in INTERESTING if name in flags),
+        flags=flags,
     )

@@ -23,7 +23,7 @@ from torch.fx import Node
 
 from qcompiler import artifact
 from qcompiler.backends.tvm.arena import shared, sizes
-from qcompiler.backends.tvm.build import SPELLED, linked, processor_features
+from qcompiler.backends.tvm.build import linked, uses
 from qcompiler.backends.tvm.driver import counters
 from qcompiler.backends.tvm.executable import TvmExecutable, shapes_of
 from qcompiler.backends.tvm.isa import Isa
@@ -158,24 +158,9 @@ def signed(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": artifact.digest(path)}
 
 
-# What LLVM may use of a processor for arithmetic, where Linux calls it otherwise; the rest is for the system,
-# or says what is fast.
-LINUX = SPELLED | {
-    "avx512vbmi2": "avx512_vbmi2", "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq",
-    "bmi": "bmi1", "lzcnt": "abm", "sse3": "pni", "sse4.1": "sse4_1", "sse4.2": "sse4_2",
-    "dotprod": "asimddp", "neon": "asimd",
-}  # fmt: skip
-ARITHMETIC = {
-    "sse", "sse2", "ssse3", "avx", "avx2", "fma", "f16c", "bmi2", "movbe", "popcnt", "gfni", "vaes",
-    "vpclmulqdq", "adx", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512ifma",
-    "avx512vbmi", "i8mm", *LINUX.values(),
-}  # fmt: skip
-
-
 def wanted(isa: Isa) -> set[str]:
     """What the CPU must have, as Linux calls it."""
-    found = {LINUX.get(name, name) for name in processor_features(isa.processor)}
-    return set(isa.features) | (found & ARITHMETIC)
+    return set(isa.features) | uses(isa.processor)
 
 
 def compare(folder: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:

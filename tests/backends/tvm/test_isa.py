@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler.backends.tvm.build import compiled, handed, placed
+from qcompiler.backends.tvm import build
+from qcompiler.backends.tvm.build import compiled, handed, host, placed, processor_for, uses
 from qcompiler.backends.tvm.builder import Builder
 from qcompiler.backends.tvm.isa import (
     AVX2,
@@ -42,7 +43,9 @@ from qcompiler.backends.tvm.kernels.rotary import Rotary, rotary
 from qcompiler.backends.tvm.kernels.rounding import rounded
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.schedules import predicted
-from tests.backends.tvm.sets import built, every_isa, pytestmark
+from qcompiler.backends.tvm.selftest import probe
+from qcompiler.target.machine import Cpu
+from tests.backends.tvm.sets import RUNNABLE, built, every_isa, pytestmark
 
 SHOWN = {
     AVX512_VBMI: {"conv": r"vpdpbusd.*zmm", "table": r"vperm[it]2b.*zmm"},
@@ -128,6 +131,22 @@ def test_every_kernel_builds_for_every_set(isa: Isa) -> None:
         assert re.search(pattern, made[name])
     if isa in (AVX2, AVX_VNNI):
         assert not [name for name, text in made.items() if re.search(BEYOND_AVX2, text)]
+
+
+@pytest.mark.skipif(AVX2 not in RUNNABLE, reason="this CPU has no AVX2")
+def test_what_a_virtual_machine_masks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM knows a processor by its name, which is the same whatever is masked."""
+    isa = RUNNABLE[0]
+    whole = Cpu(name="whole", features=isa.features, flags=frozenset(uses(host()) | set(isa.features)))
+    monkeypatch.setattr(build, "this_cpu", lambda: whole)
+    assert processor_for(isa) == host()
+    left = frozenset(uses(AVX2.processor))
+    monkeypatch.setattr(build, "this_cpu", lambda: Cpu(name="masked", features=AVX2.features, flags=left))
+    if not uses(host()) <= left:
+        assert processor_for(AVX2) == AVX2.processor
+    for function in (probe(AVX2), functions_of_rows(AVX2)["norm"]):
+        text = compiled([function], processor_for(AVX2)).mod.inspect_source("asm")
+        assert not re.search(BEYOND_AVX2, text)
 
 
 @pytestmark

@@ -23,7 +23,7 @@ from qcompiler.backends.tvm import executable as executables
 from qcompiler.backends.tvm.isa import AVX2, AVX512_VBMI, AVX512_VNNI, NEON_DOT, NEON_I8MM, Isa, isa_for
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.program import Program
-from qcompiler.errors import TargetError
+from qcompiler.errors import InputError, TargetError
 from qcompiler.ir import Graph
 from qcompiler.proof import quantized
 from qcompiler.target import Target
@@ -173,6 +173,31 @@ def test_what_only_looks_like_channels_is_left_to_the_reference() -> None:
     graph = quantized(explain(network, x, target=TARGET))
     (found,), (wanted,) = Tvm(TARGET).lower(graph)([x]), Reference(TARGET).lower(graph)([x])
     assert torch.equal(found, wanted)
+
+
+def test_no_samples_have_empty_results() -> None:
+    """As ONNX Runtime has them; where a result is not empty for all that, the reason is said."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(2, 3, 9, 8)
+    engine = Tvm(TARGET).lower(quantized(explain(network, x, target=TARGET)))
+    (found,) = engine([x[:0]])
+    assert (found.shape, found.dtype) == ((0, 4, 5, 4), torch.float32)
+    whole = Tvm(TARGET).lower(quantized(explain(Summed(network).eval(), x, target=TARGET)))
+    assert whole([x])[0].shape == (4, 5, 4)
+    with pytest.raises(InputError, match=r"nothing to compute.*convolution, 0x9x8x3.*pass at least one"):
+        whole([x[:0]])
+
+
+class Summed(nn.Module):
+    """Over all samples."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.network(x).sum(0)
+        return y
 
 
 def test_a_cpu_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from qcompiler.backends.tvm.build import host
-from qcompiler.backends.tvm.isa import Isa
+from qcompiler.backends.tvm.build import host, uses
+from qcompiler.backends.tvm.isa import AVX2, Isa
 from qcompiler.backends.tvm.remote import Remote, Server
 from qcompiler.backends.tvm.schedules import ordered
 from qcompiler.backends.tvm.tuning import Bench, Lost, Prepare, jobs, tune
 from qcompiler.errors import TuningError
 from qcompiler.tune.database import Core, open_database
+from tests.backends.tvm.sets import RUNNABLE
 from tests.backends.tvm.test_conv import pytestmark
 from tests.backends.tvm.test_tuning import LAYERS
 
@@ -97,6 +98,12 @@ def test_a_server_dies_and_the_other_takes_over(start: Start, tracker: str, tmp_
     servers = [server(start, tracker) for _ in range(2)]
     remote = until_there_are(2, tracker)
     assert remote.processor == host().name
+    assert uses(host()) <= remote.features and "avx10.2" not in remote.features
+    left = {*AVX2.features, *uses(AVX2.processor)}
+    remote.features, whole = left, remote.features  # as where a virtual machine masks the rest
+    if AVX2 in RUNNABLE:
+        assert remote.isa == AVX2 and uses(remote.target) <= left
+    remote.features = whole
     isa, core = remote.isa, Core(isa=remote.isa.name, processor=remote.processor)
     begun: list[Any] = []
 
