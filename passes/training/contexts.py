@@ -41,13 +41,13 @@ READS: Mapping[Any, Mapping[int, Bits]] = {
     aten._log_softmax_backward_data.default: {1: EXACT},
     # It takes exp(q k - logsumexp).
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: {
-        1: QUADRATIC, 2: QUADRATIC, 3: QUADRATIC, 4: LINEAR, 5: EXACT,
+        1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: EXACT,
     },
     aten._scaled_dot_product_flash_attention_backward.default: {
-        1: QUADRATIC, 2: QUADRATIC, 3: QUADRATIC, 4: LINEAR, 5: EXACT,
+        1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: EXACT,
     },
     aten._scaled_dot_product_efficient_attention_backward.default: {
-        1: QUADRATIC, 2: QUADRATIC, 3: QUADRATIC, 4: LINEAR, 5: LINEAR, 6: EXACT,
+        1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: LINEAR, 6: EXACT,
     },
 }  # fmt: skip
 # Linear in every operand alone, beside those that have the trait. What products in few bits round by

@@ -34,9 +34,12 @@ def test_forward_is_exact_and_the_mean_of_the_gradients_too(name: str, memory: s
     assert error(found.mean(0), expected) <= 1.1 * (one / DRAWS) ** 0.5
 
 
-@pytest.mark.parametrize(("memory", "ratio", "bound"), [("act8", 3.9, 0.02), ("act4", 7.6, 0.2)])
-def test_bytes_and_error_of_a_block(memory: str, ratio: float, bound: float) -> None:
-    for fused in (False, True):
+@pytest.mark.parametrize(
+    ("memory", "ratios", "bound"), [("act8", (3.9, 3.9), 0.02), ("act4", (7.6, 6.7), 0.2)]
+)
+def test_bytes_and_error_of_a_block(memory: str, ratios: tuple[float, float], bound: float) -> None:
+    """Of 14 widths that cross where attention is fused, queries and keys are two, and keep 8 bits."""
+    for fused, ratio in zip((False, True), ratios, strict=True):
         model, x = Block(width=256, heads=4, fused=fused), torch.randn(2, 128, 256)
         _, expected = gradients(model, model, x)
         _, found, piece = stepped(model, x, memory=memory)
