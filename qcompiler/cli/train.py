@@ -60,6 +60,9 @@ def run(
         typer.Option("--threads", min=1, help="Of torch; all cores if absent.", show_default=False),
     ] = None,
     float_: Annotated[bool, typer.Option("--float/--no-float", help="Train in float beside it.")] = True,
+    guard: Annotated[
+        bool, typer.Option("--guard/--no-guard", help="Keep products in float that are no faster in int8.")
+    ] = True,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", metavar="FILE", help="Begin with these weights.", show_default=False),
@@ -94,6 +97,7 @@ def run(
     settings = Settings(
         recipe=recipe, memory=amount(memory or usual_memory), steps=steps, optimizer=optimizer,
         rate=usual_rate if rate is None else rate, seed=seed, tolerance=tolerance, has_float=float_,
+        guard=guard,
     )  # fmt: skip
     for path in (report, json if str(json) != "-" else None):
         if path is not None:

@@ -40,6 +40,7 @@ class Settings:
     seed: int = 0
     tolerance: float | None = None
     has_float: bool = True
+    guard: bool = True
 
     def __post_init__(self) -> None:
         find_training_recipe(self.recipe)
@@ -77,7 +78,7 @@ def fine_tune(
     plain = copy.deepcopy(task.module) if settings.has_float else None
     compile_training(
         task.module, recipe=settings.recipe, memory=find_memory(settings.memory),
-        tolerance=settings.tolerance, seed=settings.seed, tell=tell,
+        tolerance=settings.tolerance, seed=settings.seed, guard=settings.guard, tell=tell,
     )  # fmt: skip
     pairs = [(FLOAT, plain, find_plain)] if plain is not None else []
     learners = [
