@@ -9,7 +9,6 @@ the same caches. Writes JSON and a Markdown table. Run on a quiet machine.
 """
 
 import argparse
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from benchmarks.records import commit, machine, table
+from benchmarks.records import commit, machine, table, write_down
 from qcompiler.backends import find_backend
 from qcompiler.backends.memory import Memory
 from qcompiler.backends.ort.session import Settings, open_session, run_session
@@ -196,10 +195,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = [case(name, *CASES[name], Path(folder)) for name in given.cases]
     data = {"commit": at, **machine(), "versions": versions(), "prompt": PROMPT, "cases": found}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(found))
-    print(page(found))
+    write_down(data, page(found), given.out)
 
 
 if __name__ == "__main__":

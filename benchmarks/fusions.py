@@ -8,7 +8,6 @@ of all. Thread time, interleaved, activations near; it wants a quiet machine. Wr
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
 from qcompiler.backends.tvm.isa import Isa, isa_for
 from qcompiler.backends.tvm.kernels import add
@@ -143,9 +142,7 @@ def main() -> None:
         raise SystemExit("this CPU has no such kernels")
     cases = [measured(case, isa, given.rounds) for case in track([*convolutions(isa), *norms(isa)])]
     data = {"commit": at, **machine(), "versions": versions(("apache-tvm",)), "cases": cases}
-    given.out.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(cases))
-    print(page(cases))
+    write_down(data, page(cases), given.out)
 
 
 if __name__ == "__main__":

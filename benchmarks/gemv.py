@@ -10,7 +10,6 @@ all copies. The stream is a sum over 96 MiB, without any other work. Writes JSON
 """
 
 import argparse
-import json
 import mmap
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from onnx import helper
 from rich.progress import track
 
 from benchmarks.kernels import OWN, session
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
 from qcompiler.backends.tvm.builder import Builder, splat
 from qcompiler.backends.tvm.isa import Isa, isa_for
@@ -168,10 +167,7 @@ def main() -> None:
         raise SystemExit("this CPU has no kernels of our own")
     cases = [measured(isa, *shape, given.rounds) for shape in track(SHAPES)]
     data = {"commit": at, **machine(), "versions": versions(("apache-tvm", "onnxruntime")), "cases": cases}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(cases))
-    print(page(cases))
+    write_down(data, page(cases), given.out)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from benchmarks.subjects import subject
 from qcompiler.training import Training
 
@@ -114,10 +114,7 @@ def main() -> None:
     at = commit()
     cases = [grown(name, memory, MODELS[name]) for name in track(given.models) for memory in MEMORIES]
     result = {"commit": at, **machine(), "versions": versions(("torch",)), "cases": cases}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(result))
-    print(page(result))
+    write_down(result, page(result), given.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Markdown.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.progress import track
 from torch import nn
 
 from benchmarks.joint import gradient
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from benchmarks.storage import BATCH, TOKENS, WIDTHS
 from benchmarks.subjects import batch, block
 from qcompiler.models import build
@@ -101,10 +100,7 @@ def main() -> None:
         "commit": at, **machine(), "versions": versions(("torch",)), "rounds": given.rounds,
         "cases": [measure(name, given.rounds) for name in track([*MODELS])],
     }  # fmt: skip
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(result))
-    print(page(result))
+    write_down(result, page(result), given.out)
 
 
 if __name__ == "__main__":

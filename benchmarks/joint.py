@@ -9,7 +9,6 @@ float's gradient; the mean of the draws is compared with what it would be withou
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from benchmarks.subjects import subject
 from qcompiler.numerics.bias import measure_bias
 from qcompiler.training import Training
@@ -107,10 +106,7 @@ def main() -> None:
         "draws": given.draws,
         "cases": cases,
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(result))
-    print(page(result))
+    write_down(result, page(result), given.out)
 
 
 if __name__ == "__main__":

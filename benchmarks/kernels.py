@@ -6,7 +6,6 @@ One thread, the forms of a layer interleaved, CPU time per run, median of rounds
 """
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from rich.progress import track
 
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from qcompiler.backends.ort.session import Settings, open_session
 from qcompiler.backends.ort.stem import margins, phases
 from qcompiler.tune.measure import interleave
@@ -255,10 +254,7 @@ def main() -> None:
     for make, sizes in track(cases, description="measuring"):
         found[make.__name__].append(measure(make, sizes, given.rounds))
     about = {"commit": commit(), **machine(), "versions": versions(["onnxruntime"])}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(about | {"layers": found}, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(found))
-    print(page(found))
+    write_down(about | {"layers": found}, page(found), given.out)
 
 
 if __name__ == "__main__":

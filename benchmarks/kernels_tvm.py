@@ -9,7 +9,6 @@ by its latency. Writes JSON and Markdown.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
 from qcompiler.backends.tvm.isa import Isa, isa_for
 from qcompiler.backends.tvm.kernels.conv import Convolution, convolution
@@ -177,10 +176,7 @@ def main() -> None:
         "isa": isa.name, "lanes": isa.lanes, "clock": isa.latency * TURNS / one,
         "peak": operations(isa, CHAINS) / many, "layers": layers,
     }  # fmt: skip
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(found))
-    print(page(found))
+    write_down(found, page(found), given.out)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from qcompiler.models.charlm import corpus, cross_entropy, settle, windows
 from qcompiler.models.data import load_digits
-from qcompiler.models.decoder import Decoder, Growing, Shape
+from qcompiler.models.decoder import Decoder, Shape
 from qcompiler.models.lenet import LeNet, shifted
 from qcompiler.models.resnet import BasicBlock
+from qcompiler.training.finetune.llama import Reader
 
 SHAPE = Shape(vocabulary=128, width=64, hidden=192, depth=2, heads=4, kv_heads=2, positions=64)
 BATCH = 16
@@ -40,18 +41,6 @@ class Learner:
     gap: float
     train: Callable[[Prepare, int, int], Run]
     steps: int
-
-
-class Reader(nn.Module):
-    """The logits of a decoder alone: tokens [n, T] -> [n, T, vocabulary]."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__()
-        self.whole = Growing(decoder)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.whole(tokens)[0]
-        return logits
 
 
 def characters(prepare: Prepare, seed: int, steps: int) -> Run:

@@ -11,7 +11,6 @@ convolution there is a node of its own here. One thread, medians. Writes JSON an
 """
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.progress import track
 
 import qcompiler as qc
 from benchmarks.models import CASES
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from qcompiler.backends.base import Engine
 from qcompiler.ir import flatten_inputs
 from qcompiler.models import build
@@ -101,9 +100,7 @@ def main() -> None:
         "commit": at, "machine": machine(), "versions": versions(("torch", "apache-tvm", "onnxruntime")),
         "cases": [measure(name, batch) for name, batch in track(cases, description="models")],
     }  # fmt: skip
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
-    given.out.with_suffix(".md").write_text(page(result))
-    print(page(result))
+    write_down(result, page(result), given.out)
 
 
 if __name__ == "__main__":

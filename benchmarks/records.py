@@ -1,8 +1,10 @@
 """What every benchmark writes down beside its figures: the commit, the machine, the versions, and tables."""
 
 import importlib.metadata
+import json
 import subprocess
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from qcompiler.target.machine import this_cpu
@@ -37,3 +39,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_down(result: Any, page: str, out: Path) -> None:
+    """The JSON at a path, its page as Markdown beside it, and the page on the screen."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    out.with_suffix(".md").write_text(page)
+    print(page)

@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.learners import Reader
 from qcompiler.models.charlm import cross_entropy, settle
 from qcompiler.models.decoder import Decoder, Shape
 from qcompiler.training.communication import Compression, compress_gradients
+from qcompiler.training.finetune.llama import Reader
 
 WAYS: Mapping[str, str | None] = {"float": None, "int8": "int8", "e4m3": "e4m3"}
 """How gradients cross -> the format of their codes; None is torch's own all-reduce."""

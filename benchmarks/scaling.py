@@ -11,7 +11,6 @@ JSON, Markdown and SVG.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -25,7 +24,7 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.process import Worker
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from benchmarks.replicas import WAYS, Counted, Work, train
 from qcompiler.models.decoder import Shape
 from qcompiler.tune.measure import rotated
@@ -214,11 +213,8 @@ def main() -> None:
         "shape": asdict(work.shape), "batch": work.batch, "cases": cases,
         "parameters": sum(parameter.numel() for parameter in work.model().parameters()),
     }  # fmt: skip
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(result))
+    write_down(result, page(result), given.out)
     draw(result, given.out.with_suffix(".svg"))
-    print(page(result))
 
 
 if __name__ == "__main__":

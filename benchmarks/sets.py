@@ -9,7 +9,6 @@ Markdown.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +19,7 @@ import numpy as np
 from rich.progress import track
 from tvm import tirx
 
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from qcompiler.backends.tvm.build import compiled, handed, placed, processor_for
 from qcompiler.backends.tvm.builder import splat
 from qcompiler.backends.tvm.isa import Isa, runnable
@@ -106,10 +105,7 @@ def main() -> None:
     at = commit()
     cases = [measured(isa, given.rounds) for isa in track(runnable(this_cpu().features))]
     data = {"commit": at, **machine(), "versions": versions(("apache-tvm",)), "cases": cases}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(cases))
-    print(page(cases))
+    write_down(data, page(cases), given.out)
 
 
 if __name__ == "__main__":

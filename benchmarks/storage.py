@@ -9,7 +9,6 @@ its rounds. Writes JSON and Markdown.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from benchmarks.records import commit, machine, table, versions
+from benchmarks.records import commit, machine, table, versions, write_down
 from benchmarks.subjects import block
 from qcompiler.backends.tvm.training import install
 from qcompiler.ir.storage import recall, store
@@ -119,10 +118,7 @@ def main() -> None:
         "elements": [elements(*form, given.rounds) for form in track(forms)],
         "steps": [steps(width, given.rounds) for width in track(WIDTHS)],
     }  # fmt: skip
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(result))
-    print(page(result))
+    write_down(result, page(result), given.out)
 
 
 if __name__ == "__main__":
