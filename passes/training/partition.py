@@ -13,6 +13,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils.flop_counter import FlopCounterMode
 
 from qcompiler.passes.training.derivatives import save_derivatives
+from qcompiler.passes.training.generators import forget_generators
 from qcompiler.passes.training.graphs import duplicate, evaluate_all
 from qcompiler.passes.training.halves import Halves, is_tensor
 from qcompiler.passes.training.noise import carry_keys
@@ -61,6 +62,7 @@ class Cutting:
             outputs=self.outputs,
             parameters=frozenset(primals[position] for position in self.parameters),
         )
+        forget_generators(halves)
         halves.finish()
         return halves
 

@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 from torch.fx import Node
 from torch.utils.checkpoint import CheckpointPolicy
 
+from qcompiler.passes.training.generators import is_random
 from qcompiler.passes.training.joint import dependent, tangents
 from qcompiler.passes.training.operators import HEAVY
 
@@ -34,7 +34,7 @@ def kinds(joint: fx.GraphModule) -> tuple[Kind, ...]:
     late = dependent(joint.graph, tangents(joint.graph))
     found: dict[Any, list[str]] = {}
     for node in joint.graph.nodes:
-        if node.target in HEAVY and node not in late:
+        if node.target in HEAVY and node not in late and not is_random(node):
             shapes = tuple(tuple(arg.meta["val"].shape) for arg in node.args if isinstance(arg, Node))
             found.setdefault((node.target.__name__.split(".")[0], shapes), []).append(node.name)
     return tuple(
@@ -64,8 +64,3 @@ def mark(joint: fx.GraphModule, again: Collection[str], parameters: Sequence[int
             marked.add(node)
             node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
             node.meta["ac_graph_id"] = 0
-
-
-def is_random(node: Node) -> bool:
-    """Whether a second run would draw something else."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
