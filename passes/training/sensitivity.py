@@ -2,8 +2,8 @@
 
     |g - g_exact|^2 / |g_exact|^2  ~  sum_t C_t v(b_t)        v(b) = 1 / (2^b - 1)^2
 
-C_t is measured with t alone in the fewest bits that serve it. The model adds variances, as independent draws
-without bias do; it holds from 2 bits on.
+C_t is measured with t alone in the fewest bits that serve it, or with all that are alike so, which then share
+it. The model adds variances, as independent draws without bias do; it holds from 2 bits on.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.numerics.philox import noise_key
+from qcompiler.passes.training.alike import alike
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.run import backward, cotangents, distance, forward
 from qcompiler.passes.training.saved import Saved
@@ -32,27 +33,29 @@ def sensitivities(
 ) -> dict[str, float]:
     """C of every value that has a choice of bits, by one batch and random gradients of its results.
 
-    halves: nothing is stored in them yet. Each value costs `DRAWS` backward passes.
+    halves: nothing is stored in them yet. Each kind of value costs `DRAWS` backward passes.
     """
     key = noise_key(seed)
-    passed = forward(halves, inputs, key)
+    with torch.random.fork_rng(devices=[]):  # whoever trains draws as if nothing had been measured
+        passed = forward(halves, inputs, key)
     tangents = cotangents(halves, seed)
     exact = backward(halves, passed.handed, tangents, key)
     places = {
         node.name: halves.results.index(node, halves.outputs) - halves.outputs for node in halves.crossing
     }
-    chosen = [value for value in values if len(value.bits) > 1]
-    found = {}
-    for done, value in enumerate(chosen):
-        tell("measuring sensitivities", done, len(chosen))
-        bits, place = min(value.bits), places[value.name]
+    kinds = alike(halves, [value for value in values if len(value.bits) > 1])
+    found: dict[str, float] = {}
+    for done, kind in enumerate(kinds):
+        tell("measuring sensitivities", done, len(kinds))
+        bits = min(kind[0].bits)
         errors = []
         for draw in range(DRAWS):
             handed = list(passed.handed)
-            handed[place] = noisy(handed[place], noise_key(seed, draw), done, bits)
+            for place in (places[value.name] for value in kind):
+                handed[place] = noisy(handed[place], noise_key(seed, draw), place, bits)
             errors.append(distance(backward(halves, handed, tangents, key), exact) ** 2)
-        found[value.name] = sum(errors) / DRAWS / variance(bits)
-    tell("measuring sensitivities", len(chosen), len(chosen))
+        found |= {value.name: sum(errors) / DRAWS / variance(bits) / len(kind) for value in kind}
+    tell("measuring sensitivities", len(kinds), len(kinds))
     return found
 
 
