@@ -61,7 +61,7 @@ def measure(name: str, draws: int, tick: Callable[[], None]) -> list[dict[str, A
         found.append({
             "model": name, "rows": MODELS[name], "memory": memory,
             "exact": all(map(torch.equal, ours, results)),
-            "float_bytes": piece.before.crossing, "bytes": piece.kept(),
+            "float_bytes": piece.before.crossing, "bytes": piece.after.crossing,
             "error": bias.error, "mean": bias.bias, "floor": bias.floor, "z": bias.z,
         })  # fmt: skip
     return found

@@ -26,8 +26,8 @@ class TrainingReport:
 
     @property
     def kept(self) -> tuple[int, int]:
-        """Bytes that cross from forward to backward over all graphs: as they would be, and as they are."""
-        return sum(p.kept(stored=False) for p in self.pieces), sum(p.kept() for p in self.pieces)
+        """Bytes that cross from forward to backward over all graphs: in float, and as they are."""
+        return sum(p.before.crossing for p in self.pieces), sum(p.after.crossing for p in self.pieces)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -42,7 +42,7 @@ class TrainingReport:
         from rich.text import Text
 
         before, after = self.kept
-        ratio = f", {before / after:.1f} times fewer than as they are" if after else ""
+        ratio = f", {before / after:.1f} times fewer than in float" if after else ""
         graphs = f"{len(self.pieces)} graph{'s' if len(self.pieces) != 1 else ''}"
         settings = f"recipe {self.recipe}, memory {self.memory}, {graphs}"
         head = f"{settings}: {mega(after)} MB cross into backward{ratio}"

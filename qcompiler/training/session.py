@@ -71,11 +71,6 @@ class Piece:
     again: tuple[Kind, ...] = ()
     slow: str = ""
 
-    def kept(self, *, stored: bool = True) -> int:
-        """Bytes that cross, of what nobody holds anyway: as stored, or as they would be."""
-        own = [value for value in self.saved if not value.is_held]
-        return sum(value.bytes(self.bits.get(value.name) if stored else None) for value in own)
-
 
 class Training:
     """How one model is trained; a backend of torch.compile. `pieces` tell what became of its graphs.

@@ -125,5 +125,5 @@ def test_computing_again_and_four_bits_multiply(monkeypatch: pytest.MonkeyPatch)
     result, found, piece = stepped(model, x, memory="act4")
     assert torch.equal(result, exact)
     assert products[-1] <= 12 + 2
-    assert before.kept() / piece.kept() >= 16
+    assert before.after.crossing / piece.after.crossing >= 16
     assert error(found, expected) <= 0.2

@@ -81,4 +81,4 @@ def test_a_chain_leaves_one_factor() -> None:
     _, _, piece = stepped(Chain(), x, memory="act8")
     stored = [value for value in piece.saved if not value.is_held]
     assert len(stored) == 2  # the product of three derivatives, and the operand of the last layer
-    assert piece.kept() == 2 * (64 * 64 + 64 * 64 // 256 * 4)
+    assert piece.after.crossing == 2 * (64 * 64 + 64 * 64 // 256 * 4)

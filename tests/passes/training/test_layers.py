@@ -31,7 +31,7 @@ def test_five_bits_cross_for_an_input() -> None:
     codes, mask, relus = count // 2, count // 8, 2 * count // 8
     classifier = count + count // 256 * 4  # in float: its input in 8 bits, and bounds
     # Nobody asks for the gradient of the first layer's input: its mask stays. Two steps and the key cross.
-    assert piece.kept() == (codes + mask) + codes + relus + classifier + 2 * 4 + 3 * 8
+    assert piece.after.crossing == (codes + mask) + codes + relus + classifier + 2 * 4 + 3 * 8
 
 
 class Attending(nn.Module):
