@@ -16,6 +16,7 @@ from qcompiler.passes.training.derivatives import save_derivatives
 from qcompiler.passes.training.generators import forget_generators
 from qcompiler.passes.training.graphs import duplicate, evaluate_all
 from qcompiler.passes.training.halves import Halves, is_tensor
+from qcompiler.passes.training.implied import imply
 from qcompiler.passes.training.noise import carry_keys
 from qcompiler.passes.training.recompute import mark
 from qcompiler.passes.training.shapes import forget_values
@@ -72,6 +73,7 @@ def prepare(halves: Halves, *, frugal: bool = False) -> None:
     carry_keys(halves)
     forget_values(halves.backward.graph)
     save_derivatives(halves, frugal=frugal)
+    imply(halves)
     share(halves)
 
 

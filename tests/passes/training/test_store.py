@@ -35,15 +35,15 @@ def test_forward_is_exact_and_the_mean_of_the_gradients_too(name: str, memory: s
 
 
 @pytest.mark.parametrize(
-    ("memory", "ratios", "bound"), [("act8", (3.9, 3.9), 0.02), ("act4", (7.6, 6.7), 0.2)]
+    ("memory", "ratios", "bound"), [("act8", (3.9, 3.9), 0.02), ("act4", (7.6, 7.6), 0.2)]
 )
 def test_bytes_and_error_of_a_block(memory: str, ratios: tuple[float, float], bound: float) -> None:
-    """Of 14 widths that cross where attention is fused, queries and keys are two, and keep 8 bits."""
+    """Fused, queries and keys keep 8 bits; norms' results do not cross, which makes up for them."""
     for fused, ratio in zip((False, True), ratios, strict=True):
         model, x = Block(width=256, heads=4, fused=fused), torch.randn(2, 128, 256)
         _, expected = gradients(model, model, x)
         _, found, piece = stepped(model, x, memory=memory)
-        assert piece.before.crossing / piece.kept() >= ratio  # of what crosses in float
+        assert piece.before.crossing / piece.after.crossing >= ratio  # of what crosses in float
         assert 0 < error(found, expected) <= bound
 
 
@@ -92,12 +92,16 @@ def test_parameters_inputs_and_statistics_cross_as_they_are() -> None:
     }
 
 
-def test_what_autocast_makes_of_parameters_crosses_as_it_is() -> None:
+def test_what_autocast_makes_of_parameters_is_made_again_and_does_not_cross() -> None:
+    model, x = Block(fused=True), torch.randn(5, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        _, _, piece = stepped(Block(fused=True), torch.randn(4, 64, 64), memory="act4")
-    casts = [value for value in piece.saved if value.why.startswith("it is a parameter's cast")]
-    assert sorted(value.shape for value in casts) == [(64, 64), (64, 256), (192, 64), (256, 64)]
-    assert not any(value.name in piece.bits or value.is_held for value in casts)
+        _, expected = gradients(model, model, x)
+        _, _, before = stepped(model, x, memory="keep")
+        _, found, piece = stepped(model, x, memory="act8")
+    weights = {(64, 64), (64, 256), (192, 64), (256, 64)}
+    assert weights <= {value.shape for value in before.saved if value.dtype == torch.bfloat16}
+    assert not weights & {value.shape for value in piece.saved if value.dtype == torch.bfloat16}
+    assert error(found, expected) < 0.03
 
 
 def test_a_log_sum_exp_is_never_stored_in_few_bits() -> None:
@@ -114,11 +118,10 @@ def test_what_attention_gives_crosses_once() -> None:
     _, found, piece = stepped(model, x, memory="act8")
     read = [value for value in piece.saved if not value.is_held and value.count == x.numel()]
     names = {value.name: piece.bits[value.name] for value in read}
-    assert len(names) == 7, (
-        names
-    )  # norms' input (one is the model's) and results, q, k, v, attention's result
+    # The second norm's input (that of the first is the model's), q, k, v, and attention's result.
+    assert len(names) == 5, names
     assert set(names.values()) == {8}
-    assert piece.before.crossing == piece.kept(stored=False)
+    assert piece.after.crossing < 0.26 * piece.before.crossing
     assert error(found, expected) < 0.02
 
 

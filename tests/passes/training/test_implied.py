@@ -1,0 +1,144 @@
+"""What follows from values that cross anyway does not cross."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.passes.training.steps import compiled, error, gradients, stepped
+
+WIDTH = 48
+
+
+class Between(nn.Module):
+    """linear, norm, what comes behind, linear: its values of full size that cross are told by name."""
+
+    def __init__(self, norm: nn.Module, behind: Callable[[Tensor], Any] = lambda y: y) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(WIDTH, WIDTH), norm, nn.Linear(WIDTH, WIDTH)
+        self.behind = behind
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.behind(self.norm(self.first(x))))
+
+
+class WrittenOut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(WIDTH) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+def drawn(norm: nn.Module) -> nn.Module:
+    """The norm with weights that are not what they are set to at first."""
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    return norm
+
+
+def crossing(model: nn.Module, x: Tensor, **settings: Any) -> int:
+    """Values of the size of an activation that cross and that nobody holds."""
+    _, _, piece = stepped(model, x, **settings)
+    return sum(value.count == 32 * 2 * WIDTH and not value.is_held for value in piece.saved)
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "layer": lambda: nn.LayerNorm(WIDTH),
+    "layer, no bias": lambda: nn.LayerNorm(WIDTH, bias=False),
+    "layer, nothing to learn": lambda: nn.LayerNorm(WIDTH, elementwise_affine=False),
+    "layer, two axes": lambda: nn.LayerNorm((2, WIDTH)),
+    "rms": lambda: nn.RMSNorm(WIDTH),
+    "rms, written out": WrittenOut,
+}
+X = (32, 2, WIDTH)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norms_result_does_not_cross_beside_its_input(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Between(drawn(NORMS[name]())), torch.randn(X)
+    assert crossing(model, x, memory="keep") == 2
+    _, expected = gradients(model, model, x)
+    monkeypatch.setattr("qcompiler.training.session.store", lambda *_: None)  # rewritten, and nothing rounded
+    _, found, piece = stepped(model, x, memory="act4")
+    assert sum(value.count == x.numel() and not value.is_held for value in piece.saved) == 1
+    assert error(found, expected) < 1e-6
+
+
+def test_a_norm_under_autocast_is_computed_in_the_types_that_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its result is float32, and the product behind it reads that in bfloat16."""
+    model, x = Between(drawn(nn.LayerNorm(WIDTH))), torch.randn(X)
+    monkeypatch.setattr("qcompiler.training.session.store", lambda *_: None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, expected = gradients(model, model, x)
+        _, found, piece = stepped(model, x, memory="act4")
+    assert sum(value.count == x.numel() and not value.is_held for value in piece.saved) == 1
+    assert error(found, expected) < 2**-7  # a rounding to bfloat16 that falls the other way
+
+
+BENT: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu, "square": torch.square, "y y": lambda y: y * y, "silu": lambda y: y * y.sigmoid(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("behind", BENT.values(), ids=BENT)
+def test_what_is_not_linear_in_what_is_stored_crosses(behind: Callable[[Tensor], Tensor]) -> None:
+    """Noise in x would be bent on its way, and the mean of many draws be wrong."""
+    model, x = Between(drawn(nn.LayerNorm(WIDTH)), behind), torch.randn(X)
+    _, expected = gradients(model, model, x)
+    draws = [stepped(model, x, memory="act4", seed=seed)[1] for seed in range(4)]
+    assert crossing(model, x, memory="act4") >= 2
+    one = sum(error(draw, expected) ** 2 for draw in draws) / len(draws)
+    assert error(torch.stack(draws).mean(0), expected) < 1.3 * (one / len(draws)) ** 0.5
+
+
+def test_what_is_linear_behind_a_norm_does_not_cross_either() -> None:
+    shift = torch.randn(WIDTH)
+    model = Between(drawn(nn.LayerNorm(WIDTH)), lambda y: (2 * y + shift).transpose(0, 1).contiguous())
+    assert crossing(model, torch.randn(X), memory="keep") == 2
+    assert crossing(model, torch.randn(X), memory="act4") == 1
+
+
+def test_what_the_user_holds_is_read_from_there() -> None:
+    class Both(Between):
+        def forward(self, x: Tensor) -> Any:
+            y = self.norm(self.first(x))
+            return self.last(y), y
+
+    model, x = Both(drawn(nn.LayerNorm(WIDTH))), torch.randn(X)
+
+    def gradient(run: Callable[[Tensor], Any]) -> Tensor:
+        model.zero_grad()
+        torch.autograd.backward([result.square().sum() for result in run(x)])
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    expected = gradient(model)
+    run, training = compiled(model, memory="act4")
+    assert error(gradient(run), expected) < 0.2
+    (piece,) = training.pieces
+    assert "it is a result, which whoever called holds" in {value.why for value in piece.saved}
+
+
+def test_a_chain_of_sums_crosses_again_after_some_steps() -> None:
+    """x + 1 + 1 ...: whoever computes a value of the tenth sum again would compute all ten."""
+
+    class Sums(nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.first, self.other, self.last = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+            self.shifts = nn.ParameterList(torch.randn(WIDTH) for _ in range(count))
+
+        def forward(self, x: Tensor) -> Tensor:
+            start = y = self.first(x)
+            for shift in self.shifts:
+                y = y + shift
+            result: Tensor = self.other(start) + self.last(y)
+            return result
+
+    x = torch.randn(64, WIDTH)
+    assert crossing(Sums(2), x, memory="act4") == 1
+    assert crossing(Sums(12), x, memory="act4") == 2
