@@ -146,7 +146,7 @@ class Trainee:
         rows = [row for piece in pieces or () for row in piece.products]
         return Figures(
             held=held, peak=peak, left=left, loss=loss, gradient=gradient,
-            crossing=sum(piece.kept() for piece in pieces) if pieces else None,
+            crossing=sum(piece.after.crossing for piece in pieces) if pieces else None,
             crossing_before=sum(piece.before.crossing for piece in pieces) if pieces else None,
             few=sum(row.formats != "float" for row in rows) if computes else None,
             products=len(rows) if computes else None,
