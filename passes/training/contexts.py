@@ -40,12 +40,11 @@ READS: Mapping[Any, Mapping[int, Bits]] = {
     aten._softmax_backward_data.default: {1: QUADRATIC},
     aten._log_softmax_backward_data.default: {1: EXACT},
     # It takes exp(q k - logsumexp).
-    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: {
-        1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: EXACT,
-    },
-    aten._scaled_dot_product_flash_attention_backward.default: {
-        1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: EXACT,
-    },
+    **{op: {1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: EXACT} for op in (
+        aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+        aten._scaled_dot_product_flash_attention_backward.default,
+        aten._scaled_dot_product_cudnn_attention_backward.default,
+    )},
     aten._scaled_dot_product_efficient_attention_backward.default: {
         1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: LINEAR, 6: EXACT,
     },

@@ -5,10 +5,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 
 def duplicate(module: fx.GraphModule) -> fx.GraphModule:
@@ -30,10 +32,21 @@ def called(graph: fx.Graph, target: Any, *args: Any) -> Node:
 
 def evaluate(node: Node) -> None:
     """Give a call the value that it has on fake tensors; that of a view shares its storage."""
+    node.meta["val"] = result(node)
+
+
+def result(node: Node) -> Any:
+    """What a call gives on fake tensors."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
     assert callable(node.target)
-    with detect_fake_mode([args]) or nullcontext(), torch.no_grad():
-        node.meta["val"] = node.target(*args, **kwargs)
+    mode = detect_fake_mode([args])
+    with mode or nullcontext(), torch.no_grad():
+        value = node.target(*args, **kwargs)
+
+    def faked(x: Tensor) -> Tensor:
+        return x if mode is None or isinstance(x, FakeTensor) else mode.from_tensor(x)
+
+    return pytree.tree_map_only(Tensor, faked, value)  # the state of a generator comes as it is
 
 
 def evaluate_all(graph: fx.Graph) -> None:

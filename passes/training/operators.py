@@ -44,6 +44,7 @@ PRODUCTS: Mapping[Any, Operator] = {
 ATTENTION = frozenset({
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
 })  # fmt: skip
 HEAVY = frozenset({*ATTENTION, *(target for target, row in PRODUCTS.items() if not row.is_gradient)})

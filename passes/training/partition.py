@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._functorch import config
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._ops import OpOverload
 from torch.utils.flop_counter import FlopCounterMode
 
 from qcompiler.passes.training.derivatives import save_derivatives
 from qcompiler.passes.training.generators import forget_generators
-from qcompiler.passes.training.graphs import duplicate, evaluate_all
+from qcompiler.passes.training.graphs import duplicate, result
 from qcompiler.passes.training.halves import Halves, is_tensor
 from qcompiler.passes.training.implied import imply
 from qcompiler.passes.training.noise import carry_keys
@@ -50,13 +52,15 @@ class Cutting:
         whole = duplicate(self.joint)
         mark(whole, again, self.parameters)
         primals = [node.name for node in whole.graph.find_nodes(op="placeholder")]
-        forward, backward = min_cut_rematerialization_partition(
-            whole,
-            self.inputs,
-            num_fwd_outputs=self.outputs,
-            static_lifetime_input_indices=list(self.parameters),
-            **self.rest,
-        )
+        # States of generators cross as tensors: the other way adds inputs to both, which nobody would give.
+        with config.patch(graphsafe_rng_functionalization=False):
+            forward, backward = min_cut_rematerialization_partition(
+                whole,
+                self.inputs,
+                num_fwd_outputs=self.outputs,
+                static_lifetime_input_indices=list(self.parameters),
+                **self.rest,
+            )
         halves = Halves(
             forward=forward,
             backward=backward,
@@ -79,9 +83,11 @@ def prepare(halves: Halves, *, frugal: bool = False) -> None:
 
 def work(halves: Halves) -> int:
     """Floating-point operations of the products and convolutions of both halves."""
+    nodes = [*halves.forward.graph.nodes, *halves.backward.graph.nodes]
     with FlopCounterMode(display=False) as counter:
-        evaluate_all(halves.forward.graph)
-        evaluate_all(halves.backward.graph)
+        for node in nodes:
+            if isinstance(node.target, OpOverload):  # what wraps others, the counter does not know
+                result(node)
     return int(counter.get_total_flops())
 
 

@@ -4,13 +4,15 @@ from collections.abc import Collection
 
 import pytest
 import torch
-from torch import fx
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from qcompiler.passes.training.generators import is_random
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.operators import ATTENTION
 from qcompiler.passes.training.partition import Cutting
-from tests.passes.training.steps import Block, error, gradients, stepped
+from tests.passes.training.steps import Block, compiled, error, gradients, stepped
 
 aten = torch.ops.aten
 
@@ -43,6 +45,36 @@ def test_a_budget_is_kept_where_attention_is_fused() -> None:
     assert torch.equal(result, exact)
     assert piece.after.bytes <= 0.7 * piece.before.bytes
     assert error(found, expected) <= 0.2
+
+
+class Checkpointed(nn.Module):
+    """Something with dropout that its owner has computed again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(32, 128), nn.Linear(128, 32), nn.Linear(32, 32)
+
+    def inner(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(F.dropout(F.gelu(self.first(x)), 0.3))
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.relu(checkpoint(self.inner, x, use_reentrant=False)))
+        return y
+
+
+@pytest.mark.parametrize(("memory", "bound"), [("keep", 1e-6), ("act8", 0.02)])
+def test_the_users_checkpoint_draws_the_same_in_both_runs(memory: str, bound: float) -> None:
+    model, x = Checkpointed(), torch.randn(128, 32)
+    torch.manual_seed(1)
+    exact, expected = gradients(model, model, x)
+    run, training = compiled(model, memory=memory, verify=True)
+    run(x)
+    torch.manual_seed(1)
+    result, found = gradients(model, run, x)
+    assert torch.equal(result, exact)
+    assert error(found, expected) <= bound
+    assert not any(value.shape == (128, 128) for value in training.pieces[0].saved)
 
 
 @pytest.mark.parametrize(
