@@ -39,14 +39,14 @@ READS: Mapping[Any, Mapping[int, Bits]] = {
     aten.batch_norm_backward.default: {1: LINEAR, 2: LINEAR, 3: EXACT, 4: EXACT, 5: EXACT, 6: EXACT},
     aten._softmax_backward_data.default: {1: QUADRATIC},
     aten._log_softmax_backward_data.default: {1: EXACT},
-    # It takes exp(q k - logsumexp).
-    **{op: {1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: EXACT} for op in (
+    # It takes exp(q k + mask - logsumexp), and masks hold infinities.
+    **{op: {1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: EXACT, 8: EXACT} for op in (
         aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
         aten._scaled_dot_product_flash_attention_backward.default,
         aten._scaled_dot_product_cudnn_attention_backward.default,
     )},
     aten._scaled_dot_product_efficient_attention_backward.default: {
-        1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: LINEAR, 5: LINEAR, 6: EXACT,
+        1: NONLINEAR, 2: NONLINEAR, 3: LINEAR, 4: EXACT, 5: LINEAR, 6: EXACT,
     },
 }  # fmt: skip
 # Linear in every operand alone, beside those that have the trait. What products in few bits round by
