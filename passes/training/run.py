@@ -1,6 +1,7 @@
 """Running both halves of a step on real tensors, to verify a plan and to measure it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,17 @@ class Runner(fx.Interpreter):
         if self.watch and n.op == "call_function":
             self.watch(n, args, value)
         return value
+
+
+@contextmanager
+def apart_from_draws(values: Sequence[Any]) -> Iterator[None]:
+    """Leave torch's generators as they were, on the CPU and wherever some tensors are.
+
+    Whoever trains draws as if nothing had been checked or measured.
+    """
+    devices = {x.device.index for x in values if isinstance(x, Tensor) and x.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        yield
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 from qcompiler.numerics.philox import noise_key
 from qcompiler.passes.training.alike import alike
 from qcompiler.passes.training.halves import Halves
-from qcompiler.passes.training.run import backward, cotangents, distance, forward
+from qcompiler.passes.training.run import apart_from_draws, backward, cotangents, distance, forward
 from qcompiler.passes.training.saved import Saved
 from qcompiler.progress import Tell, silent
 
@@ -36,7 +36,7 @@ def sensitivities(
     halves: nothing is stored in them yet. Each kind of value costs `DRAWS` backward passes.
     """
     key = noise_key(seed)
-    with torch.random.fork_rng(devices=[]):  # whoever trains draws as if nothing had been measured
+    with apart_from_draws(inputs):
         passed = forward(halves, inputs, key)
     tangents = cotangents(halves, seed)
     exact = backward(halves, passed.handed, tangents, key)

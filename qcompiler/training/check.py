@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from qcompiler.errors import InputError
 from qcompiler.numerics.bias import Bias, measure_bias
+from qcompiler.passes.training.run import apart_from_draws
 from qcompiler.progress import Tell, silent
 from qcompiler.training.compiled import compile_training, training_report
 from qcompiler.training.report import TrainingReport
@@ -66,7 +67,7 @@ def gradient(
     """All gradients in one vector; dropout and the gradients of the results are the same in every call."""
     for parameter in parameters:
         parameter.grad = None
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with apart_from_draws(parameters), torch.enable_grad():
         torch.manual_seed(seed)
         results = [
             result
