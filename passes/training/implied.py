@@ -1,26 +1,26 @@
 """What follows from values that cross anyway does not cross: backward computes it again.
 
-    fw: y, mean, rstd = norm(x, w, b)       x, mean, rstd, y cross        x, mean, rstd cross
-    bw: norm_backward(dy, x, mean, rstd)                            -->   y = (x - mean) rstd w + b
-        dW = dY^T y                                                       dW = dY^T y
+    fw: y = n w + b      n, rstd, y cross            n, rstd cross
+    bw: dW = dY^T y                           -->    dW = dY^T (n w + b)
 
 Only along operators that are linear in what is stored, so that the mean of many draws stays right, and that
 take less time than storing does. A partitioner keeps y all the same, for a product wants it in memory.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.passes.training.graphs import inlined
+from qcompiler.passes.training.graphs import evaluate, inlined
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.joint import VIEWS, base
-from qcompiler.passes.training.saved import SMALLEST
+from qcompiler.passes.training.norms import NORMALIZED, exact, normalized, typed
+from qcompiler.passes.training.saved import FLOATS, is_rounded
 
 aten = torch.ops.aten
 
@@ -31,57 +31,59 @@ LINEAR = frozenset({
 })  # fmt: skip
 
 
-def layer_norm(x: Tensor, _: Any, w: Tensor | None, b: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
-    """Ba, Kiros, Hinton 2016 (arXiv 1607.06450): (x - mean) rstd w + b."""
-    return scaled((x - mean) * rstd, w, b).to(x.dtype)
+def weighted(n: Tensor, w: Tensor | None, b: Tensor | None = None) -> Tensor:
+    """n w + b: what a norm gives, in the type of n."""
+    y = exact(n) if w is None else exact(n) * exact(w)
+    return typed(y if b is None else y + exact(b), n.dtype)
 
 
-def rms_norm(x: Tensor, _: Any, w: Tensor | None, rstd: Tensor) -> Tensor:
-    """Zhang, Sennrich 2019 (arXiv 1910.07467): x rstd w."""
-    return scaled(x * rstd, w, None).to(x.dtype)
-
-
-def scaled(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
-    x = x if w is None else x * w
-    return x if b is None else x + b
+def anew(x: Tensor, rstd: Tensor, mean: Tensor | None, w: Tensor | None, b: Tensor | None = None) -> Tensor:
+    return weighted(normalized(x, rstd, mean), w, b)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """The first result of a norm as a formula of so many of its operands, and of its other results."""
+    """Where an operator of forward has its weights; how many statistics it gives beside its result.
 
-    formula: Callable[..., Tensor]
-    operands: int
+    Ba, Kiros, Hinton 2016 (arXiv 1607.06450); Zhang, Sennrich 2019 (arXiv 1910.07467).
+    """
+
+    weights: tuple[int, ...]
     statistics: int
 
 
 NORMS: Mapping[Any, Norm] = {
-    aten.native_layer_norm.default: Norm(formula=layer_norm, operands=4, statistics=2),
-    aten._fused_rms_norm.default: Norm(formula=rms_norm, operands=3, statistics=1),
+    aten.native_layer_norm.default: Norm(weights=(2, 3), statistics=2),
+    aten._fused_rms_norm.default: Norm(weights=(2,), statistics=1),
 }
 
 
 def imply(halves: Halves) -> None:
     """Let what follows from other values cross no longer; both graphs are changed."""
     held = {base(node) for node in halves.results[: halves.outputs] if isinstance(node, Node)}
+    trained = set(trained_parameters(halves))
     for value in halves.crossing:
-        if base(value) in held:
-            continue
-        known = {node for node in halves.crossing if node is not value} | {*inputs_of(halves)}
-        inner = steps(value, known)
-        if inner:
-            compute(value, inner, halves)
+        if is_rounded(value) and base(value) not in held:
+            known = ({*halves.crossing} | trained) - {value}
+            if inner := derivation(value, known):
+                compute(value, inner, halves)
     halves.finish()
 
 
-def inputs_of(halves: Halves) -> list[Node]:
-    return list(halves.forward.graph.find_nodes(op="placeholder"))
+def trained_parameters(halves: Halves) -> Iterator[Node]:
+    """Inputs that nothing but an optimizer changes: parameters, and among them those that get a gradient.
+
+    Buffers are changed by steps, and a batch by who loads the next, maybe before backward reads them.
+    """
+    gradients: Any = next(iter(halves.backward.graph.find_nodes(op="output"))).args[0]
+    inputs = halves.forward.graph.find_nodes(op="placeholder")
+    for node, gradient in zip(inputs, gradients, strict=False):
+        if node.name in halves.parameters and isinstance(gradient, Node):
+            yield node
 
 
-def steps(value: Node, known: set[Node]) -> list[Node]:
+def derivation(value: Node, known: Set[Node]) -> list[Node]:
     """The operators by which a value follows from what is known, in order; none where it does not."""
-    if not is_stored(value):
-        return []
     inner: set[Node] = set()
     open_ = [value]
     while open_:
@@ -91,23 +93,17 @@ def steps(value: Node, known: set[Node]) -> list[Node]:
         if len(inner) == LONGEST or not is_linear(node):
             return []
         inner.add(node)
-        open_ += read(node)
+        open_ += sources(node)
     return sorted(inner)
-
-
-def is_stored(value: Node) -> bool:
-    """Whether a value would be stored in few bits, and with an error: statistics and parameters are exact."""
-    x = value.meta.get("val")
-    if value.op != "call_function" or not isinstance(x, Tensor):
-        return False
-    return bool(x.is_floating_point() and x.numel() >= SMALLEST and x.shape[-1] > 1)
 
 
 def is_linear(node: Node) -> bool:
     """Whether the noise of what an operator reads is in its result as it is, or times what has none."""
+    if not all(type_of(each) in FLOATS for each in (node, *sources(node))):
+        return False  # codes, masks: a cast to them rounds
     if is_norm(node) or node.target in LINEAR:
         return True
-    noisy = [isinstance(arg, Node) and is_stored(arg) for arg in node.args]
+    noisy = [isinstance(arg, Node) and is_rounded(arg) for arg in node.args]
     if node.target is aten.mul.Tensor:
         return sum(noisy) == 1
     if node.target is aten.div.Tensor:
@@ -115,41 +111,51 @@ def is_linear(node: Node) -> bool:
     return bool(node.target is aten.pow.Tensor_Scalar and node.args[1] == 1)
 
 
+def type_of(node: Node) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, Tensor) else None
+
+
 def is_norm(node: Node) -> bool:
-    """Whether a value is the first result of a norm whose others somebody reads as well."""
+    """Whether a value is the result of a norm, of which n crosses, or whose input is exact."""
     if node.target is not getitem or node.args[1] != 0:
         return False
-    row = NORMS.get(of(node).target)
-    return row is not None and len(of(node).users) == 1 + row.statistics
+    norm = node.all_input_nodes[0]
+    if norm.target not in NORMS or not (
+        NORMALIZED in norm.meta or base(norm.all_input_nodes[0]).op == "placeholder"
+    ):
+        return False
+    found = statistics(norm)
+    # Where they are rounded, the norm has computed with others.
+    return len(found) == NORMS[norm.target].statistics and all(type_of(s) == torch.float32 for s in found)
 
 
-def of(node: Node) -> Node:
-    """The operator whose result a value is."""
-    (operator,) = node.all_input_nodes
-    return operator
+def statistics(norm: Node) -> list[Node]:
+    """1 / deviation, and the mean, as far as somebody reads them."""
+    found = {user.args[1]: user for user in norm.users}
+    return [found[place] for place in (2, 1) if place in found]
 
 
-def read(node: Node) -> list[Node]:
-    """What a value is computed from; of a norm its operands and statistics."""
-    return (
-        [each for each in operands(node) if isinstance(each, Node)] if is_norm(node) else node.all_input_nodes
-    )
+def formula(node: Node) -> tuple[Callable[..., Tensor], list[Any]]:
+    """A norm's result as a function of what is known."""
+    norm = node.all_input_nodes[0]
+    weights = [norm.args[place] for place in NORMS[norm.target].weights]
+    if NORMALIZED in norm.meta:
+        return weighted, [norm.meta[NORMALIZED], *weights]
+    return anew, [norm.args[0], *[*statistics(norm), None][:2], *weights]
 
 
-def operands(node: Node) -> list[Any]:
-    """Of the formula of a norm."""
-    norm = of(node)
-    statistics = {user.args[1]: user for user in norm.users if user is not node}
-    return [
-        *norm.args[: NORMS[norm.target].operands],
-        *(statistics[place] for place in range(1, len(norm.users))),
-    ]
+def sources(node: Node) -> list[Node]:
+    """What a value is computed from."""
+    if not is_norm(node):
+        return node.all_input_nodes
+    return [operand for operand in formula(node)[1] if isinstance(operand, Node)]
 
 
 def compute(value: Node, inner: list[Node], halves: Halves) -> None:
     """Compute a value in backward, before the first that reads it, and let it cross no longer."""
-    leaves = [node for step in inner for node in read(step) if node not in inner]
-    absent = [node for node in dict.fromkeys(leaves) if node not in halves.crossing]
+    leaves = dict.fromkeys(node for step in inner for node in sources(step) if node not in inner)
+    absent = [node for node in leaves if node not in halves.crossing]
     if absent:
         halves.hand_over(absent)
     copies: dict[Node, Node] = {node: halves.received(node) for node in leaves}
@@ -157,9 +163,11 @@ def compute(value: Node, inner: list[Node], halves: Halves) -> None:
     with graph.inserting_before(min(arrival.users)):
         for node in inner:
             if is_norm(node):
-                given = fx.node.map_arg(operands(node), copies.__getitem__)
-                copies[node] = inlined(graph, NORMS[of(node).target].formula, *given)
+                function, operands = formula(node)
+                given = [copies[each] if isinstance(each, Node) else each for each in operands]
+                copies[node] = inlined(graph, function, *given)
             else:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
+                evaluate(copies[node])
     arrival.replace_all_uses_with(copies[value])
     halves.drop(value)

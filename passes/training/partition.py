@@ -20,6 +20,7 @@ from qcompiler.passes.training.graphs import duplicate, result
 from qcompiler.passes.training.halves import Halves, is_tensor
 from qcompiler.passes.training.implied import imply
 from qcompiler.passes.training.noise import carry_keys
+from qcompiler.passes.training.norms import normalize
 from qcompiler.passes.training.recompute import mark
 from qcompiler.passes.training.shapes import forget_values
 from qcompiler.passes.training.shared import share
@@ -77,6 +78,7 @@ def prepare(halves: Halves, *, frugal: bool = False) -> None:
     carry_keys(halves)
     forget_values(halves.backward.graph)
     save_derivatives(halves, frugal=frugal)
+    normalize(halves)
     imply(halves)
     share(halves)
 

@@ -66,6 +66,16 @@ def described(node: Node, halves: Halves, handed: set[Node], late: set[Node]) ->
     )
 
 
+def is_rounded(value: Node) -> bool:
+    """Whether a value, or what it views, would be stored with an error; statistics and inputs are exact."""
+    whole = base(value)
+    x = whole.meta.get("val")
+    if whole.op != "call_function" or not isinstance(x, Tensor) or x.dtype not in FLOATS:
+        return False
+    known = all(isinstance(length, int) for length in x.shape)
+    return known and x.dim() > 0 and x.shape[-1] > 1 and x.numel() >= SMALLEST
+
+
 def owned(origin: Node, handed: set[Node], parameters: frozenset[str]) -> str:
     """Who holds a tensor anyway, in words; "" where nobody does but the step."""
     if origin.op == "placeholder":

@@ -73,18 +73,126 @@ def test_a_norms_result_does_not_cross_beside_its_input(name: str, monkeypatch: 
 
 
 def test_a_norm_under_autocast_is_computed_in_the_types_that_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its result is float32, and the product behind it reads that in bfloat16."""
+    """On a CPU torch says of its statistics that they are rounded: what it gives crosses, n, and x's cast."""
     model, x = Between(drawn(nn.LayerNorm(WIDTH))), torch.randn(X)
     monkeypatch.setattr("qcompiler.training.session.store", lambda *_: None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, expected = gradients(model, model, x)
         _, found, piece = stepped(model, x, memory="act4")
-    assert wide(piece, x) == 1
+    assert wide(piece, x) == 3
     assert error(found, expected) < 2**-7  # a rounding to bfloat16 that falls the other way
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_norms_of_other_types(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Between(drawn(nn.LayerNorm(WIDTH))).to(dtype), torch.randn(X, dtype=dtype)
+    nn.init.constant_(model.first.bias, 10.0)  # a mean that a type rounds
+    monkeypatch.setattr("qcompiler.training.session.store", lambda *_: None)
+
+    def gradient(run: Callable[[Tensor], Tensor]) -> Tensor:
+        model.zero_grad()
+        y = run(x)
+        torch.autograd.backward(y, torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype))
+        return torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+
+    expected = gradient(model)
+    run, _ = compiled(model, memory="act4")
+    assert error(gradient(run), expected) < 8 * torch.finfo(dtype).eps
+
+
+class Permuted(nn.Module):
+    """A norm over the channels of images, whose input does not lie row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 16, 1), nn.LayerNorm(16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.norm(self.first(x).permute(0, 2, 3, 1)))
+        return y
+
+
+def test_norms_of_what_does_not_lie_row_by_row() -> None:
+    model, x = Permuted(), torch.randn(4, 3, 16, 16)
+    _, expected = gradients(model, model, x)
+    _, found, _ = stepped(model, x, memory="act8")
+    assert error(found, expected) < 0.02
+
+
+class Padded(nn.Module):
+    """Words and padding: rows of zeros beside rows of ones, several in one group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(100, WIDTH, padding_idx=0)
+        self.norm, self.last = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y: Tensor = self.last(self.norm(self.embedding(tokens)))
+        return y
+
+
+def test_a_row_of_small_numbers_beside_large_ones_keeps_its_own_noise() -> None:
+    model, tokens = Padded(), torch.randint(1, 100, (32, 8))
+    tokens[:, 5:] = 0
+    _, expected = gradients(model, model, tokens)
+    for memory, bound in (("act8", 0.02), ("act4", 0.2)):
+        _, found, _ = stepped(model, tokens, memory=memory)
+        assert error(found, expected) < bound
+
+
+class Shifted(nn.Module):
+    """A sum with a buffer that the step changes, before a linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.mean = nn.Buffer(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        y: Tensor = self.one(h) + self.other(h - self.mean)
+        with torch.no_grad():
+            self.mean.mul_(0.5).add_(h.mean(0))
+        return y
+
+
+def test_nothing_is_computed_from_what_may_have_changed_since() -> None:
+    model, x = Shifted(), torch.randn(64, WIDTH)
+    before = model.mean.clone()
+    _, expected = gradients(model, model, x)
+    with torch.no_grad():
+        model.mean.copy_(before)
+    _, found, _ = stepped(model, x, memory="act8")
+    assert error(found, expected) < 0.02
+
+
+def test_a_batch_may_be_loaded_into_the_place_of_the_last() -> None:
+    class Plus(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.one, self.other = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            h = self.first(x)
+            y: Tensor = self.one(h) + self.other(h + z)
+            return y
+
+    model, x, z = Plus(), torch.randn(64, WIDTH), torch.randn(64, WIDTH)
+    _, expected = gradients(model, model, x, z)
+    run, _ = compiled(model, memory="act8")
+    model.zero_grad()
+    y = run(x, z)
+    z.copy_(torch.randn(64, WIDTH))
+    target = torch.randn(y.shape, generator=torch.Generator().manual_seed(7))
+    torch.autograd.backward(F.mse_loss(y, target))
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert error(found, expected) < 0.02
 
 
 BENT: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu, "square": torch.square, "y y": lambda y: y * y, "silu": lambda y: y * y.sigmoid(),
+    "rounded": lambda y: y + (3 * y).int().float(), "outer": lambda y: y[..., :1] * y,
 }  # fmt: skip
 
 
@@ -97,12 +205,11 @@ def test_what_is_not_linear_in_what_is_stored_crosses(behind: Callable[[Tensor],
     draws = [gradients(model, run, x)[1] for _ in range(24)]
     assert wide(training.pieces[0], x) >= 2
     one = sum(error(draw, expected) ** 2 for draw in draws) / len(draws)
-    assert error(torch.stack(draws).mean(0), expected) < 1.1 * (one / len(draws)) ** 0.5
+    assert error(torch.stack(draws).mean(0), expected) < 1.3 * (one / len(draws)) ** 0.5
 
 
 def test_what_is_linear_behind_a_norm_does_not_cross_either() -> None:
-    shift = torch.randn(WIDTH)
-    model = Between(drawn(nn.LayerNorm(WIDTH)), lambda y: (2 * y + shift).transpose(0, 1).contiguous())
+    model = Between(drawn(nn.LayerNorm(WIDTH)), lambda y: (2 * y - 1).transpose(0, 1).contiguous())
     assert crossing(model, torch.randn(X), memory="keep") == 2
     assert crossing(model, torch.randn(X), memory="act4") == 1
 
