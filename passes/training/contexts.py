@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from qcompiler.ir import scales as _scales  # noqa: F401 - registers the operators
+from qcompiler.passes.training.joint import dependent
 from qcompiler.passes.training.operators import PRODUCTS
 from qcompiler.rewrite.traits import Trait, has
 
@@ -58,6 +60,13 @@ ALSO_LINEAR = frozenset({
 })  # fmt: skip
 
 
+# What reads several values and multiplies none with another.
+ADDITIVE = frozenset({
+    aten.add.Tensor, aten.sub.Tensor, aten.cat.default, aten.stack.default, aten.where.self,
+    aten.slice_scatter.default, aten.select_scatter.default, aten.index_put.default,
+})  # fmt: skip
+
+
 def readings(arrival: Node, late: set[Node]) -> Bits:
     """The bits that all readers of an input of backward leave it; `late` depends on gradients."""
     found, seen, open_ = set(LINEAR), {arrival}, [arrival]
@@ -73,7 +82,24 @@ def readings(arrival: Node, late: set[Node]) -> Bits:
             if bits == LINEAR and reader not in late and reader not in seen:
                 seen.add(reader)  # its result is as noisy as the value, and read by others
                 open_.append(reader)
+    if found and meets_itself(arrival):
+        found &= set(QUADRATIC)
     return tuple(sorted(found, reverse=True))
+
+
+def meets_itself(arrival: Node) -> bool:
+    """Whether what depends on a value is multiplied with what depends on it, too: with its noise squared."""
+    noisy = dependent(arrival.graph, [arrival])
+    return any(
+        sum(operand in noisy for operand in operands(node)) > 1
+        for node in noisy
+        if node is not arrival and node.op == "call_function" and node.target not in ADDITIVE
+    )
+
+
+def operands(node: Node) -> list[Node]:
+    """The values that a call reads, as often as it does."""
+    return [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node)]
 
 
 def reading(value: Node, reader: Node) -> Bits:

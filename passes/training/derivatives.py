@@ -217,7 +217,8 @@ def cross(factor: Node, halves: Halves) -> None:
             continue
         with graph.inserting_after(max([point, *(arg for arg in args if isinstance(arg, Node))])):
             copies[node] = point = graph.node_copy(node, copies.__getitem__)
-    (given,) = halves.hand_over([copies[factor]])
+    crosses = copies[factor] in halves.crossing  # as an operand of something else, say
+    given = halves.received(copies[factor]) if crosses else halves.hand_over([copies[factor]])[0]
     factor.replace_all_uses_with(given)
 
 

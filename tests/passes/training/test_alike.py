@@ -1,11 +1,10 @@
 """Values of one place in every layer are measured together."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qcompiler.passes.training.alike import alike
 from qcompiler.passes.training.halves import Halves
@@ -58,7 +57,35 @@ def test_what_a_kind_is_felt_is_about_the_sum_of_its_values(monkeypatch: pytest.
     assert 0.5 * alone < together < 2 * alone
 
 
-def test_what_is_read_otherwise_is_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds: Sequence[tuple[Saved, ...]] = grouped(3, monkeypatch)
-    heads = [kind for kind in kinds if kind[0].shape == (4, 2, 16, 32)]
-    assert len(heads) >= 3  # queries, keys and values
+class Twins(nn.Module):
+    """Two values of one shape, made and read alike, or one of them by something else."""
+
+    def __init__(self, made: bool, read: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(32, 32) for _ in range(3))
+        self.last = nn.Linear(32, 64 if read else 32)
+        self.made = made
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.first(x), self.second(x)
+        if self.made:
+            other = other.relu()
+        y: Tensor = torch.cat([self.third(one), self.last(other)], -1)
+        return y
+
+
+@pytest.mark.parametrize(("made", "read", "count"), [(False, False, 1), (True, False, 2), (False, True, 2)])
+def test_values_are_of_a_kind_by_what_makes_and_what_reads_them(
+    made: bool, read: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    def spy(halves: Halves, *_: Any) -> None:
+        wide = [value for value in saved(halves) if value.shape == (64, 32) and value.dtype.is_floating_point]
+        names = {"addmm", "addmm_1", "relu"}
+        found.append(alike(halves, [value for value in wide if value.name in names]))
+
+    monkeypatch.setattr("qcompiler.training.session.store", spy)
+    stepped(Twins(made, read), torch.randn(64, 32), memory="act4")
+    assert sum(map(len, found[0])) == 2
+    assert len(found[0]) == count
