@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from qcompiler.numerics.groupwise import GROUP
 from qcompiler.passes.training.graphs import evaluate, inlined
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.joint import VIEWS, base
@@ -105,10 +106,16 @@ def is_linear(node: Node) -> bool:
         return True
     noisy = [isinstance(arg, Node) and is_rounded(arg) for arg in node.args]
     if node.target is aten.mul.Tensor:
-        return sum(noisy) == 1
+        return sum(noisy) == 1 and not is_by_rows(node)
     if node.target is aten.div.Tensor:
-        return not noisy[1]
+        return not noisy[1] and not is_by_rows(node)
     return bool(node.target is aten.pow.Tensor_Scalar and node.args[1] == 1)
+
+
+def is_by_rows(node: Node) -> bool:
+    """Whether rows have factors of their own, and share groups: a small row would get a large one's noise."""
+    shapes = [arg.meta["val"].shape for arg in node.all_input_nodes]
+    return any(shape[-1:] == (1,) for shape in shapes) and node.meta["val"].shape[-1] % GROUP != 0
 
 
 def type_of(node: Node) -> torch.dtype | None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from qcompiler.training import Piece
 from tests.passes.training.steps import compiled, error, gradients, stepped
 
-WIDTH = 48
+WIDTH = 256  # a group, so that rows share none
+NARROW = 48
 
 
 class Between(nn.Module):
@@ -27,9 +28,9 @@ class Between(nn.Module):
 
 
 class WrittenOut(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.rand(WIDTH) + 0.5)
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
@@ -59,7 +60,7 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
     "rms": lambda: nn.RMSNorm(WIDTH),
     "rms, written out": WrittenOut,
 }
-X = (32, 2, WIDTH)
+X = (8, 2, WIDTH)
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -122,23 +123,25 @@ def test_norms_of_what_does_not_lie_row_by_row() -> None:
 class Padded(nn.Module):
     """Words and padding: rows of zeros beside rows of ones, several in one group."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(100, WIDTH, padding_idx=0)
-        self.norm, self.last = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.embedding = nn.Embedding(100, NARROW, padding_idx=0)
+        self.norm, self.last = norm(NARROW), nn.Linear(NARROW, NARROW)
 
     def forward(self, tokens: Tensor) -> Tensor:
         y: Tensor = self.last(self.norm(self.embedding(tokens)))
         return y
 
 
-def test_a_row_of_small_numbers_beside_large_ones_keeps_its_own_noise() -> None:
-    model, tokens = Padded(), torch.randint(1, 100, (32, 8))
+@pytest.mark.parametrize("norm", [nn.LayerNorm, WrittenOut], ids=["layer", "rms"])
+def test_a_row_of_small_numbers_beside_large_ones_keeps_its_own_noise(
+    norm: Callable[[int], nn.Module],
+) -> None:
+    model, tokens = Padded(norm), torch.randint(1, 100, (32, 8))
     tokens[:, 5:] = 0
     _, expected = gradients(model, model, tokens)
-    for memory, bound in (("act8", 0.02), ("act4", 0.2)):
-        _, found, _ = stepped(model, tokens, memory=memory)
-        assert error(found, expected) < bound
+    _, found, _ = stepped(model, tokens, memory="act8")
+    assert error(found, expected) < 0.02
 
 
 class Shifted(nn.Module):
