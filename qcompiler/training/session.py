@@ -47,6 +47,7 @@ from qcompiler.training.lower import (
 )
 from qcompiler.training.memory import Memory, find_memory
 from qcompiler.training.noise import Noise
+from qcompiler.training.recurrent import step_by_step
 from qcompiler.training_recipe import TrainingRecipe, find_training_recipe
 
 
@@ -140,7 +141,8 @@ class Graph:
             inference_compiler=self.forward,
             partition_fn=self.partition,
         )
-        self.run: Callable[..., Any] = backend(module, inputs)
+        with step_by_step(module):
+            self.run: Callable[..., Any] = backend(module, inputs)
         self.inputs = None
 
     def partition(
