@@ -3,14 +3,16 @@
     python -m benchmarks.convergence [--seeds 3] [--learners ...] [--out benchmarks/results/convergence.json]
 
 Each recipe runs the same loop from the same weights on the same batches. The gate is one-sided: the mean over
-the seeds may be worse than float's by 0.03 nats, or by one percent of the digits. That everything in 2 bits,
-inputs instead of derivatives, does not pass it shows that the gate bites. Writes JSON with the curves,
-Markdown and SVG.
+the seeds may be worse than float's by 0.03 nats, or by one percent of the digits. A gate bites where
+everything in 2 bits, inputs instead of derivatives, does not pass it: on the characters it does not, on the
+digits it does, and the page says so. Recipes of 4 bits are left out where no layer of the model can take
+them. Writes JSON with the curves, Markdown and SVG.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from torch import nn
 from benchmarks.learners import LEARNERS, Run
 from benchmarks.records import commit, machine, table, versions
 from qcompiler.passes.training.noise import carry_keys
-from qcompiler.training import compile_training
+from qcompiler.training import compile_training, training_report
 from qcompiler.training.memory import Memory
 
 FLOAT = "float"
+NAIVE = "2 bits, naive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ SETTINGS: Mapping[str, Setting] = {
     "int4-hq": Setting(recipe="int4-hq"),
     "int4-hq-all": Setting(recipe="int4-hq-all"),
     "int4-lsq-luq": Setting(recipe="int4-lsq-luq"),
-    "2 bits, naive": Setting(memory="act2", naive=True),
+    NAIVE: Setting(memory="act2", naive=True),
 }
 
 
@@ -64,8 +67,17 @@ class Naive(Memory):
         }
 
 
+def settings_of(learner: str, names: Iterable[str]) -> list[str]:
+    """Those that differ from float on a learner."""
+    return [name for name in names if LEARNERS[learner].hidden or "int4" not in SETTINGS[name].recipe]
+
+
 def trained(learner: str, setting: Setting, seed: int) -> Run:
+    """Train one. Of a recipe that is not float's, some product has to have been in few bits."""
+    models: list[nn.Module] = []
+
     def prepare(model: nn.Module) -> nn.Module:
+        models.append(model)
         if setting == Setting():
             return model
         memory = Naive(bits=2) if setting.naive else setting.memory
@@ -75,10 +87,12 @@ def trained(learner: str, setting: Setting, seed: int) -> Run:
 
     torch._dynamo.reset()
     chosen = LEARNERS[learner]
-    if not setting.naive:
-        return chosen.train(prepare, seed, chosen.steps)
-    with patch("qcompiler.training.session.prepare", carry_keys):
-        return chosen.train(prepare, seed, chosen.steps)
+    with patch("qcompiler.training.session.prepare", carry_keys) if setting.naive else nullcontext():
+        run = chosen.train(prepare, seed, chosen.steps)
+    if setting.recipe != FLOAT:
+        pieces = training_report(models[-1]).pieces
+        assert any(row.formats != FLOAT for piece in pieces for row in piece.products), (learner, setting)
+    return run
 
 
 def page(result: dict[str, Any]) -> str:
@@ -96,6 +110,9 @@ def page(result: dict[str, Any]) -> str:
             rows.append((setting, listed, f"{gap:+.3f}", verdict))
         parts.append(f"## {name}, {learner.unit}, {learner.steps} steps\n")
         parts.append(table(("setting", "seeds", "mean gap", f"gate {learner.gap:g}"), rows))
+        verdicts = {row[0]: row[3] for row in rows}
+        if verdicts.get(NAIVE) == "passes":
+            parts.append("Everything in 2 bits passes as well: here the gate tells nothing of fewer bits.\n")
     return "\n".join(parts)
 
 
@@ -110,8 +127,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for axes, (name, runs) in zip(panels, result["learners"].items(), strict=True):
             for setting, found in runs.items():
                 losses = torch.tensor(found[0]["losses"]).unfold(0, 10, 10).mean(-1)
-                style = {"color": "black", "linewidth": 2} if setting == FLOAT else {"linewidth": 1}
-                axes.plot(range(10, 10 * len(losses) + 10, 10), losses, label=setting, **style)
+                color = f"C{[*SETTINGS].index(setting) - 1}"  # the legend is of all panels
+                style = {"color": "black", "linewidth": 2} if setting == FLOAT else {"color": color}
+                steps = range(10, 10 * len(losses) + 10, 10)
+                axes.plot(steps, losses, label=setting, **{"linewidth": 1, **style})
             axes.set_title(name)
             axes.set_xlabel("step")
             axes.set_yscale("log")
@@ -133,10 +152,11 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = dict.fromkeys((FLOAT, *given.settings))
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    runs = sum(len(settings_of(learner, settings)) for learner in given.learners)
     with Progress() as progress:
-        task = progress.add_task("training", total=len(given.learners) * len(settings) * given.seeds)
+        task = progress.add_task("training", total=runs * given.seeds)
         for learner in given.learners:
-            for setting in settings:
+            for setting in settings_of(learner, settings):
                 for seed in range(given.seeds):
                     progress.update(task, description=f"{learner}, {setting}, seed {seed}")
                     run = trained(learner, SETTINGS[setting], seed)

@@ -19,12 +19,12 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from benchmarks.joint import gradient
 from benchmarks.records import commit, machine, table, versions, write_down
 from benchmarks.storage import BATCH, TOKENS, WIDTHS
 from benchmarks.subjects import batch, block
 from qcompiler.models import build
 from qcompiler.training import Training
+from qcompiler.training.check import results_and_gradient, trainable
 from qcompiler.tune.measure import interleave
 
 Model = tuple[nn.Module, tuple[Any, ...]]
@@ -53,13 +53,14 @@ MODELS: dict[str, Callable[[], Model]] = {
 def measure(name: str, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
-    runs: dict[str, Callable[[], object]] = {"torch": partial(gradient, model, model, inputs)}
+    step = partial(results_and_gradient, parameters=trainable(model), inputs=inputs, seed=0)
+    runs: dict[str, Callable[[], object]] = {"torch": partial(step, model)}
     trainings = {}
     for setting, options in SETTINGS.items():
         torch._dynamo.reset()
         training = Training(memory="keep", verify=False, **options)  # type: ignore[arg-type]
         run = torch.compile(model, backend=training, fullgraph=True, dynamic=False)
-        runs[setting] = partial(gradient, model, run, inputs)
+        runs[setting] = partial(step, run)
         runs[setting]()
         (trainings[setting],) = training.pieces
     timing = interleave(runs, rounds=rounds)

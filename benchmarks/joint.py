@@ -15,45 +15,31 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from benchmarks.records import commit, machine, table, versions, write_down
 from benchmarks.subjects import subject
 from qcompiler.numerics.bias import measure_bias
 from qcompiler.training import Training
+from qcompiler.training.check import results_and_gradient, trainable
 
 MODELS = {"block": 4, "resnet18": 4, "vit_b_32": 4, "bert_base": 2}  # and rows of a batch
 MEMORIES = ("act8", "act4")
 
 
-def gradient(
-    model: nn.Module, run: Callable[..., Any], inputs: tuple[Any, ...]
-) -> tuple[list[Tensor], Tensor]:
-    """Results, and all gradients in one vector, for the same random gradients of the results every time."""
-    model.zero_grad()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        results = [x for x in pytree.tree_leaves(run(*inputs)) if isinstance(x, Tensor) and x.requires_grad]
-        torch.manual_seed(1)
-        torch.autograd.backward(results, [torch.randn_like(x) for x in results])
-    found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    return [x.detach() for x in results], torch.cat(found)
-
-
 def measure(name: str, draws: int, tick: Callable[[], None]) -> list[dict[str, Any]]:
     model, inputs = subject(name, MODELS[name])
-    results, exact = gradient(model, model, inputs)
+    parameters = trainable(model)
+    results, exact = results_and_gradient(model, parameters, inputs, seed=0)
     found = []
     for memory in MEMORIES:
         torch._dynamo.reset()
         training = Training(memory=memory, verify=False)
         run = torch.compile(model, backend=training, fullgraph=True, dynamic=False)
-        ours, _ = gradient(model, run, inputs)
+        ours, _ = results_and_gradient(run, parameters, inputs, seed=0)
 
         def drawn(run: Callable[..., Any] = run) -> Any:
             for _ in range(draws):
-                yield gradient(model, run, inputs)[1]
+                yield results_and_gradient(run, parameters, inputs, seed=0)[1]
                 tick()
 
         bias = measure_bias(drawn(), exact)

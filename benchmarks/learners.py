@@ -35,12 +35,16 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """A training by seed; `unit` of its figure, of which less is better, and the `gap` that is allowed."""
+    """A training by seed; `unit` of its figure, of which less is better, and the `gap` that is allowed.
+
+    hidden: whether a linear layer is not the last, which is what recipes of 4 bits are for.
+    """
 
     unit: str
     gap: float
     train: Callable[[Prepare, int, int], Run]
     steps: int
+    hidden: bool = True
 
 
 def characters(prepare: Prepare, seed: int, steps: int) -> Run:
@@ -120,5 +124,5 @@ def small_resnet() -> nn.Module:
 LEARNERS: Mapping[str, Learner] = {
     "characters": Learner(unit="nats", gap=0.03, train=characters, steps=300),
     "lenet": Learner(unit="% wrong", gap=1.0, train=digits(LeNet), steps=400),
-    "resnet": Learner(unit="% wrong", gap=1.0, train=digits(small_resnet), steps=300),
+    "resnet": Learner(unit="% wrong", gap=1.0, train=digits(small_resnet), steps=300, hidden=False),
 }

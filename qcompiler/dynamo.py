@@ -4,11 +4,14 @@ options={"recipe": "int8", "calibrate": 8}          regions, called without grad
 options={"recipe": "int8", "memory": "act4"}        training: `memory` says what is kept for backward
 """
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
+from torch._dynamo import config
+from torch._guards import CompileContext
 
 from qcompiler.errors import InputError
 from qcompiler.recipe import RECIPES
@@ -41,7 +44,19 @@ def backend(
         training = Training(**given, options=options)
         TRAININGS[id(options)] = training
         SESSIONS.add(training)
+    warn_of_the_last()
     return training(module, inputs)
+
+
+def warn_of_the_last() -> None:
+    """Say when torch will compile a function no more: what comes then is trained in float, unsaid."""
+    at, limit = CompileContext.current_compile_id(), config.recompile_limit
+    if at is not None and at.frame_compile_id is not None and at.frame_compile_id + 1 >= limit:
+        warnings.warn(
+            f"torch compiles a function {limit} times, and this is the last: other shapes "
+            "may be trained in float; use qcompiler.compile_training, or torch.compile(recompile_limit=...)",
+            stacklevel=2,
+        )
 
 
 def is_training(options: Mapping[str, Any]) -> bool:

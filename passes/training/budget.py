@@ -9,7 +9,6 @@ over the budget for the work and the error that it adds; then bits are given bac
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 from qcompiler.errors import PlanError
 from qcompiler.passes.training.liveness import Timeline
@@ -118,14 +117,3 @@ def relaxed(problem: Problem, now: Choice) -> Choice:
         if not fitting:
             return now
         now = min(fitting, key=lambda choice: (choice.work, choice.error))
-
-
-def enumerated(problem: Problem) -> Choice | None:
-    """The best of all choices, for problems of a few values: what the search is measured against."""
-    widths = product(*[(None, *value.bits) for value in problem.values])
-    names = [value.name for value in problem.values]
-    outcomes = (
-        problem.outcome({name: width for name, width in zip(names, row, strict=True) if width is not None})
-        for row in widths
-    )
-    return min(filter(problem.holds, outcomes), key=lambda choice: (choice.work, choice.error), default=None)

@@ -143,6 +143,11 @@ def is_float_product(node: Node) -> bool:
     return node.target in PRODUCTS and not PRODUCTS[node.target].is_low and places(node) is not None
 
 
+def is_empty(node: Node) -> bool:
+    """Whether an operand of a product has no elements, those of an expert without tokens, say."""
+    return any(length == 0 for side in operands(node) for length in side.meta["val"].shape)
+
+
 def places(node: Node) -> tuple[int, int] | None:
     """Where a product has its two operands; None for an operator that computes several."""
     return PRODUCTS[node.target].operands or multiplied(node)

@@ -20,9 +20,9 @@ from torch.fx import Node
 
 from qcompiler.ir import int4 as _  # noqa: F401 - registers the operators
 from qcompiler.passes.training.graphs import called
-from qcompiler.passes.training.joint import Matmul, base, dependent, matmuls, operands, tangents
+from qcompiler.passes.training.joint import Matmul, base, dependent, is_empty, matmuls, operands, tangents
 from qcompiler.passes.training.noise import noise_key
-from qcompiler.passes.training.products import Computed
+from qcompiler.passes.training.products import EMPTY, Computed
 from qcompiler.training_recipe import Layer
 
 ops = torch.ops.qcompiler
@@ -131,6 +131,8 @@ def refusal(graph: fx.Graph, matmul: Matmul, found: Sequence[Matmul]) -> str:
     """Why a forward product stays in float; "" where it does not."""
     if matmul.role is None:
         return matmul.why
+    if is_empty(matmul.node):
+        return EMPTY
     if not matmul.parameter:
         return "neither operand is a weight: 4 bits are for linear layers"
     if matmul.node.target not in MATRICES:

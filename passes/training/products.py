@@ -20,7 +20,7 @@ from qcompiler.numerics.philox import Purpose
 from qcompiler.passes.training.apart import take_apart
 from qcompiler.passes.training.convolutions import low_bit_convolution, refusal, result
 from qcompiler.passes.training.graphs import called
-from qcompiler.passes.training.joint import Matmul, dependent, family, matmuls, operands, tangents
+from qcompiler.passes.training.joint import Matmul, dependent, family, is_empty, matmuls, operands, tangents
 from qcompiler.passes.training.noise import noise_key
 from qcompiler.passes.training.speed import MARGIN, Pace
 from qcompiler.training_recipe import Product, TrainingRecipe
@@ -28,6 +28,7 @@ from qcompiler.training_recipe import Product, TrainingRecipe
 ops = torch.ops.qcompiler
 aten = torch.ops.aten
 
+EMPTY = "an operand has no elements"
 PURPOSES = {"grad-weight": Purpose.GRAD_WEIGHT}
 
 
@@ -154,6 +155,8 @@ def formats(matmul: Matmul, recipe: TrainingRecipe) -> tuple[Product | None, str
     if product is None:
         what = f"of {matmul.role}" if matmul.parameter else "without a weight"
         return None, f"the recipe '{recipe.name}' leaves products {what} in float"
+    if is_empty(matmul.node):
+        return None, EMPTY
     if is_convolution and (why := refusal(matmul.node, product)):
         return None, why
     return product, ""

@@ -76,16 +76,28 @@ def cotangents(halves: Halves, seed: int = 0) -> list[Tensor]:
     inputs = halves.backward.graph.find_nodes(op="placeholder")
     given = [node.meta["val"] for node in inputs if node.name.startswith("tangents")]
     return [
-        torch.randn(tuple(value.shape), generator=generator).to(value.dtype).to(value.device)
+        torch.randn(tuple(value.shape), generator=generator, dtype=drawn(value.dtype))
+        .to(value.dtype)
+        .to(value.device)
         for value in given
     ]
+
+
+def drawn(dtype: torch.dtype) -> torch.dtype:
+    """The type that draws have before they are rounded to a narrower one."""
+    return torch.complex64 if dtype.is_complex else torch.float32
 
 
 def distance(found: Sequence[Any], exact: Sequence[Any]) -> float:
     """|found - exact| / |exact| over all gradients together; infinite where one is not finite."""
     pairs = [(a, b) for a, b in zip(found, exact, strict=True) if isinstance(b, Tensor)]
-    error = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-    size = sum(float(b.double().square().sum()) for _, b in pairs)
+    error = sum(float((real_parts(a) - real_parts(b)).square().sum()) for a, b in pairs)
+    size = sum(float(real_parts(b).square().sum()) for _, b in pairs)
     if not error < float("inf"):
         return float("inf")
     return (error / size) ** 0.5 if size else 0.0 if error == 0 else float("inf")
+
+
+def real_parts(x: Tensor) -> Tensor:
+    """Values in float64, real and imaginary parts side by side."""
+    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).double()

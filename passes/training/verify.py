@@ -17,7 +17,14 @@ from qcompiler.errors import PlanError
 from qcompiler.numerics.groupwise import GROUP
 from qcompiler.numerics.philox import noise_key
 from qcompiler.passes.training.halves import Halves
-from qcompiler.passes.training.run import apart_from_draws, backward, cotangents, distance, forward
+from qcompiler.passes.training.run import (
+    apart_from_draws,
+    backward,
+    cotangents,
+    distance,
+    forward,
+    real_parts,
+)
 from qcompiler.passes.training.store import RECALLS
 
 ops = torch.ops.qcompiler
@@ -79,10 +86,10 @@ def check(
     if is_exact and distance(planned.results, exact.results) != 0:
         raise PlanError("forward does not give what float gives", why="storing values changed it")
     inputs_ = [node.name for node in before.forward.graph.find_nodes(op="placeholder")]
-    length = sum(float(b.double().square().sum()) for b in wanted if isinstance(b, Tensor)) ** 0.5
+    length = sum(float(real_parts(b).square().sum()) for b in wanted if isinstance(b, Tensor)) ** 0.5
     parameters = {
         names.get(name, name): Gradient(
-            distance=distance([a], [b]), share=float(b.double().norm()) / length if length else 0.0
+            distance=distance([a], [b]), share=float(real_parts(b).norm()) / length if length else 0.0
         )
         for name, a, b in zip(inputs_, found, wanted, strict=False)
         if isinstance(b, Tensor)

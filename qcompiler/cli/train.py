@@ -8,7 +8,6 @@ import typer
 from qcompiler.cli import options
 from qcompiler.cli.screen import say, show, write_json
 from qcompiler.cli.stop import stopped_gently
-from qcompiler.cli.train_check import own
 from qcompiler.errors import ContractError, QCompilerError
 
 STOPPED = 130  # as for Ctrl-C anywhere
@@ -108,11 +107,8 @@ def run(
         torch.set_num_threads(threads)
     with Steps(visible=True) as bar:
         task = find_task(model, batch=batch, seed=seed, weights=weights, tell=bar.tell)
-    try:
-        with stopped_gently() as is_over, TrainingBar(steps) as line:
-            trained = fine_tune(task, settings, tell=line.tell, watch=line.watch, is_over=is_over)
-    except Exception as error:  # torch.compile wraps what its backends raise
-        raise own(error) from error
+    with stopped_gently() as is_over, TrainingBar(steps) as line:
+        trained = fine_tune(task, settings, tell=line.tell, watch=line.watch, is_over=is_over)
     if json is not None:
         write_json(trained.data, json)
     if report is not None:

@@ -6,7 +6,7 @@ import typer
 
 from qcompiler.cli import options
 from qcompiler.cli.screen import say, show
-from qcompiler.errors import InputError, QCompilerError
+from qcompiler.errors import InputError
 
 
 def run(
@@ -38,26 +38,13 @@ def run(
             f"'{model}' is an exported program", why="a module is trained", fix="name file.py:factory"
         )
     with Steps(visible=True) as steps:
-        try:
-            checked = train_check(
-                source.model, source.example_inputs, recipe=recipe, memory=memory, tolerance=tolerance,
-                draws=draws, seed=seed, tell=steps.tell,
-            )  # fmt: skip
-        except Exception as error:  # torch.compile wraps what its backends raise
-            raise own(error) from error
+        checked = train_check(
+            source.model, source.example_inputs, recipe=recipe, memory=memory, tolerance=tolerance,
+            draws=draws, seed=seed, tell=steps.tell,
+        )  # fmt: skip
     show(checked.report)
     bias = checked.bias
     say(
         f"The mean of {bias.count} steps is {bias.bias:.4f} from float's gradient; "
         f"without a bias it would be {bias.floor:.4f} (z = {bias.z:.1f})."
     )
-
-
-def own(error: BaseException) -> BaseException:
-    """The error of ours behind what torch.compile raises, or the error itself."""
-    inner = getattr(error, "inner_exception", None) or error.__cause__
-    while inner is not None:
-        if isinstance(inner, QCompilerError):
-            return inner
-        inner = inner.__cause__
-    return error

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from qcompiler.errors import InputError, PlanError
+from qcompiler.training.calls import compiled
 from qcompiler.training.session import Training
 
 ADAM = 8  # bytes of state for each parameter: two moments in float32
@@ -89,12 +90,11 @@ def find_batch_size(
 
 def step_bytes(model: nn.Module, inputs: Sequence[Any], batch: int, recipe: str, memory: str) -> int:
     """Inputs and peak of one step of so many rows."""
-    torch._dynamo.reset()
     with FakeTensorMode() as fake:
         hollow = without_values(model, fake)
         rows = pytree.tree_map(lambda x: with_rows(x, batch) if isinstance(x, Tensor) else x, tuple(inputs))
         training = Training(recipe=recipe, memory=memory, verify=False, guard=False, lowering="eager")
-        torch.compile(hollow, backend=training, dynamic=False, fullgraph=True)(*rows)
+        compiled(hollow, training, fullgraph=True)(*rows)
     held = sum(x.numel() * x.element_size() for x in pytree.tree_leaves(rows) if isinstance(x, Tensor))
     return held + max(piece.after.bytes for piece in training.pieces)
 

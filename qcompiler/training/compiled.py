@@ -1,14 +1,12 @@
 """Training a model in few bits: the same module, with its forward pass compiled."""
 
 import weakref
-from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import nn
 
 from qcompiler.errors import InputError
 from qcompiler.progress import Tell, silent
+from qcompiler.training.calls import compiled
 from qcompiler.training.memory import Memory
 from qcompiler.training.report import TrainingReport
 from qcompiler.training.session import Training
@@ -36,7 +34,7 @@ def compile_training(
     The loop, the optimizer, autocast, gradient clipping and `state_dict` stay the user's. Each new shape of
     the inputs is compiled anew, since what is stored has to have a known size. Options are those of
     `Training`. Raises RecipeError for one that does not exist; PlanError, in the first call, where the
-    gradients are further from float's than `tolerance`.
+    gradients are further from float's than `tolerance`, and in a later one where there are too many shapes.
     """
     training = Training(
         recipe=recipe,
@@ -52,17 +50,8 @@ def compile_training(
     LATEST[model] = training
     # As nn.Module.compile does, but through a function of ours: torch does not capture calls that begin in
     # modules of its own, nn.Sequential say.
-    model._compiled_call_impl = torch.compile(call_of(model), backend=training, dynamic=False)
+    model._compiled_call_impl = compiled(model, training)
     return model
-
-
-def call_of(model: nn.Module) -> Callable[..., Any]:
-    """The call of a module, hooks included."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    return call
 
 
 def training_report(model: nn.Module) -> TrainingReport:

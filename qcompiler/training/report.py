@@ -25,9 +25,21 @@ class TrainingReport:
         return cls(recipe=training.recipe.name, memory=training.memory.name, pieces=tuple(training.pieces))
 
     @property
+    def step(self) -> tuple[Piece, ...]:
+        """The graphs of one step: where shapes gave several for one place, those that keep most."""
+        places: dict[tuple[int, ...], dict[int, list[Piece]]] = {}
+        for piece in self.pieces:
+            places.setdefault(piece.place, {}).setdefault(piece.version, []).append(piece)
+        return tuple(
+            piece
+            for versions in places.values()
+            for piece in max(versions.values(), key=lambda found: sum(p.after.crossing for p in found))
+        )
+
+    @property
     def kept(self) -> tuple[int, int]:
-        """Bytes that cross from forward to backward over all graphs: in float, and as they are."""
-        return sum(p.before.crossing for p in self.pieces), sum(p.after.crossing for p in self.pieces)
+        """Bytes that cross from forward to backward in one step: in float, and as they are."""
+        return sum(p.before.crossing for p in self.step), sum(p.after.crossing for p in self.step)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -43,7 +55,9 @@ class TrainingReport:
 
         before, after = self.kept
         ratio = f", {before / after:.1f} times fewer than in float" if after else ""
-        graphs = f"{len(self.pieces)} graph{'s' if len(self.pieces) != 1 else ''}"
+        graphs = f"{len(self.step)} graph{'s' if len(self.step) != 1 else ''}"
+        if len(self.pieces) > len(self.step):
+            graphs += f" and {len(self.pieces) - len(self.step)} of other shapes"
         settings = f"recipe {self.recipe}, memory {self.memory}, {graphs}"
         head = f"{settings}: {mega(after)} MB cross into backward{ratio}"
         return Group(

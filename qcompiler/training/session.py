@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._guards import CompileContext
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Node
 
@@ -47,6 +48,7 @@ from qcompiler.training.lower import (
 )
 from qcompiler.training.memory import Memory, find_memory
 from qcompiler.training.noise import Noise
+from qcompiler.training.recurrent import step_by_step
 from qcompiler.training_recipe import TrainingRecipe, find_training_recipe
 
 
@@ -57,7 +59,8 @@ class Piece:
     bits: of each value that is stored. names: of the graph's inputs, as the model's owner knows them. before,
     after: the peaks of a step as it would be, and as it is. checked: the step on one batch against float,
     None where it could not be run, because `unchecked`. again: the products that backward computes again.
-    slow: why the reference stores and draws on this CPU, where kernels do not.
+    slow: why the reference stores and draws on this CPU, where kernels do not. place: which function of the
+    model it is of, with which parameters. version: of that function, one for each shape of its inputs.
     """
 
     products: tuple[Computed, ...]
@@ -70,6 +73,8 @@ class Piece:
     unchecked: str = ""
     again: tuple[Kind, ...] = ()
     slow: str = ""
+    place: tuple[int, ...] = ()
+    version: int = 0
 
 
 class Training:
@@ -132,6 +137,10 @@ class Graph:
         self.names = [readable(str(node.target)) for node in module.graph.find_nodes(op="placeholder")]
         self.lowering: Lowering = find_lowering(training.lowering, inputs)
         self.inputs = [apart(x) for x in inputs] if is_real(inputs) else None
+        at = CompileContext.current_compile_id()
+        function, version = (at.frame_id, at.frame_compile_id) if at else (None, None)
+        parameters = [id(x) for x in inputs if isinstance(x, nn.Parameter)]
+        self.place, self.version = (function or 0, *parameters), version or 0
         self.operands: list[int] = []  # by slot, their rows in the training's histories
         self.told: set[int] = set()  # slots whose magnitudes forward tells
         backend = aot_autograd(
@@ -140,7 +149,8 @@ class Graph:
             inference_compiler=self.forward,
             partition_fn=self.partition,
         )
-        self.run: Callable[..., Any] = backend(module, inputs)
+        with step_by_step(module):
+            self.run: Callable[..., Any] = backend(module, inputs)
         self.inputs = None
 
     def partition(
@@ -187,6 +197,7 @@ class Graph:
             Piece(
                 products=products, saved=values, bits=bits, names=names, before=would_be, after=peak(halves),
                 checked=checked, unchecked=unchecked, again=again, slow=slow,
+                place=self.place, version=self.version,
             )
         )  # fmt: skip
         return halves.forward, halves.backward

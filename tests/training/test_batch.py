@@ -28,3 +28,12 @@ def test_bytes_are_those_of_the_graphs_that_train() -> None:
 def test_what_never_fits_is_refused() -> None:
     with pytest.raises(PlanError, match="a step of one row does not fit into 1,000 bytes, because it takes"):
         qc.find_batch_size(Block(), [torch.randn(1, 32, 64)], budget=1000)
+
+
+def test_models_that_train_meanwhile_stay_compiled() -> None:
+    model, x = Block(), torch.randn(4, 16, 64)
+    qc.compile_training(model, memory="keep", verify=False)
+    model(x)
+    step_bytes(Block(), [x], 1, "float", "keep")
+    model(x)
+    assert len(qc.training_report(model).pieces) == 1

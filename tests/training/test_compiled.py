@@ -97,3 +97,24 @@ def test_what_was_not_compiled_has_no_report() -> None:
         qc.training_report(nn.Linear(4, 4))
     with pytest.raises(RecipeError, match="there is no training recipe 'int7'"):
         qc.compile_training(nn.Linear(4, 4), recipe="int7")
+
+
+def test_a_report_is_of_one_step() -> None:
+    """Shapes are alternatives; layers, though they share a function, are not."""
+
+    class Layer(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return super().forward(x).tanh()
+
+    model = nn.Sequential(Layer(64, 64), Layer(64, 32))
+    qc.compile_training(model, memory="keep", verify=False)
+    model(torch.randn(8, 64))
+    report = qc.training_report(model)
+    assert len(report.step) == len(report.pieces) >= 2
+    kept = report.kept
+    model(torch.randn(4, 64))
+    report = qc.training_report(model)
+    assert len(report.pieces) == 2 * len(report.step)
+    assert report.kept == kept
+    assert f"{len(report.step)} graphs and {len(report.step)} of other shapes" in str(report)

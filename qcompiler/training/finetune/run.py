@@ -15,7 +15,7 @@ from torch import nn
 
 from qcompiler.progress import Tell, silent
 from qcompiler.target.machine import this_cpu
-from qcompiler.training.compiled import compile_training, training_report
+from qcompiler.training.compiled import compile_training, find_training
 from qcompiler.training.finetune.loop import Learner, Seen, train
 from qcompiler.training.finetune.optimizers import find_optimizer, find_plain, make, state_bytes
 from qcompiler.training.finetune.task import Task, rehearse
@@ -87,16 +87,9 @@ def fine_tune(
         )
         for name, module, find in [*pairs, (settings.name, task.module, find_optimizer)]
     ]
-    compiled: list[TrainingReport] = []
-
-    def noted(seen: Seen) -> None:
-        if not compiled:  # later, batches of another size may add graphs to those of one step
-            compiled.append(training_report(task.module))
-        watch(seen)
-
     torch.manual_seed(settings.seed)  # a loader may shuffle
-    why = train(task, learners, steps=settings.steps, seed=settings.seed, watch=noted, is_over=is_over)
-    pieces = compiled[0].pieces if compiled else ()
+    why = train(task, learners, steps=settings.steps, seed=settings.seed, watch=watch, is_over=is_over)
+    pieces = TrainingReport.of(find_training(task.module)).step
     data = {
         "task": task.name,
         "setting": settings.name,

@@ -1,6 +1,7 @@
 """Plans under a budget: never above it, and as good as the best of all on small problems."""
 
 from collections.abc import Collection
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import PlanError
-from qcompiler.passes.training.budget import Problem, choose, enumerated
+from qcompiler.passes.training.budget import Choice, Problem, choose
 from qcompiler.passes.training.halves import Halves
 from qcompiler.passes.training.liveness import Gap, Timeline
 from qcompiler.passes.training.operators import HEAVY
@@ -40,6 +41,17 @@ def problem(seed: int, share: float) -> Problem:
     return Problem(
         values=values, costs=costs, timeline=timeline, budget=int(share * live.max()), limit=0.3
     )  # fmt: skip
+
+
+def enumerated(problem: Problem) -> Choice | None:
+    """The best of all choices, for problems of a few values."""
+    widths = product(*[(None, *value.bits) for value in problem.values])
+    names = [value.name for value in problem.values]
+    outcomes = (
+        problem.outcome({name: width for name, width in zip(names, row, strict=True) if width is not None})
+        for row in widths
+    )
+    return min(filter(problem.holds, outcomes), key=lambda choice: (choice.work, choice.error), default=None)
 
 
 def test_the_search_finds_what_enumeration_finds() -> None:
