@@ -13,6 +13,7 @@ from torch import fx
 from qcompiler.errors import InputError
 from qcompiler.recipe import RECIPES
 from qcompiler.region import backend as regions
+from qcompiler.region.session import OPTIONS as OF_REGIONS
 from qcompiler.training import Training
 from qcompiler.training.compiled import SESSIONS
 from qcompiler.training_recipe import TRAINING_RECIPES
@@ -27,6 +28,7 @@ def backend(
     """Compile one captured graph; options as those of `Regions`, or of `Training` where they are for that."""
     given = dict(options or {})
     if not is_training(given):
+        check_regions(given)
         return regions(module, inputs, options=options)
     unknown = sorted({*given} - {*OPTIONS})
     if unknown:
@@ -42,6 +44,19 @@ def backend(
         TRAININGS[id(options)] = training
         SESSIONS.add(training)
     return training(module, inputs)
+
+
+def check_regions(options: Mapping[str, Any]) -> None:
+    """Refuse what regions do not know; whoever meant to train may have mistyped the option that says so."""
+    unknown = sorted({*options} - {*OF_REGIONS})
+    if unknown:
+        is_known = unknown[0] in OPTIONS
+        raise InputError(
+            f"there is no option '{unknown[0]}'" + " of inference" * is_known,
+            why="only `memory`, or a recipe for training, makes torch.compile train" if is_known else "",
+            fix=f"use {', '.join(OF_REGIONS)} for inference, and `memory` with "
+            f"{', '.join(name for name in OPTIONS if name != 'memory')} to train",
+        )
 
 
 def is_training(options: Mapping[str, Any]) -> bool:

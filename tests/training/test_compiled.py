@@ -81,6 +81,11 @@ def test_options_of_torch_compile() -> None:
     ("options", "why"),
     [
         ({"memory": "act4", "calibrate": 8}, "training has no option 'calibrate'"),
+        (
+            {"recipe": "int8", "memroy": "act4"},
+            "no option 'memroy'; use recipe, .* and `memory` with recipe,",
+        ),
+        ({"recipe": "int8", "tolerance": 1.0}, "no option 'tolerance' of inference, because only `memory`"),
         ({"memory": "act3"}, "memory is 'act3'; use one of keep, act8, act4, act2"),
         ({"memory": "act4", "recipe": "w4a16"}, "there is no training recipe 'w4a16'"),
         ({"recipe": "fp8-hybrid", "lowering": "c"}, "there is no lowering 'c'"),
