@@ -9,7 +9,7 @@ from qcompiler.cli import options
 from qcompiler.cli.screen import say, show, write_json
 from qcompiler.cli.stop import stopped_gently
 from qcompiler.cli.train_check import own
-from qcompiler.errors import ContractError, QCompilerError
+from qcompiler.errors import ArtifactError, ContractError, QCompilerError
 
 STOPPED = 130  # as for Ctrl-C anywhere
 
@@ -68,7 +68,7 @@ def run(
         typer.Option("--weights", metavar="FILE", help="Begin with these weights.", show_default=False),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write the page.", show_default=False)
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write the page.", show_default=False)
     ] = None,
     json: options.Json = None,
     output: Annotated[
@@ -90,7 +90,12 @@ def run(
     from qcompiler.cli.train_bar import TrainingBar
     from qcompiler.report import html, training
     from qcompiler.steps import Steps
-    from qcompiler.training.finetune.checkpoint import check_checkpoint, save_weights
+    from qcompiler.training.finetune.checkpoint import (
+        check_checkpoint,
+        check_weights,
+        save_weights,
+        try_to_write,
+    )
     from qcompiler.training.finetune.run import Settings, fine_tune
 
     usual_memory, usual_rate = defaults(model)
@@ -99,11 +104,16 @@ def run(
         rate=usual_rate if rate is None else rate, seed=seed, tolerance=tolerance, has_float=float_,
         guard=guard,
     )  # fmt: skip
-    for path in (report, json if str(json) != "-" else None):
-        if path is not None:
-            check_writable_file(path)
+    if json is not None and str(json) != "-":
+        check_writable_file(json)
+        try_to_write(json)
+    if report is not None:
+        check_page(report)
+        try_to_write(report)
     if output is not None:
         check_checkpoint(output)
+    if weights is not None:
+        check_weights(weights)
     if threads is not None:
         torch.set_num_threads(threads)
     with Steps(visible=True) as bar:
@@ -136,6 +146,19 @@ def amount(memory: str) -> str | float:
         return float(memory)
     except ValueError:
         return memory
+
+
+def check_page(path: Path) -> None:
+    """Refuse early what is no name for a page, or could not be written at the end."""
+    from qcompiler.artifact import check_writable_file
+
+    check_writable_file(path)
+    if path.suffix not in (".html", ".htm"):
+        raise ArtifactError(
+            f"'{path}' is no name for a page",
+            why="browsers know one by its ending",
+            fix=f"write '{path.with_suffix('.html')}'",
+        )
 
 
 def diverged(what: str) -> QCompilerError:

@@ -190,6 +190,8 @@ def test_ctrl_c_keeps_what_is_there(train: Train) -> None:
         ("listed --memory act3", "memory is 'act3'"),
         ("listed --optimizer muon", "there is no optimizer 'muon'"),
         ("listed -o weights.bin", "'weights.bin' is no name for a checkpoint"),
+        ("listed --report page.pdf", "'page.pdf' is no name for a page, because"),
+        ("listed --weights nothere.pt", "there is no file 'nothere.pt', because weights are read from it"),
         ("listed --report no/page.html", "cannot write to 'no/page.html'"),
         ("listed --weights tasks.py", "'tasks.py' is no checkpoint"),
     ],
@@ -198,6 +200,13 @@ def test_a_sentence_for_what_does_not_work(train: Train, words: str, sentence: s
     done = train(words)
     assert done.exit_code == 1
     assert sentence in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_training(train: Train) -> None:
+    """Its rights say that it can; no file can be made there."""
+    done = train("listed -o /proc/xxxx.pt --json data.json")
+    assert done.exit_code == 1 and "cannot write '/proc/xxxx.pt', because" in done.stderr
+    assert not Path("data.json").exists()
 
 
 def test_weights_of_another_model_are_refused(train: Train) -> None:
