@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from qcompiler.cli import options
-from qcompiler.cli.screen import say, show, write_json
+from qcompiler.cli.screen import complain, say, show, write_json
 from qcompiler.cli.stop import stopped_gently
 from qcompiler.cli.train_check import own
 from qcompiler.errors import ArtifactError, ContractError, QCompilerError
@@ -42,6 +42,16 @@ def run(
     batch: Annotated[
         int | None,
         typer.Option("--batch", "-b", min=1, help="Rows of a batch of bert or llama.", show_default=False),
+    ] = None,
+    before: Annotated[
+        int | None,
+        typer.Option(
+            "--before",
+            metavar="N",
+            min=0,
+            show_default=False,
+            help="Steps in float before, of bert or llama.  [default: 800, 400 for llama]",
+        ),
     ] = None,
     optimizer: Annotated[
         str, typer.Option("--optimizer", help="adamw, adam, sgd, or adamw8bit, adam8bit, sgd8bit.")
@@ -86,6 +96,7 @@ def run(
     import torch
 
     from qcompiler.artifact import check_writable_file
+    from qcompiler.cli.lines import Lines
     from qcompiler.cli.task import defaults, find_task
     from qcompiler.cli.train_bar import TrainingBar
     from qcompiler.report import html, training
@@ -116,8 +127,19 @@ def run(
         check_weights(weights)
     if threads is not None:
         torch.set_num_threads(threads)
+    lines = Lines()
     with Steps(visible=True) as bar:
-        task = find_task(model, batch=batch, seed=seed, weights=weights, tell=bar.tell)
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            bar.tell(what, done, total)
+            lines.tell(what, done, total)
+
+        try:
+            task = find_task(model, batch=batch, seed=seed, before=before, weights=weights, tell=tell)
+        except KeyboardInterrupt:
+            bar.bar.stop()
+            complain("nothing was trained in few bits yet, and nothing is written", kind="warning")
+            raise
     try:
         with stopped_gently() as is_over, TrainingBar(steps) as line:
             trained = fine_tune(task, settings, tell=line.tell, watch=line.watch, is_over=is_over)
@@ -162,6 +184,12 @@ def check_page(path: Path) -> None:
 
 
 def diverged(what: str) -> QCompilerError:
+    from qcompiler.training.finetune.loop import OF_DATA
+
+    if OF_DATA in what:
+        return ContractError(
+            what, why="the data is not finite", fix="mend the batches; the weights were not saved"
+        )
     return ContractError(
         what,
         why="the training diverges",

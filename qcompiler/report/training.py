@@ -68,7 +68,7 @@ def figures(data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield f"validation loss{unit}", each("validation_loss")
     if gap:
         yield "above float's", [*[""] * (len(learners) - 1), above(gap)]
-    yield "seconds per step", each("seconds_per_step", lambda value: words.number(value, 3))
+    yield f"seconds per step{timed(data)}", each("seconds_per_step", lambda value: words.number(value, 3))
     yield "MB that cross into backward", bytes_of("crosses")
     yield "MB at the peak of a step, simulated", bytes_of("peak")
     yield "MB of optimizer state", each("state_bytes", mega)
@@ -158,7 +158,14 @@ def cards(data: Mapping[str, Any]) -> Iterator[Card]:
     seconds = low.get("seconds_per_step")
     beside = plain.get("seconds_per_step")
     lines = [f"float {words.duration(beside, 's')}"] if plain else []
+    lines += [timed(data).removeprefix(", ")] if timed(data) else []
     yield Card(title="Time of a step", figure=words.duration(seconds, "s"), lines=tuple(lines))
+
+
+def timed(data: Mapping[str, Any]) -> str:
+    """Of how many steps the time of one is the median."""
+    count = few_bits(data).get("steps_timed")
+    return f", median of {words.plural(count, 'step')} after the first" if count else ""
 
 
 def few_bits(data: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ def learner(above: float) -> dict[str, Any]:
     return {
         "losses": losses, "validation": [[0, 2.1], [5, 1.6 + above], [10, 1.2 + above]],
         "training_loss": losses[-1], "validation_loss": 1.2 + above, "seconds_per_step": 0.01,
-        "state_bytes": 8e6,
+        "steps_timed": 9, "state_bytes": 8e6,
     }  # fmt: skip
 
 
@@ -44,6 +44,11 @@ def text(data: dict[str, Any]) -> str:
     with console.capture() as captured:
         console.print(table(data))
     return captured.get()
+
+
+def test_the_time_of_a_step_says_of_how_many_steps_it_is() -> None:
+    assert "seconds per step, median of 9 steps after the first" in text(sample())
+    assert "median of 9 steps after the first" in page(sample())
 
 
 def test_the_headline_and_the_verdict() -> None:

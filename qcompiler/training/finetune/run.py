@@ -126,8 +126,9 @@ def of_learner(learner: Learner) -> dict[str, Any]:
         "validation": [[done, mean(losses)] for done, losses in learner.judged],
         "training_loss": mean(last) if last else None,
         "validation_loss": mean(learner.judged[-1][1]) if learner.judged else None,
-        # The first step compiles.
+        # The first step compiles, and warms up what is not compiled.
         "seconds_per_step": median(learner.seconds[1:]) if len(learner.seconds) > 1 else None,
+        "steps_timed": len(learner.seconds[1:]),
         "state_bytes": state_bytes(learner.optimizer),
     }
 
