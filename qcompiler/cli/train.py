@@ -108,10 +108,11 @@ def run(
         try_to_write,
     )
     from qcompiler.training.finetune.run import Settings, fine_tune
+    from qcompiler.training.memory import number
 
     usual_memory, usual_rate = defaults(model)
     settings = Settings(
-        recipe=recipe, memory=amount(memory or usual_memory), steps=steps, optimizer=optimizer,
+        recipe=recipe, memory=number(memory or usual_memory), steps=steps, optimizer=optimizer,
         rate=usual_rate if rate is None else rate, seed=seed, tolerance=tolerance, has_float=float_,
         guard=guard,
     )  # fmt: skip
@@ -160,14 +161,6 @@ def run(
         raise diverged(trained.failure)
     if trained.data["done"] < steps:
         raise typer.Exit(STOPPED)
-
-
-def amount(memory: str) -> str | float:
-    """A number where one is meant: "0.5" is a share, "2e9" bytes."""
-    try:
-        return float(memory)
-    except ValueError:
-        return memory
 
 
 def check_page(path: Path) -> None:
