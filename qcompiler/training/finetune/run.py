@@ -20,7 +20,7 @@ from qcompiler.training.finetune.loop import Learner, Seen, train
 from qcompiler.training.finetune.optimizers import find_optimizer, find_plain, make, state_bytes
 from qcompiler.training.finetune.task import Task, rehearse
 from qcompiler.training.memory import find_memory
-from qcompiler.training.report import TrainingReport
+from qcompiler.training.report import NOTHING, TrainingReport
 from qcompiler.training.session import Piece
 from qcompiler.training_recipe import find_training_recipe
 
@@ -178,6 +178,10 @@ def of_piece(piece: Piece) -> dict[str, Any]:
         "crosses_float": piece.before.crossing,
         "again": [str(kind) for kind in piece.again],
         "gradient": piece.checked.gradient if piece.checked else None,
+        "gradients": [
+            {"of": name, "distance": apart.distance if apart.share > NOTHING else None}
+            for name, apart in (piece.checked.parameters if piece.checked else {}).items()
+        ],
         "unchecked": piece.unchecked,
         "slow": piece.slow,
     }  # fmt: skip
