@@ -16,6 +16,7 @@ from torch._guards import CompileContext
 from qcompiler.errors import InputError
 from qcompiler.recipe import RECIPES
 from qcompiler.region import backend as regions
+from qcompiler.region.session import OPTIONS as OF_REGIONS
 from qcompiler.training import Training
 from qcompiler.training.compiled import SESSIONS
 from qcompiler.training_recipe import TRAINING_RECIPES
@@ -30,6 +31,7 @@ def backend(
     """Compile one captured graph; options as those of `Regions`, or of `Training` where they are for that."""
     given = dict(options or {})
     if not is_training(given):
+        check_regions(given)
         return regions(module, inputs, options=options)
     unknown = sorted({*given} - {*OPTIONS})
     if unknown:
@@ -56,6 +58,19 @@ def warn_of_the_last() -> None:
             f"torch compiles a function {limit} times, and this is the last: other shapes "
             "may be trained in float; use qcompiler.compile_training, or torch.compile(recompile_limit=...)",
             stacklevel=2,
+        )
+
+
+def check_regions(options: Mapping[str, Any]) -> None:
+    """Refuse what regions do not know; whoever meant to train may have mistyped the option that says so."""
+    unknown = sorted({*options} - {*OF_REGIONS})
+    if unknown:
+        is_known = unknown[0] in OPTIONS
+        raise InputError(
+            f"there is no option '{unknown[0]}'" + " of inference" * is_known,
+            why="only `memory`, or a recipe for training, makes torch.compile train" if is_known else "",
+            fix=f"use {', '.join(OF_REGIONS)} for inference, and `memory` with "
+            f"{', '.join(name for name in OPTIONS if name != 'memory')} to train",
         )
 
 

@@ -53,6 +53,7 @@ LAYERS = (
         "qcompiler.steps",
         "qcompiler.report",
         "qcompiler.cli",
+        "qcompiler.__main__",
         "qcompiler.demo",
         "qcompiler.optim",
         "qcompiler.models",

@@ -3,8 +3,9 @@
     y  = op(a, b, ...)               seconds: floating
     y' = replaced(op)(a, b, ...)     seconds: few         operands become codes within
 
-Both forms are timed in turn, once for each distinct shape, layout and format in a process. What is timed are
-the very nodes that `products.replace` makes. Numbers are normal: time does not depend on them.
+Both forms are timed in turn and on one thread, once for each distinct shape, layout and format in a process,
+whatever the number of threads that train. What is timed are the very nodes that `products.replace` makes.
+Numbers are normal: time does not depend on them.
 """
 
 import time
@@ -21,7 +22,7 @@ from qcompiler.numerics.philox import noise_key
 from qcompiler.passes.training.convolutions import result
 from qcompiler.passes.training.joint import family
 from qcompiler.passes.training.products import Choice, replace
-from qcompiler.passes.training.speed import MARGIN, Pace, as_it_runs, clock_of
+from qcompiler.passes.training.speed import MARGIN, Pace, as_it_runs, clock_on
 from qcompiler.progress import Tell, silent
 from qcompiler.tune.measure import Timing, interleave
 
@@ -56,15 +57,14 @@ def signature(choice: Choice) -> str:
     node = choice.matmul.node
     given = fx.node.map_arg(node.args, told)
     form = (choice.matmul.role, choice.is_flipped, choice.product)
-    return f"{node.target} {given} {form} {torch.get_num_threads()} threads"
+    return f"{node.target} {given} {form}"
 
 
 def measured(choice: Choice) -> Pace:
     floating, few = alone(choice), alone(choice, in_few_bits=True)
     values = [read.meta["val"] for read in choice.matmul.node.all_input_nodes]
-    with as_it_runs():
+    with as_it_runs(), clock_on(values[0].device) as clock:
         inputs = [normal(value) for value in values]
-        clock = clock_of(values[0].device)
         forms = {"floating": lambda: floating.forward(*inputs), "few": lambda: few.forward(*inputs)}
         timing = interleave(forms, rounds=ROUNDS, clock=clock, slice=SLICE)
         if is_contested(timing):

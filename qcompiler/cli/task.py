@@ -25,20 +25,31 @@ def defaults(name: str) -> tuple[str, float]:
     return (row.memory, row.rate) if row else (MEMORY, RATE)
 
 
-def find_task(name: str, *, batch: int | None, seed: int, weights: Path | None, tell: Tell) -> Task:
+def find_task(
+    name: str, *, batch: int | None, seed: int, weights: Path | None, tell: Tell, before: int | None = None
+) -> Task:
     """Resolve MODEL; raises InputError that says which part of it is wrong.
 
-    weights: to begin with, in the place of those that a built-in training makes, or the factory.
+    before: steps in float, of a built-in training; None for its own. weights: to begin with, in the place of
+    those that a built-in training makes, or the factory.
     """
+    check_before(name, before, weights)
     if name in BUILT_IN:
         row = BUILT_IN[name]
-        task = row.build(batch or row.batch, seed, 0 if weights else None, tell)
+        task = row.build(batch or row.batch, seed, 0 if weights else before, tell)
     else:
         task = from_factory(name, batch)
     if weights is None:
         return task
     load_weights(task.module, weights)
     return replace(task, start=f"the weights of {weights.name}")
+
+
+def check_before(name: str, before: int | None, weights: Path | None) -> None:
+    """Refuse steps before where there are none to be taken."""
+    if before is not None and (weights is not None or name not in BUILT_IN):
+        given = "the weights are given" if weights is not None else "the factory gives the weights"
+        raise InputError(f"{before} steps in float before are asked for", why=given, fix="leave --before out")
 
 
 def from_factory(name: str, batch: int | None) -> Task:

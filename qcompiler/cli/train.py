@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from qcompiler.cli import options
-from qcompiler.cli.screen import say, show, write_json
+from qcompiler.cli.screen import complain, say, show, write_json
 from qcompiler.cli.stop import stopped_gently
-from qcompiler.errors import ContractError, QCompilerError
+from qcompiler.errors import ArtifactError, ContractError, QCompilerError
 
 STOPPED = 130  # as for Ctrl-C anywhere
 
@@ -42,6 +42,16 @@ def run(
         int | None,
         typer.Option("--batch", "-b", min=1, help="Rows of a batch of bert or llama.", show_default=False),
     ] = None,
+    before: Annotated[
+        int | None,
+        typer.Option(
+            "--before",
+            metavar="N",
+            min=0,
+            show_default=False,
+            help="Steps in float before, of bert or llama.  [default: 800, 400 for llama]",
+        ),
+    ] = None,
     optimizer: Annotated[
         str, typer.Option("--optimizer", help="adamw, adam, sgd, or adamw8bit, adam8bit, sgd8bit.")
     ] = "adamw",
@@ -67,7 +77,7 @@ def run(
         typer.Option("--weights", metavar="FILE", help="Begin with these weights.", show_default=False),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write the page.", show_default=False)
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write the page.", show_default=False)
     ] = None,
     json: options.Json = None,
     output: Annotated[
@@ -85,28 +95,51 @@ def run(
     import torch
 
     from qcompiler.artifact import check_writable_file
+    from qcompiler.cli.lines import Lines
     from qcompiler.cli.task import defaults, find_task
     from qcompiler.cli.train_bar import TrainingBar
     from qcompiler.report import html, training
     from qcompiler.steps import Steps
-    from qcompiler.training.finetune.checkpoint import check_checkpoint, save_weights
+    from qcompiler.training.finetune.checkpoint import (
+        check_checkpoint,
+        check_weights,
+        save_weights,
+        try_to_write,
+    )
     from qcompiler.training.finetune.run import Settings, fine_tune
+    from qcompiler.training.memory import number
 
     usual_memory, usual_rate = defaults(model)
     settings = Settings(
-        recipe=recipe, memory=amount(memory or usual_memory), steps=steps, optimizer=optimizer,
+        recipe=recipe, memory=number(memory or usual_memory), steps=steps, optimizer=optimizer,
         rate=usual_rate if rate is None else rate, seed=seed, tolerance=tolerance, has_float=float_,
         guard=guard,
     )  # fmt: skip
-    for path in (report, json if str(json) != "-" else None):
-        if path is not None:
-            check_writable_file(path)
+    if json is not None and str(json) != "-":
+        check_writable_file(json)
+        try_to_write(json)
+    if report is not None:
+        check_page(report)
+        try_to_write(report)
     if output is not None:
         check_checkpoint(output)
+    if weights is not None:
+        check_weights(weights)
     if threads is not None:
         torch.set_num_threads(threads)
+    lines = Lines()
     with Steps(visible=True) as bar:
-        task = find_task(model, batch=batch, seed=seed, weights=weights, tell=bar.tell)
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            bar.tell(what, done, total)
+            lines.tell(what, done, total)
+
+        try:
+            task = find_task(model, batch=batch, seed=seed, before=before, weights=weights, tell=tell)
+        except KeyboardInterrupt:
+            bar.bar.stop()
+            complain("nothing was trained in few bits yet, and nothing is written", kind="warning")
+            raise
     with stopped_gently() as is_over, TrainingBar(steps) as line:
         trained = fine_tune(task, settings, tell=line.tell, watch=line.watch, is_over=is_over)
     if json is not None:
@@ -126,15 +159,26 @@ def run(
         raise typer.Exit(STOPPED)
 
 
-def amount(memory: str) -> str | float:
-    """A number where one is meant: "0.5" is a share, "2e9" bytes."""
-    try:
-        return float(memory)
-    except ValueError:
-        return memory
+def check_page(path: Path) -> None:
+    """Refuse early what is no name for a page, or could not be written at the end."""
+    from qcompiler.artifact import check_writable_file
+
+    check_writable_file(path)
+    if path.suffix not in (".html", ".htm"):
+        raise ArtifactError(
+            f"'{path}' is no name for a page",
+            why="browsers know one by its ending",
+            fix=f"write '{path.with_suffix('.html')}'",
+        )
 
 
 def diverged(what: str) -> QCompilerError:
+    from qcompiler.training.finetune.loop import OF_DATA
+
+    if OF_DATA in what:
+        return ContractError(
+            what, why="the data is not finite", fix="mend the batches; the weights were not saved"
+        )
     return ContractError(
         what,
         why="the training diverges",

@@ -14,12 +14,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from qcompiler.cli.lines import Lines
+
 if TYPE_CHECKING:
     from qcompiler.training.finetune.loop import Seen
 
 
 class TrainingBar:
-    """One line on stderr; nothing where that is no terminal."""
+    """One line on stderr that changes; where that is no terminal a new one for each tenth."""
 
     def __init__(self, steps: int) -> None:
         console = Console(file=sys.stderr)
@@ -28,6 +30,7 @@ class TrainingBar:
             TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self.line = self.bar.add_task("compiling", total=steps)
+        self.lines = Lines()
 
     def __enter__(self) -> "TrainingBar":
         self.bar.start()
@@ -44,6 +47,7 @@ class TrainingBar:
 
     def watch(self, seen: "Seen") -> None:
         self.bar.update(self.line, completed=seen.done, description=described(seen))
+        self.lines.note(f"step {seen.done} of {seen.steps}: {described(seen)}", seen.done, seen.steps)
 
 
 def described(seen: "Seen") -> str:

@@ -90,7 +90,8 @@ class Regions:
         if torch.is_grad_enabled() and not self.has_warned and capture.obstacle(given) == GRADIENTS:
             self.has_warned = True
             warnings.warn(
-                "regions run in float while gradients are recorded: call the model under torch.no_grad()",
+                "regions run in float while gradients are recorded: call the model under torch.no_grad(), or "
+                'say, to train it in few bits, what is kept for backward: options={"memory": "act4", ...}',
                 stacklevel=2,
             )
         return region(capture, given)

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qcompiler.report.plots import FLOAT, INTEGER, styled, svg
+from qcompiler.report.plots import FLOAT, INTEGER, MARK, styled, svg
 from qcompiler.report.summary import part
 from qcompiler.report.words import is_finite
 
-LOOKS = ((FLOAT, 2.0, 4.5), (INTEGER, 0.7, 1.8))  # colour, and how wide training and validation are
+# Colour, widths of training and validation, opacity. Float is a band on which few bits are a line: where
+# the two agree both are seen.
+LOOKS = ((MARK, 4.0, 7.0, 0.45), (INTEGER, 0.9, 2.0, 1.0))
 SMOOTHED = 10  # steps, over which the difference of training losses is averaged
 
 
@@ -24,17 +26,16 @@ def loss_curves(data: Mapping[str, Any]) -> str:
             2 if len(learners) > 1 else 1, sharex=True, squeeze=False, height_ratios=[3, 1][: len(learners)]
         )
         axes = panels[0][0]
-        # Float is wider, so that it is seen where the other hides it.
         looks = LOOKS[-len(learners) :]
-        for (name, row), (colour, thin, bold) in zip(learners.items(), looks, strict=True):
+        for (name, row), (colour, thin, bold, opaque) in zip(learners.items(), looks, strict=True):
             steps = range(1, len(row["losses"]) + 1)
             axes.plot(
-                steps, row["losses"], color=colour, linewidth=thin, alpha=0.7, label=f"{name}, training"
+                steps, row["losses"], color=colour, linewidth=thin, alpha=opaque, label=f"{name}, training"
             )
             if row.get("validation"):
                 axes.plot(
-                    *zip(*row["validation"], strict=True), color=colour, linewidth=bold, marker="o",
-                    markersize=bold + 2, label=f"{name}, validation",
+                    *zip(*row["validation"], strict=True), color=colour, linewidth=bold, alpha=opaque,
+                    marker="o", markersize=bold + 2, label=f"{name}, validation",
                 )  # fmt: skip
         axes.set_ylabel(f"loss, {data['unit']}" if data.get("unit") else "loss")
         axes.grid(axis="y")

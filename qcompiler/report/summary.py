@@ -50,17 +50,22 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The verdict. It is "pass" if something is in `assurances` and nothing in `concerns`."""
+    """The verdict. It is "pass" if something is in `assurances` and nothing in `concerns`.
+
+    checked: in a word or two what has passed, where that is not the whole of what a reader might think.
+    """
 
     level: Level
     headline: str
     assurances: tuple[str, ...]
     concerns: tuple[str, ...]
     cards: tuple[Card, ...]
+    checked: str = ""
 
     @property
     def verdict(self) -> str:
-        return {"pass": "Passed", "warn": "Needs a look", "unknown": "Not checked"}[self.level]
+        passed = f"Passed: {self.checked}" if self.checked else "Passed"
+        return {"pass": passed, "warn": "Needs a look", "unknown": "Not checked"}[self.level]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ def page(data: Mapping[str, Any]) -> str:
         "training.html.j2",
         summary=summarize(data),
         model=data.get("task"),
+        is_judged=bool(few_bits(data).get("validation")),
         curves=Markup(loss_curves(data)),
         figures=list(figures(data)),
         learners=[*part(data, "learners")],
@@ -68,7 +69,7 @@ def figures(data: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield f"validation loss{unit}", each("validation_loss")
     if gap:
         yield "above float's", [*[""] * (len(learners) - 1), above(gap)]
-    yield "seconds per step", each("seconds_per_step", lambda value: words.number(value, 3))
+    yield f"seconds per step{timed(data)}", each("seconds_per_step", lambda value: words.number(value, 3))
     yield "MB that cross into backward", bytes_of("crosses")
     yield "MB at the peak of a step, simulated", bytes_of("peak")
     yield "MB of optimizer state", each("state_bytes", mega)
@@ -78,8 +79,9 @@ def summarize(data: Mapping[str, Any]) -> Summary:
     good, found = tuple(assurances(data)), tuple(concerns(data))
     level: Level = "warn" if found else "pass" if good else "unknown"
     return Summary(
-        level=level, headline=headline(data), assurances=good, concerns=found, cards=tuple(cards(data))
-    )
+        level=level, headline=headline(data), assurances=good, concerns=found, cards=tuple(cards(data)),
+        checked=" and ".join(checked(data)),
+    )  # fmt: skip
 
 
 def headline(data: Mapping[str, Any]) -> str:
@@ -98,12 +100,29 @@ def headline(data: Mapping[str, Any]) -> str:
 
 
 def assurances(data: Mapping[str, Any]) -> Iterator[str]:
-    apart = [graph["gradient"] for graph in rows(data, "graphs") if words.is_finite(graph.get("gradient"))]
+    apart = distances(data)
     if apart:
         yield f"before the first step the gradient was {max(apart):.3f} from float's, relative, as promised"
     gap, allowed = part(data, "gap").get("mean"), part(data, "gap").get("allowed")
-    if words.is_finite(gap) and words.is_finite(allowed) and gap <= allowed:
+    if is_within(gap, allowed):
         yield f"the validation loss is not more than {allowed:g} above float's"
+
+
+def checked(data: Mapping[str, Any]) -> Iterator[str]:
+    """What the assurances are of, in short."""
+    if distances(data):
+        yield "the first gradient"
+    if is_within(part(data, "gap").get("mean"), part(data, "gap").get("allowed")):
+        yield "the validation loss"
+
+
+def distances(data: Mapping[str, Any]) -> list[float]:
+    """How far each graph's gradient was from float's, of those that were compared."""
+    return [graph["gradient"] for graph in rows(data, "graphs") if words.is_finite(graph.get("gradient"))]
+
+
+def is_within(gap: Any, allowed: Any) -> bool:
+    return words.is_finite(gap) and words.is_finite(allowed) and bool(gap <= allowed)
 
 
 def concerns(data: Mapping[str, Any]) -> Iterator[str]:
@@ -158,7 +177,14 @@ def cards(data: Mapping[str, Any]) -> Iterator[Card]:
     seconds = low.get("seconds_per_step")
     beside = plain.get("seconds_per_step")
     lines = [f"float {words.duration(beside, 's')}"] if plain else []
+    lines += [timed(data).removeprefix(", ")] if timed(data) else []
     yield Card(title="Time of a step", figure=words.duration(seconds, "s"), lines=tuple(lines))
+
+
+def timed(data: Mapping[str, Any]) -> str:
+    """Of how many steps the time of one is the median."""
+    count = few_bits(data).get("steps_timed")
+    return f", median of {words.plural(count, 'step')} after the first" if count else ""
 
 
 def few_bits(data: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ bytes(b) = parameters + optimizer's state + inputs(b) + peak of a step(b), gradi
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +41,9 @@ class BatchSize:
 
 def find_batch_size(
     model: nn.Module,
-    inputs: Sequence[Any],
+    inputs: Any,
     *,
-    budget: int,
+    budget: float,
     recipe: str = "float",
     memory: str = "act4",
     state_bytes: float = ADAM,
@@ -50,12 +51,15 @@ def find_batch_size(
 ) -> BatchSize:
     """The largest batch of a model whose step fits into `budget` bytes; nothing is computed to find it.
 
-    inputs: those of one call; their first dimension is the batch, of whatever size. state_bytes: of the
+    inputs: those of one call, a tensor or a sequence of arguments; their first dimension is the batch, of
+    whatever size. budget: in bytes. state_bytes: of the
     optimizer, for each parameter. Gradients are taken to be gone before a step, as `zero_grad` leaves them;
     where they are kept from step to step, their bytes are to be added to `state_bytes`. The graphs are those
     that training would run, on tensors without values; the model may not break them. Raises PlanError where
     not even one row fits.
     """
+    check_budget(budget)
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("the model has no parameters to train", fix="let them require gradients")
@@ -66,13 +70,14 @@ def find_batch_size(
 
     def fits(batch: int) -> bool:
         if batch not in tried:
-            tried[batch] = step_bytes(model, inputs, batch, recipe, memory)
+            tried[batch] = step_bytes(model, arguments, batch, recipe, memory)
         return fixed + tried[batch] <= budget
 
     if not fits(1):
         raise PlanError(
-            f"a step of one row does not fit into {budget:,} bytes",
-            why=f"it takes {fixed + tried[1]:,}, {fixed:,} of them whatever the batch",
+            f"a step of one row does not fit into {budget:,.0f} bytes",
+            why=f"it takes {fixed + tried[1]:,}: parameters and the optimizer's state {fixed:,}, inputs and "
+            f"the step itself {tried[1]:,}",
             fix="give it more, or a smaller model",
         )
     low = high = 1
@@ -86,6 +91,14 @@ def find_batch_size(
         middle = min(max(guess, low + 1), high - 1)
         low, high = (middle, high) if fits(middle) else (low, middle)
     return BatchSize(batch=low, fixed=fixed, step=tried[low], tried=tried)
+
+
+def check_budget(budget: float) -> None:
+    """Raises InputError for what is no number of bytes."""
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 1 <= budget < math.inf:
+        raise InputError(
+            f"the budget is {budget!r}", why="it is in bytes", fix="give their number: 8_000_000_000 for 8 GB"
+        )
 
 
 def step_bytes(model: nn.Module, inputs: Sequence[Any], batch: int, recipe: str, memory: str) -> int:

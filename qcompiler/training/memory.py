@@ -8,6 +8,7 @@
 For a peak, bits are planned, and what is computed again.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from qcompiler.errors import RecipeError
 from qcompiler.passes.training.saved import Saved
 
 BITS = {"keep": None, "act8": 8, "act4": 4, "act2": 2}
+FEWEST_BYTES = 1024  # below, bits or a share were meant
 PLANNED = 0.2  # how far gradients of a planned step may be from float's: as in 4 bits
 
 
@@ -57,14 +59,30 @@ def fewest(allowed: Sequence[int], wanted: int) -> int:
 
 
 def find_memory(memory: str | float | Memory) -> Memory:
-    """A setting by its name, a share of what float needs, a number of bytes, or itself."""
+    """A setting by its name, a share of what float needs, a number of bytes, or itself; "0.5" is 0.5."""
     if isinstance(memory, Memory):
         return memory
-    if isinstance(memory, int | float) and not isinstance(memory, bool) and memory > 0:
+    memory = number(memory) if isinstance(memory, str) else memory
+    if isinstance(memory, int | float) and not isinstance(memory, bool) and 0 < memory < math.inf:
+        if 1 <= memory < FEWEST_BYTES:
+            raise RecipeError(
+                f"memory is {memory:g}, which is so many bytes",
+                why="no step fits into them",
+                fix=f"for 4 bits say 'act4', for a share of what float needs a number below 1, and for bytes "
+                f"one from {FEWEST_BYTES} on",
+            )
         return Memory(budget=memory)
-    if memory not in BITS:
+    if not isinstance(memory, str) or memory not in BITS:
         raise RecipeError(
             f"memory is {memory!r}",
             fix=f"use one of {', '.join(BITS)}, a share of what float needs (0.5), or a number of bytes",
         )
     return Memory(bits=BITS[memory])
+
+
+def number(written: str) -> str | float:
+    """A number where one is written."""
+    try:
+        return float(written)
+    except ValueError:
+        return written

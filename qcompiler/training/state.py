@@ -38,9 +38,10 @@ def load_training_state(model: nn.Module, state: Mapping[str, Any]) -> None:
         raise InputError("this is no state of a training", fix="give what training_state returned")
     if state["recipe"] != training.recipe.name:
         raise InputError(
-            f"the state is of the recipe '{state['recipe']}'",
-            why=f"the model is trained with '{training.recipe.name}'",
-            fix="compile it with the recipe with which it was saved",
+            f"the state was saved of a training with '{state['recipe']}', and this one is with "
+            f"'{training.recipe.name}'",
+            why="draws and scales of one recipe are not those of another",
+            fix=f"compile the model with recipe='{state['recipe']}'",
         )
     training.histories.load(state["histories"])
     training.noise.seed, training.noise.step = int(state["seed"]), int(state["step"])

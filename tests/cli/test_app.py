@@ -36,6 +36,14 @@ def test_no_verb_is_wrong_usage_and_shows_the_help(run: Callable[[str], Result])
     assert "Commands:" in result.stdout
 
 
+@pytest.mark.parametrize("module", ["qcompiler", "qcompiler.cli"])
+def test_the_package_runs_as_a_module(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"qcompiler {importlib.metadata.version('qcompiler')}\n"
+
+
 def test_version(run: Callable[[str], Result]) -> None:
     assert run("--version").stdout == f"qcompiler {importlib.metadata.version('qcompiler')}\n"
 

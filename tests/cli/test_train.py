@@ -13,6 +13,10 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import Result
 
+from qcompiler.cli.lines import Lines
+from qcompiler.progress import Tell
+from qcompiler.training.finetune.builtin import BuiltIn
+from qcompiler.training.finetune.task import Task
 from tests.cli.conftest import Run
 
 TASKS = """
@@ -159,12 +163,19 @@ def test_without_validation_the_loss_of_training_is_shown(train: Train) -> None:
 def test_what_is_not_finite_ends_it_with_a_sentence_and_a_page(train: Train) -> None:
     done = train("exploding --steps 9 --report page.html -o weights.pt --json data.json")
     assert done.exit_code == 1
-    assert done.stderr.startswith(
-        "error: the loss of float is nan at step 3, because the training diverges; "
+    assert done.stderr.splitlines()[-1] == (
+        "error: the loss of float is nan at step 3, and the batch holds 1,024 infinite numbers, "
+        "because the data is not finite; mend the batches; the weights were not saved"
     )
     assert "the loss of float is nan at step 3" in Path("page.html").read_text()
     assert [len(row["losses"]) for row in data("data.json")["learners"].values()] == [2, 2]
     assert not Path("weights.pt").exists()
+
+
+def test_finite_data_is_not_to_blame_for_a_loss_that_is_not(train: Train) -> None:
+    done = train("listed --steps 9 --learning-rate 1e38 --optimizer sgd --recipe float --memory keep")
+    assert done.exit_code == 1
+    assert "because the training diverges; take a lower --learning-rate" in done.stderr
 
 
 def test_ctrl_c_keeps_what_is_there(train: Train) -> None:
@@ -186,10 +197,13 @@ def test_ctrl_c_keeps_what_is_there(train: Train) -> None:
         ("nothing", "returns no batches, because they are a int"),
         ("frozen", "has no parameters to train"),
         ("listed --batch 3", "a batch of 3 is asked for"),
+        ("listed --before 3", "3 steps in float before are asked for, because the factory gives the weights"),
         ("listed --recipe int7", "there is no training recipe 'int7'"),
         ("listed --memory act3", "memory is 'act3'"),
         ("listed --optimizer muon", "there is no optimizer 'muon'"),
         ("listed -o weights.bin", "'weights.bin' is no name for a checkpoint"),
+        ("listed --report page.pdf", "'page.pdf' is no name for a page, because"),
+        ("listed --weights nothere.pt", "there is no file 'nothere.pt', because weights are read from it"),
         ("listed --report no/page.html", "cannot write to 'no/page.html'"),
         ("listed --weights tasks.py", "'tasks.py' is no checkpoint"),
     ],
@@ -197,13 +211,53 @@ def test_ctrl_c_keeps_what_is_there(train: Train) -> None:
 def test_a_sentence_for_what_does_not_work(train: Train, words: str, sentence: str) -> None:
     done = train(words)
     assert done.exit_code == 1
-    assert sentence in done.stderr and done.stderr.count("\n") == 1
+    assert sentence in done.stderr.splitlines()[-1] and done.stderr.count("error: ") == 1
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_training(train: Train) -> None:
+    """Its rights say that it can; no file can be made there."""
+    done = train("listed -o /proc/xxxx.pt --json data.json")
+    assert done.exit_code == 1 and "cannot write '/proc/xxxx.pt', because" in done.stderr
+    assert not Path("data.json").exists()
 
 
 def test_weights_of_another_model_are_refused(train: Train) -> None:
     torch.save({"weight": torch.zeros(2)}, "other.pt")
     done = train("listed --weights other.pt")
     assert "the weights of 'other.pt' are not those of this Sequential" in done.stderr
+
+
+def test_training_in_float_before_is_told_and_ctrl_c_in_it_says_what_there_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def build(batch: int, seed: int, before: int | None, tell: Tell) -> Task:
+        asked.append(before)
+        tell("training in float before", 0, 7)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qcompiler.cli.task.BUILT_IN", {"bert": BuiltIn(description="", build=build)})
+    done = run("train bert --before 7 --report page.html")
+    assert (done.exit_code, asked, Path("page.html").exists()) == (130, [7], False)
+    assert done.stderr.splitlines() == [
+        "training in float before: 7 steps",
+        "warning: nothing was trained in few bits yet, and nothing is written",
+        "error: stopped by Ctrl-C",
+    ]
+
+
+def test_a_log_has_a_line_for_each_tenth_and_none_right_after_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = 0.0
+    lines = Lines(patience=2.0, clock=lambda: now)
+    for step in range(40):
+        now += 0.25
+        lines.tell("before", step, 40)
+    assert capsys.readouterr().err.splitlines() == [
+        "before: 40 steps", *(f"before: {step} of 40" for step in (8, 16, 24, 32))
+    ]  # fmt: skip
 
 
 def test_a_name_that_is_none(run: Run) -> None:

@@ -18,7 +18,7 @@ def learner(above: float) -> dict[str, Any]:
     return {
         "losses": losses, "validation": [[0, 2.1], [5, 1.6 + above], [10, 1.2 + above]],
         "training_loss": losses[-1], "validation_loss": 1.2 + above, "seconds_per_step": 0.01,
-        "state_bytes": 8e6,
+        "steps_timed": 9, "state_bytes": 8e6,
     }  # fmt: skip
 
 
@@ -33,7 +33,9 @@ def sample() -> dict[str, Any]:
                 {"name": "gelu", "shape": [16, 64], "bits": 4, "bytes": 4096, "stored": 528, "why": ""}
             ],
             "products": [{"role": "forward", "of": "fc", "formats": "int8 x int8", "why": ""}],
-            "crosses_float": 4096, "again": [], "gradient": 0.1, "unchecked": "", "slow": "",
+            "crosses_float": 4096, "again": [], "gradient": 0.1,
+            "gradients": [{"of": "fc.weight", "distance": 0.125}, {"of": "fc.bias", "distance": None}],
+            "unchecked": "", "slow": "",
         }],
         "manifest": {"recipe": "int8"},
     }  # fmt: skip
@@ -46,9 +48,14 @@ def text(data: dict[str, Any]) -> str:
     return captured.get()
 
 
+def test_the_time_of_a_step_says_of_how_many_steps_it_is() -> None:
+    assert "seconds per step, median of 9 steps after the first" in text(sample())
+    assert "median of 9 steps after the first" in page(sample())
+
+
 def test_the_headline_and_the_verdict() -> None:
     summary = summarize(sample())
-    assert summary.verdict == "Passed"
+    assert summary.verdict == "Passed: the first gradient and the validation loss"
     assert summary.headline == (
         "bert in int8, act4: validation loss 1.210 nats after 10 steps, +0.010 ± 0.004 against float"
     )
@@ -102,3 +109,18 @@ def test_where_no_step_was_taken_nothing_is_claimed() -> None:
     assert "no step was taken" in summarize(data).headline and not summarize(data).assurances
     assert "No step was taken." in page(data)
     assert page({}).endswith("</html>") and "no step was taken" in text({})
+
+
+def test_columns_captions_and_tables_are_those_of_what_there_is() -> None:
+    """No column of reasons where nothing has one, no bold validation where there is none."""
+    found = sample()
+    shown = page(found)
+    assert "Why in float" not in shown and "Why as it is" not in shown
+    assert "0.125" in shown and "nothing in float" in shown and "validation bold" in shown
+    found["graphs"][0] |= {"gradients": [], "gradient": None, "unchecked": "it was not wanted"}
+    found["graphs"][0]["products"][0] |= {"formats": "float", "why": "int8 is not faster"}
+    for row in found["learners"].values():
+        row |= {"validation": [], "validation_loss": None}
+    shown = page(found)
+    assert "Why in float" in shown and "Not compared with float, because it was not wanted" in shown
+    assert "validation bold" not in shown and "no validation batches were given" in shown

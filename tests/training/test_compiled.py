@@ -11,6 +11,7 @@ from torch import nn
 import qcompiler as qc
 from qcompiler.dynamo import backend
 from qcompiler.errors import InputError, RecipeError
+from qcompiler.training.memory import find_memory
 from tests.passes.training.steps import Block, gradients
 
 
@@ -81,7 +82,16 @@ def test_options_of_torch_compile() -> None:
     ("options", "why"),
     [
         ({"memory": "act4", "calibrate": 8}, "training has no option 'calibrate'"),
+        (
+            {"recipe": "int8", "memroy": "act4"},
+            "no option 'memroy'; use recipe, .* and `memory` with recipe,",
+        ),
+        ({"recipe": "int8", "tolerance": 1.0}, "no option 'tolerance' of inference, because only `memory`"),
         ({"memory": "act3"}, "memory is 'act3'; use one of keep, act8, act4, act2"),
+        ({"memory": [4]}, r"memory is \[4\]; use one of keep, act8, act4, act2"),
+        ({"memory": 4}, "memory is 4, which is so many bytes, .* for 4 bits say 'act4', for a share"),
+        ({"memory": "1.5"}, "memory is 1.5, which is so many bytes"),
+        ({"memory": "nan"}, "memory is nan; use one of keep"),
         ({"memory": "act4", "recipe": "w4a16"}, "there is no training recipe 'w4a16'"),
         ({"recipe": "fp8-hybrid", "lowering": "c"}, "there is no lowering 'c'"),
     ],
@@ -90,6 +100,11 @@ def test_wrong_options_are_refused_in_a_sentence(options: dict[str, Any], why: s
     torch._dynamo.reset()
     with pytest.raises(Exception, match=why):
         torch.compile(nn.Linear(4, 4), backend=backend, options=options)(torch.randn(2, 4))
+
+
+def test_a_number_in_words_is_that_number() -> None:
+    assert find_memory("0.5") == find_memory(0.5)
+    assert find_memory("2e9") == find_memory(2_000_000_000)
 
 
 def test_what_was_not_compiled_has_no_report() -> None:

@@ -213,7 +213,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="this is no state of a training"):
         qc.load_training_state(model, {})
     with pytest.raises(
-        InputError, match="of the recipe 'int8', because the model is trained with 'fp8-delayed'"
+        InputError, match="of a training with 'int8', and this one is with 'fp8-delayed', because draws"
     ):
         qc.load_training_state(model, {**state, "recipe": "int8"})
     with pytest.raises(

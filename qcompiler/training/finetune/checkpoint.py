@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,6 +34,27 @@ def check_checkpoint(path: Path) -> None:
             why="its ending says how it is written",
             fix=f"write '{path.with_suffix('.safetensors')}', or .pt for torch.load",
         )
+    try_to_write(path)
+
+
+def try_to_write(path: Path) -> None:
+    """Make a file beside it and remove it: some folders cannot be written to, whatever their rights say."""
+    draft = draft_of(path)
+    try:
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def unwritable(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"cannot write '{path}'", why=first_line(error), fix="make room, or name a file in another folder"
+    )
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -41,7 +63,7 @@ def save_weights(module: nn.Module, path: Path) -> None:
     state = {
         name: value.detach().cpu() for name, value in module.state_dict().items() if isinstance(value, Tensor)
     }
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    draft = draft_of(path)
     try:
         if path.suffix == ".pt":
             torch.save(state, draft)
@@ -49,21 +71,28 @@ def save_weights(module: nn.Module, path: Path) -> None:
             save_file({name: value.clone().contiguous() for name, value in state.items()}, draft)
             draft.chmod(0o644)  # it makes files that only their owner reads
         os.replace(draft, path)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write '{path}'", why=str(error), fix="make room, or choose another"
-        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer has the second
+        raise unwritable(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_weights(path: Path) -> None:
+    """Refuse early what could not be read as weights."""
+    if not path.is_file():
+        raise ArtifactError(
+            f"there is no file '{path}'", why="weights are read from it", fix="check the path"
+        )
+    if path.suffix not in READERS:
+        raise ArtifactError(
+            f"'{path}' is no checkpoint", fix=f"give a file that ends in {' or '.join(READERS)}"
+        )
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Give a module the weights of a file. Raises ArtifactError for a file that holds none, InputError for
     those of another model."""
-    if path.suffix not in READERS:
-        raise ArtifactError(
-            f"'{path}' is no checkpoint", fix=f"give a file that ends in {' or '.join(READERS)}"
-        )
+    check_weights(path)
     try:
         state = READERS[path.suffix](path)
     except Exception as error:  # each format has its own

@@ -17,10 +17,13 @@ import torch
 from torch import nn
 
 from qcompiler.models.charlm import warm_cosine
-from qcompiler.training.finetune.task import Batch, Task, checked, endless, loss_of
+from qcompiler.training.finetune.task import Batch, Task, checked, endless, loss_of, unfinite
 
 CLIP = 1.0
 VALIDATIONS = 10  # of a whole training, beside that of the weights it starts from
+
+OF_DATA = "and the batch holds"
+"""Stands in the words of a failure for which the data is to blame."""
 
 Judged = tuple[int, tuple[float, ...]]
 """After how many steps, and the loss of each validation batch."""
@@ -91,7 +94,8 @@ def step(task: Task, learner: Learner, batch: Batch, seed: int) -> str:
     norm = nn.utils.clip_grad_norm_(learner.module.parameters(), CLIP)
     for what, value in (("loss", float(loss.detach())), ("gradient", float(norm))):
         if not math.isfinite(value):
-            return f"the {what} of {learner.name} is {value} at step {len(learner.losses) + 1}"
+            found = f", {OF_DATA} {held}" if (held := unfinite(batch)) else ""
+            return f"the {what} of {learner.name} is {value} at step {len(learner.losses) + 1}{found}"
     learner.optimizer.step()
     learner.schedule.step()
     learner.losses.append(float(loss.detach()))

@@ -20,7 +20,7 @@ from qcompiler.training.finetune.loop import Learner, Seen, train
 from qcompiler.training.finetune.optimizers import find_optimizer, find_plain, make, state_bytes
 from qcompiler.training.finetune.task import Task, rehearse
 from qcompiler.training.memory import find_memory
-from qcompiler.training.report import TrainingReport
+from qcompiler.training.report import NOTHING, TrainingReport
 from qcompiler.training.session import Piece
 from qcompiler.training_recipe import find_training_recipe
 
@@ -119,8 +119,9 @@ def of_learner(learner: Learner) -> dict[str, Any]:
         "validation": [[done, mean(losses)] for done, losses in learner.judged],
         "training_loss": mean(last) if last else None,
         "validation_loss": mean(learner.judged[-1][1]) if learner.judged else None,
-        # The first step compiles.
+        # The first step compiles, and warms up what is not compiled.
         "seconds_per_step": median(learner.seconds[1:]) if len(learner.seconds) > 1 else None,
+        "steps_timed": len(learner.seconds[1:]),
         "state_bytes": state_bytes(learner.optimizer),
     }
 
@@ -170,6 +171,10 @@ def of_piece(piece: Piece) -> dict[str, Any]:
         "crosses_float": piece.before.crossing,
         "again": [str(kind) for kind in piece.again],
         "gradient": piece.checked.gradient if piece.checked else None,
+        "gradients": [
+            {"of": name, "distance": apart.distance if apart.share > NOTHING else None}
+            for name, apart in (piece.checked.parameters if piece.checked else {}).items()
+        ],
         "unchecked": piece.unchecked,
         "slow": piece.slow,
     }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from qcompiler.errors import InputError
 from qcompiler.ir.failure import first_line, user_position
@@ -64,6 +65,15 @@ def loss_of(task: Task, module: nn.Module, batch: Batch) -> Tensor:
     inputs, target = batch
     arguments = inputs if isinstance(inputs, tuple | list) else (inputs,)
     return task.loss(module(*arguments), target)
+
+
+def unfinite(value: Any) -> str:
+    """What of a batch is not finite, in words, or ""."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+            counts = {"NaN": int(leaf.isnan().sum()), "infinite numbers": int(leaf.isinf().sum())}
+            return " and ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return ""
 
 
 def rehearse(task: Task) -> None:

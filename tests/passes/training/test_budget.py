@@ -97,8 +97,8 @@ def test_a_budget_is_kept_and_forward_is_exact() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_the_least_that_would() -> None:
-    with pytest.raises(Exception, match=r"does not fit into 1,000 bytes, because .* it needs [0-9,]+"):
-        stepped(Block(), torch.randn(4, 16, 64), memory=1000)
+    with pytest.raises(Exception, match=r"does not fit into 10,000 bytes, because .* it needs [0-9,]+"):
+        stepped(Block(), torch.randn(4, 16, 64), memory=10_000)
 
 
 @pytest.mark.parametrize("recipe", ["float", "int8"])

@@ -1,5 +1,6 @@
 """Products that are not faster in few bits stay in float, and all that is told and drawn of them."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -11,7 +12,7 @@ from qcompiler.passes.training import guard
 from qcompiler.passes.training.guard import alone, is_contested, measured, normal, paces
 from qcompiler.passes.training.joint import family
 from qcompiler.passes.training.products import Choice
-from qcompiler.passes.training.speed import MARGIN, Pace
+from qcompiler.passes.training.speed import MARGIN, Pace, clock_on
 from qcompiler.training import Training, TrainingReport
 from qcompiler.tune.measure import Timing
 from tests.passes.training.steps import Maps, compiled, error, gradients
@@ -176,3 +177,16 @@ def test_a_symbolic_shape_cannot_be_timed(monkeypatch: pytest.MonkeyPatch) -> No
     gradients(model, torch.compile(model, backend=training, dynamic=True), torch.randn(32, 48))
     whys = {row.why for row in training.pieces[0].products}
     assert whys == {"its shape is symbolic and cannot be timed; compile with dynamic=False"}
+
+
+def test_the_clock_of_a_cpu_is_that_of_one_thread_which_works_alone() -> None:
+    """Spinning threads are not counted, and the user's threads come back, whatever happens meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), clock_on(torch.device("cpu")) as clock:
+            assert (clock, torch.get_num_threads()) == (time.thread_time, 1)
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
