@@ -39,7 +39,10 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(device="cpu", small=True, rounds=2, slice=0.01, patience=600, log=tmp_path / "log")
 
 
-def test_a_step_in_4_bits_holds_less_and_its_gradient_is_near_float32s(tmp_path: Path) -> None:
+def test_a_step_in_4_bits_holds_less_and_its_gradient_is_near_float32s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))  # for the processes that it starts
     float32, act4 = measure((REFERENCE, "act4"), "llama_1b", settings(tmp_path), silent)
     assert (float32["reason"], act4["reason"]) == ("", "")
     assert float32["gradient"] == 0 < act4["gradient"] < PROMISED
