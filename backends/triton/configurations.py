@@ -24,7 +24,8 @@ class Bounds:
 
     registers: of a thread, at most. shared: bytes at most. mma: the family of its matrix instructions, "" for
     none. wide_loads: instructions that load 16 bytes a thread, or a tile, at least. permutes: instructions
-    that shuffle bytes of registers, at most: an operand in the wrong order takes them by the dozen.
+    that shuffle bytes of registers, at most: an operand in the wrong order takes them by the dozen. exact:
+    whether all that is rounded is rounded as on the CPU.
     """
 
     registers: int
@@ -32,6 +33,7 @@ class Bounds:
     mma: str
     wide_loads: int
     permutes: int
+    exact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +72,15 @@ SQUARE = tile(128, 128, 128, descriptors=True)
 CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration(
         kernel="quantize_rows", capability=80, latest=ANY, constants={"BLOCK": 4096}, warps=8, stages=1,
-        bounds=Bounds(registers=40, shared=1024, mma="", wide_loads=2, permutes=24),
+        bounds=Bounds(registers=40, shared=1024, mma="", wide_loads=2, permutes=24, exact=True),
     ),
     Configuration(
         kernel="quantize_long_rows", capability=80, latest=ANY, constants={"BLOCK": 4096}, warps=8, stages=1,
-        bounds=Bounds(registers=48, shared=1024, mma="", wide_loads=4, permutes=32),
+        bounds=Bounds(registers=48, shared=1024, mma="", wide_loads=4, permutes=32, exact=True),
     ),
     Configuration(
         kernel="int8_matmul", capability=80, latest=ANY, constants=THREADS, warps=4, stages=3,
-        bounds=Bounds(registers=240, shared=49152, mma="IMMA", wide_loads=24, permutes=0),
+        bounds=Bounds(registers=240, shared=49152, mma="IMMA", wide_loads=24, permutes=0, exact=True),
     ),
     Configuration(
         kernel="int8_matmul", heavy=True, capability=80, latest=ANY, constants=THREADS, warps=8, stages=3,
@@ -86,7 +88,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     ),
     Configuration(
         kernel="int8_matmul", capability=90, latest=90, constants=WIDE, warps=8, stages=3,
-        bounds=Bounds(registers=192, shared=150528, mma="IGMMA", wide_loads=6, permutes=0),
+        bounds=Bounds(registers=192, shared=150528, mma="IGMMA", wide_loads=6, permutes=0, exact=True),
     ),
     Configuration(
         kernel="int8_matmul", heavy=True, capability=90, latest=90, constants=SQUARE, warps=8, stages=3,

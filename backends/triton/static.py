@@ -22,7 +22,8 @@ from qcompiler.errors import LoweringError
 
 REGISTER_FILE = 65536  # registers of one multiprocessor, which a program's threads share
 MMA = ("HGMMA", "IGMMA", "QGMMA", "HMMA", "IMMA", "QMMA")
-READER = 1  # counted up when the same machine code would be read in another way
+INEXACT = r"^\s*(?:@!?%\w+\s+)?(?:fma\.|[a-z0-9]+\.(?:full|approx|ftz)\b|[a-z0-9]+\.\w+\.ftz\b)"  # in PTX
+READER = 2  # counted up when the same machine code would be read in another way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class Findings:
     registers: of a thread. stack: bytes of one. shared: bytes of a program. spills: instructions that store
     registers to memory and load them back (STL, LDL). mma: matrix instructions by family. shapes: the same
     with their sizes. wide_loads: instructions that load 16 bytes a thread (LDG, LDGSTS) or a tile (UTMALDG).
-    permutes: PRMT. size: bytes of the cubin.
+    permutes: PRMT. inexact: instructions of the PTX that may round otherwise than one operation of IEEE 754
+    after another would: contracted, approximate or flushing ones. size: bytes of the cubin.
     """
 
     capability: int
@@ -45,6 +47,7 @@ class Findings:
     shapes: tuple[str, ...]
     wide_loads: int
     permutes: int
+    inexact: int
     size: int
 
 
@@ -108,7 +111,13 @@ def findings(
         raise LoweringError(
             f"compiling {name} for compute capability {capability / 10}", why=last_line(error)
         ) from error
-    found = read(compiled.asm["cubin"], capability, 32 * configuration.warps, compiled.metadata.shared)
+    found = read(
+        compiled.asm["ptx"],
+        compiled.asm["cubin"],
+        capability,
+        32 * configuration.warps,
+        compiled.metadata.shared,
+    )
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
         written = kept.with_suffix(f".{id(found)}")
@@ -127,8 +136,8 @@ def last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def read(cubin: bytes, capability: int, threads: int, shared: int) -> Findings:
-    """The assembler's figures and the counted instructions of a cubin."""
+def read(ptx: str, cubin: bytes, capability: int, threads: int, shared: int) -> Findings:
+    """The assembler's figures and the counted instructions of a cubin and of its PTX."""
     from triton.backends import nvidia
 
     tools = Path(nvidia.__file__).parent / "bin"
@@ -153,6 +162,7 @@ def read(cubin: bytes, capability: int, threads: int, shared: int) -> Findings:
         shapes=tuple(sorted(name for name in counts if name.split(".")[0] in MMA)),
         wide_loads=sum(number for name, number in counts.items() if is_wide(name)),
         permutes=count(counts, "PRMT"),
+        inexact=len(re.findall(INEXACT, ptx, re.MULTILINE)),
         size=len(cubin),
     )
 
@@ -199,5 +209,7 @@ def faults(found: Findings, bounds: Bounds) -> list[str]:
         (found.permutes > bounds.permutes,
          f"{found.permutes} instructions permute bytes, {bounds.permutes} are allowed: an operand may lie "
          "in the wrong order"),
+        (bounds.exact and found.inexact > 0,
+         f"{found.inexact} instructions may round otherwise than the reference"),
     )  # fmt: skip
     return [sentence for is_fault, sentence in checks if is_fault]

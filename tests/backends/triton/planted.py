@@ -1,4 +1,4 @@
-"""A plain int8 product whose operands may lie in any order: what the checks of machine code must catch."""
+"""What the checks of machine code must catch: operands in the wrong order, divisions that are none."""
 
 import triton
 import triton.language as tl
@@ -32,3 +32,10 @@ def any_order(
         from_a += BK
         from_b += BK * stride_b if ALONG_N else BK
     tl.store(out + m[:, None] * stride_out + n[None, :], acc)
+
+
+@triton.jit
+def divided(x, y, out, BLOCK: tl.constexpr, EXACT: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    left, right = tl.load(x + at), tl.load(y + at)
+    tl.store(out + at, tl.div_rn(left, right) if EXACT else left / right)

@@ -129,6 +129,17 @@ def test_a_wrong_layout_is_caught(cache: Path, along_n: bool) -> None:
     assert len(caught) == along_n and (found.permutes >= 48) == along_n
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_division_that_only_comes_near_is_caught(cache: Path, exact: bool) -> None:
+    from tests.backends.triton.planted import divided
+
+    types = Types(arguments=dict.fromkeys(("x", "y", "out"), "*fp32"), aligned=frozenset())
+    row = replace(chosen("quantize_rows", 80), constants={"BLOCK": 1024})
+    found = findings(divided, types, {"EXACT": exact}, row, capability=90, cache=cache)
+    caught = [fault for fault in faults(found, row.bounds) if "round otherwise" in fault]
+    assert len(caught) == (not exact)
+
+
 def test_fp8_is_refused_where_a_device_has_none(cache: Path) -> None:
     types = product_types("*fp8e4nv", "*bf16")
     row = chosen("fp8_matmul", 90, mode="fast")
@@ -167,9 +178,10 @@ def test_findings_are_remembered_by_source_and_options(tmp_path: Path) -> None:
 
 FIT = Findings(
     capability=90, threads=128, registers=100, stack=0, shared=1000, spills=0, mma={"IGMMA": 4},
-    shapes=("IGMMA.64x128x32.S8.S8",), wide_loads=8, permutes=0, size=1,
+    shapes=("IGMMA.64x128x32.S8.S8",), wide_loads=8, permutes=0, inexact=3, size=1,
 )  # fmt: skip
 BOUNDS = Bounds(registers=200, shared=10**6, mma="IGMMA", wide_loads=8, permutes=0)
+EXACT = replace(BOUNDS, exact=True)
 
 
 @pytest.mark.parametrize(
@@ -190,4 +202,5 @@ BOUNDS = Bounds(registers=200, shared=10**6, mma="IGMMA", wide_loads=8, permutes
 )  # fmt: skip
 def test_a_fault_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
     assert faults(FIT, BOUNDS) == []
+    assert faults(FIT, EXACT) == ["3 instructions may round otherwise than the reference"]
     assert faults(replace(FIT, **change), BOUNDS) == [sentence]
