@@ -8,6 +8,7 @@ The tools that disassemble lie in Triton's own wheel.
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import tempfile
@@ -120,7 +121,7 @@ def findings(
     )
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        written = kept.with_suffix(f".{id(found)}")
+        written = kept.with_suffix(f".{os.getpid()}")
         written.write_text(json.dumps(asdict(found)), encoding="utf-8")
         written.replace(kept)
     return found

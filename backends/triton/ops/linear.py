@@ -74,10 +74,11 @@ def int8_on_cuda(
     checked(a, b, a_scale, b_scale, bias, residual, activation, torch.int8)
     configuration = chosen("int8_matmul", capability(a.device), heavy=is_heavy(activation, residual))
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
-    launch_product(
-        int8_matmul, a, b, out, a_scale, b_scale, bias, residual, activation,
-        configuration.constants, configuration.options,
-    )  # fmt: skip
+    with torch.cuda.device(a.device):
+        launch_product(
+            int8_matmul, a, b, out, a_scale, b_scale, bias, residual, activation,
+            configuration.constants, configuration.options,
+        )  # fmt: skip
     return out
 
 
@@ -146,10 +147,11 @@ def fp8_on_cuda(
         "fp8_matmul", capability(a.device), mode=accumulation, heavy=is_heavy(activation, residual)
     )
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
-    launch_product(
-        fp8_matmul, a, b, out, a_scale, b_scale, bias, residual, activation,
-        configuration.constants, configuration.options,
-    )  # fmt: skip
+    with torch.cuda.device(a.device):
+        launch_product(
+            fp8_matmul, a, b, out, a_scale, b_scale, bias, residual, activation,
+            configuration.constants, configuration.options,
+        )  # fmt: skip
     return out
 
 

@@ -55,7 +55,8 @@ def on_cuda(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     checked(x, format)
     configuration = chosen("quantize_rows", capability(x.device))
     codes, scale = empty(x, format)
-    launch(x, codes, scale, format, configuration.constants["BLOCK"], configuration.options)
+    with torch.cuda.device(x.device):
+        launch(x, codes, scale, format, configuration.constants["BLOCK"], configuration.options)
     return codes, scale
 
 

@@ -2,13 +2,16 @@
 
 `python -m tests.backends.triton.interpreted` prints a line of JSON for each case: its name and what failed.
 
-Outputs begin as poison, with a margin around them that must stay as it was. Results are those of the ops'
+Outputs begin as poison, with a margin around them that must stay as it was. Behind every operand lies a page
+that nobody may read: what a GPU calls an illegal access ends the process. Results are those of the ops'
 references on the CPU: to the last bit where the numbers are stated to the last bit.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import time
 import traceback
 from collections.abc import Callable
@@ -24,12 +27,24 @@ from qcompiler.backends.triton.ops.quantize import CODES, padded
 POISON = 77
 TILE = {"BM": 32, "BN": 64, "BK": 64, "GROUP": 2}
 MARGIN = 16
+NOBODY = 0  # PROT_NONE of mprotect(2)
 
 
 def poisoned(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A matrix, and the larger one that it lies in."""
     whole = torch.full((rows + 1, columns + MARGIN), POISON, dtype=torch.float32).to(dtype)
     return whole[:rows, :columns], whole
+
+
+def guarded(x: Tensor) -> Tensor:
+    """A copy whose last byte is the last before a page that may not be touched."""
+    size = x.numel() * x.itemsize
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    behind = ctypes.addressof(ctypes.c_char.from_buffer(memory, pages))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(behind), mmap.PAGESIZE, NOBODY) == 0
+    copy = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=pages - size).view(x.shape)
+    return copy.copy_(x)
 
 
 def margin_is_untouched(whole: Tensor, rows: int, columns: int) -> bool:
@@ -81,7 +96,7 @@ def rows(format: str, columns: int, dtype: torch.dtype, block: int) -> None:
     x = hard_rows(columns, dtype)
     codes, whole = poisoned(len(x), padded(columns), CODES[format][0])
     scales = torch.full((len(x),), float(POISON))
-    launch(x, codes, scales, format, block, {})
+    launch(guarded(x), codes, scales, format, block, {})
     wanted, wanted_scales = quantize_rows(x, format)
     assert same(scales, wanted_scales), "scales differ"
     assert same(codes, wanted), f"{int((bits(codes) != bits(wanted)).sum())} codes differ"
@@ -113,6 +128,8 @@ def product(
 
     out, whole = poisoned(len(a), len(b), dtype)
     kernel = int8_matmul if a.dtype == torch.int8 else fp8_matmul
+    a, b, s, t = (guarded(x) for x in (a, b, s, t))
+    bias, residual = (x if x is None else guarded(x) for x in (bias, residual))
     launch_product(kernel, a, b, out, s, t, bias, residual, activation, {**TILE, **constants}, {})
     assert margin_is_untouched(whole, *out.shape)
     return out
