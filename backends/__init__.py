@@ -3,12 +3,17 @@
 A new backend is a folder beside the others with a class that has the form of `base.Backend`, and a row here.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qcompiler.backends.base import Backend
 from qcompiler.errors import InputError, LoweringError
-from qcompiler.target import Target
+
+if TYPE_CHECKING:  # what lies beside this is imported through it, and kernels want little beside torch
+    from qcompiler.backends.base import Backend
+    from qcompiler.target import Target
 
 # Name -> module and class; the class is made with the target.
 BACKENDS = {

@@ -1,0 +1,51 @@
+"""Products of FP8 numbers with scales, bias, activation and residual on the way out.
+
+    y[m, n] = act((sum_k a[m, k] b[n, k]) s_m t_n + bias_n) + residual[m, n]
+
+Tensor cores hold sums of FP8 products in fewer bits than float32 has. There are two ways to live with it:
+
+    fast        acc = all of K within the tensor cores
+    promote128  acc = ((p_0 + p_1) + p_2) + ...     p_i of 128 k within them, added in float32
+"""
+
+import triton
+import triton.language as tl
+
+from qcompiler.backends.triton.kernels.epilogue import store
+from qcompiler.backends.triton.kernels.tile import sums, tile_of
+
+ACCUMULATION = {"fast": None, "promote128": 128}
+"""After how many k partial sums are added in float32, by name; None lets Triton choose, which is never."""
+
+
+@triton.jit
+def fp8_matmul(
+    a,
+    b,
+    out,
+    a_scale,
+    b_scale,
+    bias,
+    residual,
+    M,
+    N,
+    K,
+    stride_a,
+    stride_b,
+    stride_out,
+    stride_residual,
+    ACTIVATION: tl.constexpr,
+    PROMOTE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """a and b e4m3 [M, K] and [N, K], K a multiple of 16; one program for each tile."""
+    row, column = tile_of(M, N, BM, BN, GROUP)
+    acc = sums(a, b, M, N, K, stride_a, stride_b, row, column, BM, BN, BK, False, PROMOTE, DESCRIPTORS)
+    store(
+        acc, out, a_scale, b_scale, bias, residual, M, N, stride_out, stride_residual, row, column, BM, BN,
+        ACTIVATION,
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""Products of int8 codes, exact, with scales, bias, activation and residual on the way out.
+
+y[m, n] = act(float32(sum_k a[m, k] b[n, k]) s_m t_n + bias_n) + residual[m, n]
+"""
+
+import triton
+import triton.language as tl
+
+from qcompiler.backends.triton.kernels.epilogue import store
+from qcompiler.backends.triton.kernels.tile import sums, tile_of
+
+
+@triton.jit
+def int8_matmul(
+    a,
+    b,
+    out,
+    a_scale,
+    b_scale,
+    bias,
+    residual,
+    M,
+    N,
+    K,
+    stride_a,
+    stride_b,
+    stride_out,
+    stride_residual,
+    ACTIVATION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """a int8 [M, K], b int8 [N, K], K a multiple of 16 and at most 133,144; one program for each tile."""
+    row, column = tile_of(M, N, BM, BN, GROUP)
+    acc = sums(a, b, M, N, K, stride_a, stride_b, row, column, BM, BN, BK, True, None, DESCRIPTORS)
+    store(
+        acc, out, a_scale, b_scale, bias, residual, M, N, stride_out, stride_residual, row, column, BM, BN,
+        ACTIVATION,
+    )  # fmt: skip

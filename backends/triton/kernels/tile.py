@@ -1,0 +1,77 @@
+"""One tile of A Bᵀ, where both operands lie contiguous along what is summed over (`nt8`).
+
+    A [M, K], B [N, K]  -->  sums over k of A[m, k] B[n, k] for a tile of BM x BN
+
+Tensor cores take operands of 8 bits in no other order: a [K, N] weight would be transposed in registers.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of(M, N, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """Row and column of this program's tile: down GROUP rows before the next column, for the sake of L2."""
+    program = tl.program_id(0)
+    down = tl.cdiv(M, BM)
+    across = GROUP * tl.cdiv(N, BN)
+    first = program // across * GROUP
+    height = tl.minimum(down - first, GROUP)
+    return first + program % across % height, program % across // height
+
+
+@triton.jit
+def rows_of(x, tile, rows, stride, SIZE: tl.constexpr):
+    """Pointers [SIZE] to the rows of a tile; past the end the last row again, whose sums nobody stores.
+
+    The tile's own place takes 64 bits, what is within it 32.
+    """
+    first = tile * SIZE
+    within = tl.minimum(tl.arange(0, SIZE), rows - 1 - first)
+    return x + first.to(tl.int64) * stride + within * stride
+
+
+@triton.jit
+def sums(
+    a,
+    b,
+    M,
+    N,
+    K,
+    stride_a,
+    stride_b,
+    row,
+    column,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    EXACT: tl.constexpr,
+    PROMOTE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """[BM, BN]: int32 where EXACT, else float32, which tensor cores may hold in fewer bits.
+
+    PROMOTE: after how many k such a sum is added to a true float32, or None for never. DESCRIPTORS: whether
+    the copy engine (TMA) fetches operands, in tiles, or threads do, by pointers.
+    """
+    kind: tl.constexpr = tl.int32 if EXACT else tl.float32
+    acc = tl.zeros((BM, BN), kind)
+    if DESCRIPTORS:
+        tiles_a = tl.make_tensor_descriptor(a, shape=[M, K], strides=[stride_a, 1], block_shape=[BM, BK])
+        tiles_b = tl.make_tensor_descriptor(b, shape=[N, K], strides=[stride_b, 1], block_shape=[BN, BK])
+        for k in range(0, K, BK):
+            x = tiles_a.load([row * BM, k])
+            y = tiles_b.load([column * BN, k])
+            acc = tl.dot(x, y.T, acc, max_num_imprecise_acc=PROMOTE, out_dtype=kind)
+    else:
+        along = tl.arange(0, BK)
+        from_a = rows_of(a, row, M, stride_a, BM)[:, None] + along[None, :]
+        from_b = rows_of(b, column, N, stride_b, BN)[None, :] + along[:, None]
+        for k in range(0, K, BK):
+            here = along < K - k
+            x = tl.load(from_a, mask=here[None, :], other=0.0)
+            y = tl.load(from_b, mask=here[:, None], other=0.0)
+            acc = tl.dot(x, y, acc, max_num_imprecise_acc=PROMOTE, out_dtype=kind)
+            from_a += BK
+            from_b += BK
+    return acc

@@ -1,0 +1,228 @@
+"""Linear layers on codes of 8 bits: `torch.ops.qcompiler.triton_int8_linear` and `triton_fp8_linear`.
+
+    y[m, n] = act((sum_k a[m, k] b[n, k]) s_m t_n + bias_n) + residual[m, n]
+
+Both operands lie contiguous along k. All is in float32 from the sums on, factor by factor as written, and is
+cast once. The order of sums is stated for each op.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.ops.device import capability
+from qcompiler.errors import InputError
+from qcompiler.ir.products import DEEPEST, summed
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda y: y, "gelu": F.gelu, "silu": F.silu}
+"""By name; the GELU is the one with erf."""
+ACCUMULATIONS = ("fast", "promote128")
+CHUNK = 128  # of k, whose sum is added in float32 by "promote128"
+MULTIPLE = 16
+
+
+@torch.library.custom_op("qcompiler::triton_int8_linear", mutates_args=(), device_types="cpu")
+def int8_linear(
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """int8 [M, K] and [N, K], scales float32 [M] and [N]  -->  [M, N] of a dtype.
+
+    Sums of products are exact integers, rounded to float32 once. K is a multiple of 16, at most 133,144.
+    """
+    checked(a, b, a_scale, b_scale, bias, residual, activation, torch.int8)
+    return finished(summed(a, b.t()).float(), a_scale, b_scale, bias, residual, activation, dtype)
+
+
+@int8_linear.register_fake
+def _(
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
+
+
+@int8_linear.register_kernel("cuda")
+def int8_on_cuda(
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    from qcompiler.backends.triton.kernels.int8_matmul import int8_matmul
+    from qcompiler.backends.triton.kernels.launching import launch_product
+
+    checked(a, b, a_scale, b_scale, bias, residual, activation, torch.int8)
+    configuration = chosen("int8_matmul", capability(a.device), heavy=is_heavy(activation, residual))
+    out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
+    with torch.cuda.device(a.device):
+        launch_product(
+            int8_matmul, a, b, out, a_scale, b_scale, bias, residual, activation,
+            configuration.constants, configuration.options,
+        )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("qcompiler::triton_fp8_linear", mutates_args=(), device_types="cpu")
+def fp8_linear(
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    accumulation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """e4m3 [M, K] and [N, K], scales float32 [M] and [N]  -->  [M, N] of a dtype; K is a multiple of 16.
+
+    accumulation: "fast", one sum over k, which tensor cores hold in fewer bits than float32; "promote128",
+    ((p_0 + p_1) + p_2) + ... in float32, each p of 128 k. Here both are sums of float32.
+    """
+    checked(a, b, a_scale, b_scale, bias, residual, activation, torch.float8_e4m3fn)
+    known(accumulation, ACCUMULATIONS, "accumulation")
+    left, right = a.float(), b.float()
+    if accumulation == "fast":
+        total = left @ right.t()
+    else:
+        total = left.new_zeros((len(a), len(b)))
+        for p, q in zip(torch.split(left, CHUNK, 1), torch.split(right, CHUNK, 1), strict=True):
+            total += p @ q.t()
+    return finished(total, a_scale, b_scale, bias, residual, activation, dtype)
+
+
+@fp8_linear.register_fake
+def _(
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    accumulation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
+
+
+@fp8_linear.register_kernel("cuda")
+def fp8_on_cuda(
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    accumulation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
+    from qcompiler.backends.triton.kernels.launching import launch_product
+
+    checked(a, b, a_scale, b_scale, bias, residual, activation, torch.float8_e4m3fn)
+    known(accumulation, ACCUMULATIONS, "accumulation")
+    configuration = chosen(
+        "fp8_matmul", capability(a.device), mode=accumulation, heavy=is_heavy(activation, residual)
+    )
+    out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
+    with torch.cuda.device(a.device):
+        launch_product(
+            fp8_matmul, a, b, out, a_scale, b_scale, bias, residual, activation,
+            configuration.constants, configuration.options,
+        )  # fmt: skip
+    return out
+
+
+def finished(
+    sums: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What happens to sums float32 [M, N] on their way out."""
+    y = sums * a_scale[:, None] * b_scale
+    y = y if bias is None else y + bias.float()
+    y = ACTIVATIONS[activation](y)
+    y = y if residual is None else y + residual.float()
+    return y.to(dtype)
+
+
+def is_heavy(activation: str, residual: Tensor | None) -> bool:
+    """Whether an epilogue holds more than scales and a bias."""
+    return activation != "none" or residual is not None
+
+
+def known(name: str, names: Collection[str], what: str) -> None:
+    if name not in names:
+        raise InputError(f'{what} "{name}"', fix=f"use one of {', '.join(names)}")
+
+
+def checked(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    kind: torch.dtype,
+) -> None:
+    """InputError where operands do not fit one another or lie otherwise than kernels read them."""
+    known(activation, ACTIVATIONS, "activation")
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or not a.dtype == b.dtype == kind:
+        raise InputError(
+            f"a product of {a.dtype} {[*a.shape]} and {b.dtype} {[*b.shape]}",
+            why=f"{kind} [M, K] and [N, K] are wanted",
+        )
+    K, shape = a.shape[1], (a.shape[0], b.shape[0])
+    if K == 0 or K % MULTIPLE or (kind == torch.int8 and K > DEEPEST):
+        raise InputError(
+            f"a product of {kind} over {K}",
+            why=f"{MULTIPLE} are taken at a time, and int32 holds the sum of {DEEPEST} products of codes",
+            fix="pad rows of codes with zeros, or add products over parts",
+        )
+    if any(lies_askew(x) for x in (a, b)):
+        raise InputError(
+            f"codes with strides {a.stride()} and {b.stride()}",
+            why=f"rows must be contiguous and begin at multiples of {MULTIPLE} bytes",
+            fix="store the weight as [N, K], and make codes contiguous",
+        )
+    given = (("scales", a_scale, shape[:1]), ("scales", b_scale, shape[1:]), ("bias", bias, shape[1:]),
+             ("residual", residual, shape))  # fmt: skip
+    for what, x, wanted in given:
+        is_wrong = x is not None and (tuple(x.shape) != wanted or x.stride(-1) != 1 or x.device != a.device)
+        if x is not None and (is_wrong or (what == "scales" and x.dtype != torch.float32)):
+            raise InputError(
+                f"{what} {x.dtype} {[*x.shape]} on {x.device}",
+                why=f"{[*wanted]} on {a.device} is wanted, contiguous; scales in float32",
+            )
+
+
+def lies_askew(codes: Tensor) -> bool:
+    is_apart = codes.stride(1) != 1 or (len(codes) > 1 and codes.stride(0) % MULTIPLE != 0)
+    return is_apart or codes.data_ptr() % MULTIPLE != 0

@@ -1,0 +1,80 @@
+"""Rows of floats to codes of 8 bits, `torch.ops.qcompiler.triton_quantize_rows`.
+
+s = max |x| / L        q = clamp(rne(x / s), -L, L)        x ~ q s        L = 127, 448 or 57344
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.ops.device import capability
+from qcompiler.errors import InputError
+from qcompiler.numerics.fp8 import cast_fp8
+
+MULTIPLE = 16  # codes of a row: tensor cores and the copy engine take 16 bytes at a time
+
+CODES: Mapping[str, tuple[torch.dtype, float]] = {
+    "int8": (torch.int8, 127.0),
+    "e4m3": (torch.float8_e4m3fn, 448.0),
+    "e5m2": (torch.float8_e5m2, 57344.0),
+}
+"""How codes of a format are held, and the largest."""
+
+
+@torch.library.custom_op("qcompiler::triton_quantize_rows", mutates_args=(), device_types="cpu")
+def quantize_rows(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    """[M, K]  -->  codes [M, K rounded up to 16], zeros behind the K-th, and scales float32 [M].
+
+    Divisions are those of float32. A row of zeros has scale 1; one with NaN or an infinity has scale NaN and
+    codes 0, so that what it is multiplied into is NaN and no other row is. No scale is below 2^-126.
+    """
+    checked(x, format)
+    kind, largest = CODES[format]
+    wide = x.float()
+    amax = wide.abs().amax(1)
+    scale = (amax / largest).clamp(min=torch.finfo(torch.float32).tiny).masked_fill(amax == 0, 1.0)
+    scale = scale.masked_fill(~amax.isfinite(), torch.nan)
+    ratio = (wide / scale[:, None]).masked_fill(~amax.isfinite()[:, None], 0.0)
+    nearest = ratio.round().clamp(-largest, largest).to(kind) if format == "int8" else cast_fp8(ratio, format)
+    codes = torch.zeros((len(x), padded(x.shape[1])), dtype=kind)
+    codes[:, : x.shape[1]] = nearest
+    return codes, scale
+
+
+@quantize_rows.register_fake
+def _(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    return empty(x, format)
+
+
+@quantize_rows.register_kernel("cuda")
+def on_cuda(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    from qcompiler.backends.triton.kernels.quantize import launch
+
+    checked(x, format)
+    configuration = chosen("quantize_rows", capability(x.device))
+    codes, scale = empty(x, format)
+    with torch.cuda.device(x.device):
+        launch(x, codes, scale, format, configuration.constants["BLOCK"], configuration.options)
+    return codes, scale
+
+
+def empty(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    codes = x.new_empty((x.shape[0], padded(x.shape[1])), dtype=CODES[format][0])
+    return codes, x.new_empty((x.shape[0],), dtype=torch.float32)
+
+
+def padded(columns: int) -> int:
+    return (columns + MULTIPLE - 1) // MULTIPLE * MULTIPLE
+
+
+def checked(x: Tensor, format: str) -> None:
+    if format not in CODES:
+        raise InputError(f'rows in "{format}"', fix=f"use one of {', '.join(CODES)}")
+    if x.dim() != 2 or not x.is_floating_point() or x.shape[1] == 0 or x.stride(1) != 1:
+        raise InputError(
+            f"rows of {x.dtype} {[*x.shape]} with strides {x.stride()}",
+            why="floats [rows, columns] are wanted, the columns of a row side by side",
+            fix="flatten what comes before the last axis, and make it contiguous",
+        )

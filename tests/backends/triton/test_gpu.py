@@ -1,0 +1,60 @@
+"""The ops where they are meant to run, against the same ops on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows
+from qcompiler.backends.triton.ops.device import capability
+from tests.backends.triton.interpreted import hard_rows, operands, same
+
+pytest.importorskip("triton")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here"),
+]
+
+
+def on_gpu(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [x if x is None else x.cuda() for x in tensors]
+
+
+def needs_fp8() -> None:
+    if capability(torch.device("cuda", 0)) != 90:
+        pytest.skip("FP8 products have configurations for 9.0 only")
+
+
+@pytest.mark.parametrize("columns", [256, 100, 5000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("format", ["int8", "e4m3"])
+def test_codes_and_scales_are_those_of_the_cpu(format: str, dtype: torch.dtype, columns: int) -> None:
+    if format == "e4m3":
+        needs_fp8()
+    x = hard_rows(columns, dtype)
+    for found, wanted in zip(quantize_rows(x.cuda(), format), quantize_rows(x, format), strict=True):
+        assert same(found.cpu(), wanted)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(("M", "N", "K"), [(256, 512, 1024), (300, 200, 144), (5, 24, 16)])
+def test_integer_products_are_those_of_the_cpu(M: int, N: int, K: int, beside: bool) -> None:
+    a, s, b, t = operands(M, N, K, torch.int8)
+    bias, residual = (torch.randn(N), torch.randn(M, N).bfloat16()) if beside else (None, None)
+    wanted = int8_linear(a, s, b, t, bias, residual, "none", torch.bfloat16)
+    found = int8_linear(*on_gpu(a, s, b, t, bias, residual), "none", torch.bfloat16)
+    assert torch.equal(found.cpu().nan_to_num(), wanted.nan_to_num())
+
+
+@pytest.mark.parametrize("mode", ["fast", "promote128"])
+@pytest.mark.parametrize(("M", "N", "K"), [(256, 512, 1024), (300, 200, 144)])
+def test_fp8_products_are_near_float64(M: int, N: int, K: int, mode: str) -> None:
+    """ "fast" is held to 1e-2, since what tensor cores keep of a sum is not stated; its error is recorded."""
+    needs_fp8()
+    (a, s), (b, t) = quantize_rows(torch.randn(M, K), "e4m3"), quantize_rows(torch.randn(N, K), "e4m3")
+    exact = (a.double() * s[:, None]) @ (b.double() * t[:, None]).t()
+    found = fp8_linear(*on_gpu(a, s, b, t, None, None), "none", mode, torch.float16)
+    error = ((found.cpu().double() - exact).norm() / exact.norm()).item()
+    floor = ((exact.half().double() - exact).norm() / exact.norm()).item()
+    assert error <= (1e-2 if mode == "fast" else 1.5 * floor), error
