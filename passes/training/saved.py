@@ -92,6 +92,8 @@ def fitting(node: Node, arrival: Node, late: set[Node]) -> tuple[tuple[int, ...]
         return (MASK,), ""
     if (bits := index_bits(node)) is not None:
         return (bits,), ""
+    if value.dtype.is_floating_point and value.dtype.itemsize > 4:
+        return (), "it is float64, and what is stored is at most float32"
     if value.dtype not in FLOATS:
         return (), f"it is {str(value.dtype).removeprefix('torch.')}: an index, a state or few bits already"
     if not value.dim() or value.shape[-1] == 1:

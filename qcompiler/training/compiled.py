@@ -2,6 +2,7 @@
 
 import weakref
 
+import torch
 from torch import nn
 
 from qcompiler.errors import InputError
@@ -33,9 +34,16 @@ def compile_training(
 
     The loop, the optimizer, autocast, gradient clipping and `state_dict` stay the user's. Each new shape of
     the inputs is compiled anew, since what is stored has to have a known size. Options are those of
-    `Training`. Raises RecipeError for one that does not exist; PlanError, in the first call, where the
-    gradients are further from float's than `tolerance`, and in a later one where there are too many shapes.
+    `Training`. Raises InputError for what is no module that torch can capture; RecipeError for an option that
+    does not exist; PlanError, in the first call, where the gradients are further from float's than
+    `tolerance`, and in a later one where there are too many shapes.
     """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"a {type(model).__name__} cannot be trained in few bits",
+            why="torch captures the calls of an nn.Module that is written in Python",
+            fix="give the module itself, and not a function or what torch.jit made of it",
+        )
     training = Training(
         recipe=recipe,
         memory=memory,

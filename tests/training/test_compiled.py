@@ -133,3 +133,33 @@ def test_a_report_is_of_one_step() -> None:
     assert len(report.pieces) == 2 * len(report.step)
     assert report.kept == kept
     assert f"{len(report.step)} graphs and {len(report.step)} of other shapes" in str(report)
+
+
+@pytest.mark.parametrize("what", [lambda x: x, torch.nn.functional.relu, "bert"])
+def test_what_is_no_module_is_refused(what: Any) -> None:
+    with pytest.raises(InputError, match="cannot be trained in few bits, because torch captures"):
+        qc.compile_training(what)
+
+
+def test_a_module_of_torch_jit_is_refused() -> None:
+    scripted = torch.jit.trace(nn.Linear(4, 4), torch.randn(2, 4))  # type: ignore[no-untyped-call]
+    with pytest.raises(InputError, match="not a function or what torch"):
+        qc.compile_training(scripted)
+
+
+def test_a_model_without_memory_is_compiled_and_not_checked() -> None:
+    with torch.device("meta"):
+        model, x = Block(fused=True), torch.randn(4, 16, 64)
+    qc.compile_training(model, memory="act4")
+    assert model(x).shape == x.shape
+    (piece,) = qc.training_report(model).pieces
+    assert piece.bits and piece.checked is None
+    assert piece.unchecked == "the inputs at hand are stand-ins without values"
+
+
+def test_float64_crosses_as_it_is_and_says_why() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8)).double()
+    qc.compile_training(model, memory="act4")
+    model(torch.randn(64, 64, dtype=torch.float64))
+    (piece,) = qc.training_report(model).pieces
+    assert "it is float64, and what is stored is at most float32" in {value.why for value in piece.saved}
