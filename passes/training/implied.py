@@ -3,8 +3,8 @@
     fw: y = n w + b      n, rstd, y cross            n, rstd cross
     bw: dW = dY^T y                           -->    dW = dY^T (n w + b)
 
-Only along operators that are linear in what is stored, so that the mean of many draws stays right, and that
-take less time than storing does. A partitioner keeps y all the same, for a product wants it in memory.
+Only along operators that are linear in what is stored, so that the mean of many draws stays right. A
+partitioner keeps y all the same, for a product wants it in memory.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Set
