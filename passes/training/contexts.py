@@ -8,7 +8,8 @@
 Bias of the nonlinear ones: about f'''(x) Var(x) dy / 2; of softmax: -dy_i Var(y_i).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -90,10 +91,16 @@ def readings(arrival: Node, late: set[Node]) -> Bits:
 def meets_itself(arrival: Node) -> bool:
     """Whether what depends on a value is multiplied with what depends on it, too: with its noise squared."""
     noisy = dependent(arrival.graph, [arrival])
+    return meet(noisy, noisy)
+
+
+def meet(one: Set[Node], other: Set[Node]) -> bool:
+    """Whether a value of the one is multiplied with a value of the other."""
+    readers = (node for node in one if node.op == "call_function" and node.target not in ADDITIVE)
     return any(
-        sum(operand in noisy for operand in operands(node)) > 1
-        for node in noisy
-        if node is not arrival and node.op == "call_function" and node.target not in ADDITIVE
+        left in one and right in other
+        for node in readers
+        for left, right in permutations(operands(node), 2)
     )
 
 

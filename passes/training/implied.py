@@ -3,11 +3,12 @@
     fw: y = n w + b      n, rstd, y cross            n, rstd cross
     bw: dW = dY^T y                           -->    dW = dY^T (n w + b)
 
-Only along operators that are linear in what is stored, so that the mean of many draws stays right. A
-partitioner keeps y all the same, for a product wants it in memory.
+So that the mean of many draws stays right, only along operators that are linear in what is stored, and only
+where backward does not multiply y with what depends on n: two values that are stored have noises of their own,
+and the square of one noise has a mean. A partitioner keeps y all the same, for a product wants it in memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -17,9 +18,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.numerics.groupwise import GROUP
+from qcompiler.passes.training.contexts import meet
 from qcompiler.passes.training.graphs import evaluate, inlined
 from qcompiler.passes.training.halves import Halves
-from qcompiler.passes.training.joint import VIEWS, base
+from qcompiler.passes.training.joint import VIEWS, base, dependent
 from qcompiler.passes.training.norms import NORMALIZED, exact, normalized, typed
 from qcompiler.passes.training.saved import FLOATS, is_rounded
 
@@ -66,9 +68,17 @@ def imply(halves: Halves) -> None:
     for value in halves.crossing:
         if is_rounded(value) and base(value) not in held:
             known = ({*halves.crossing} | trained) - {value}
-            if inner := derivation(value, known):
+            inner = derivation(value, known)
+            if inner and not meets_its_own(value, known_to(inner), halves):
                 compute(value, inner, halves)
     halves.finish()
+
+
+def meets_its_own(value: Node, leaves: Iterable[Node], halves: Halves) -> bool:
+    """Whether backward multiplies what depends on a value with what depends on those it would follow from."""
+    graph = halves.backward.graph
+    noisy = [halves.received(leaf) for leaf in leaves if leaf in halves.crossing and is_rounded(leaf)]
+    return meet(dependent(graph, [halves.received(value)]), dependent(graph, noisy))
 
 
 def trained_parameters(halves: Halves) -> Iterator[Node]:
@@ -159,9 +169,14 @@ def sources(node: Node) -> list[Node]:
     return [operand for operand in formula(node)[1] if isinstance(operand, Node)]
 
 
+def known_to(inner: list[Node]) -> list[Node]:
+    """The values that some operators are computed from, each once."""
+    return [*dict.fromkeys(node for step in inner for node in sources(step) if node not in inner)]
+
+
 def compute(value: Node, inner: list[Node], halves: Halves) -> None:
     """Compute a value in backward, before the first that reads it, and let it cross no longer."""
-    leaves = dict.fromkeys(node for step in inner for node in sources(step) if node not in inner)
+    leaves = known_to(inner)
     absent = [node for node in leaves if node not in halves.crossing]
     if absent:
         halves.hand_over(absent)
