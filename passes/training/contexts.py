@@ -98,9 +98,7 @@ def meet(one: Set[Node], other: Set[Node]) -> bool:
     """Whether a value of the one is multiplied with a value of the other."""
     readers = (node for node in one if node.op == "call_function" and node.target not in ADDITIVE)
     return any(
-        left in one and right in other
-        for node in readers
-        for left, right in permutations(operands(node), 2)
+        left in one and right in other for node in readers for left, right in permutations(operands(node), 2)
     )
 
 

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows
 from qcompiler.backends.triton.ops.device import capability
-from tests.backends.triton.interpreted import hard_rows, operands, same
+from tests.backends.triton.cases.base import same
+from tests.backends.triton.cases.products import operands
+from tests.backends.triton.cases.rows import hard_rows
 
 pytest.importorskip("triton")
 pytestmark = [

@@ -20,7 +20,7 @@ def modules(folder: str) -> list[str]:
     return [".".join(filter(None, ("qcompiler.backends.triton", folder, name))) for name in names]
 
 
-@pytest.mark.parametrize("folder", ["", "kernels", "ops"])
+@pytest.mark.parametrize("folder", ["", "configurations", "kernels", "ops", "signatures"])
 def test_nothing_else_is_imported(folder: str) -> None:
     if folder == "kernels" and find_spec("triton") is None:
         pytest.skip("Triton is not installed")

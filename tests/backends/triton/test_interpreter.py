@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.triton.interpreted import CASES
+from tests.backends.triton.cases import CASES
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.interpreter

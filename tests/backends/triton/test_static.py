@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qcompiler.backends.triton.configurations import CONFIGURATIONS, Bounds, Configuration, chosen, tile
-from qcompiler.backends.triton.signatures import product_types, rows_types
+from qcompiler.backends.triton.configurations import CONFIGURATIONS, Bounds, Configuration, chosen
+from qcompiler.backends.triton.configurations.products import tile
+from qcompiler.backends.triton.signatures import Use, kernel_named, uses
+from qcompiler.backends.triton.signatures import products as product_signatures
+from qcompiler.backends.triton.signatures import rows as row_signatures
 from qcompiler.backends.triton.static import Findings, Types, faults, findings
 from qcompiler.errors import LoweringError, TargetError
 
@@ -28,63 +30,38 @@ def cache(request: pytest.FixtureRequest) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A configuration with one set of arguments that it must serve."""
+    """A configuration with one way in which it is called."""
 
-    name: str
     configuration: Configuration
-    types: Types
-    constants: Mapping[str, Any]
+    use: Use
     capability: int
+
+    @property
+    def name(self) -> str:
+        row = self.configuration
+        words = filter(None, (row.kernel, row.mode, self.use.name))
+        return f"{' '.join(words)} on {self.capability / 10}"
 
 
 def variants() -> list[Variant]:
-    """Every row for every capability of the two that is its own; light and heavy epilogues, every format."""
-    found = []
-    for row in CONFIGURATIONS:
-        for capability in (80, 90):
-            if row.capability <= capability <= row.latest and row is chosen(
-                row.kernel, capability, mode=row.mode, heavy=row.heavy
-            ):
-                found += [
-                    Variant(
-                        name=f"{' '.join(filter(None, (row.kernel, row.mode, *name)))} on {capability / 10}",
-                        configuration=row, types=types, constants=constants, capability=capability,
-                    )
-                    for name, types, constants in uses(row, capability)
-                ]  # fmt: skip
-    return found
-
-
-def uses(row: Configuration, capability: int) -> list[tuple[tuple[str, ...], Types, Mapping[str, Any]]]:
-    from qcompiler.backends.triton.kernels.quantize import FORMATS
-
-    if row.kernel.startswith("quantize"):
-        kinds = {"int8": "*i8", "e4m3": "*fp8e4nv", "e5m2": "*fp8e5"}
-        formats = ("int8", "e4m3") if capability >= 90 else ("int8", "e5m2")
-        return [((name,), rows_types("*bf16", kinds[name]), FORMATS[name]) for name in formats]
-    codes = {"int8_matmul": "*i8", "fp8_matmul": "*fp8e4nv"}[row.kernel]
-    if not row.heavy:
-        return [((), product_types(codes, "*bf16", bias=True), {"ACTIVATION": "none"})]
+    """Every row for every capability of the two that is its own, called in every way."""
     return [
-        ((name, "residual"), product_types(codes, "*bf16", bias=True, residual=True), {"ACTIVATION": name})
-        for name in ("gelu", "silu")
+        Variant(configuration=row, use=use, capability=capability)
+        for row in CONFIGURATIONS
+        for capability in (80, 90)
+        if row.capability <= capability <= row.latest
+        and row is chosen(row.kernel, capability, mode=row.mode, heavy=row.heavy)
+        for use in uses(row, capability)
     ]
-
-
-def kernel_named(name: str) -> Any:
-    from qcompiler.backends.triton.kernels import fp8_matmul, int8_matmul, quantize
-
-    modules = {"int8_matmul": int8_matmul, "fp8_matmul": fp8_matmul}
-    return getattr(modules.get(name, quantize), name)
 
 
 @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
 def test_machine_code_keeps_its_bounds(variant: Variant, cache: Path) -> None:
+    row, use = variant.configuration, variant.use
     found = findings(
-        kernel_named(variant.configuration.kernel), variant.types, variant.constants, variant.configuration,
-        capability=variant.capability, cache=cache,
-    )  # fmt: skip
-    bounds = variant.configuration.bounds
+        kernel_named(row.kernel), use.types, use.constants, row, capability=variant.capability, cache=cache
+    )
+    bounds = row.bounds
     assert faults(found, bounds) == []
     assert bounds.registers - found.registers < 64, "the bound would not notice much"
 
@@ -109,7 +86,7 @@ def test_a_spill_is_caught(cache: Path) -> None:
     planted = replace(
         chosen("int8_matmul", 90), constants=tile(256, 256, 128, descriptors=False), warps=4, stages=2
     )
-    types = product_types("*i8", "*bf16")
+    types = product_signatures.types("*i8", "*bf16")
     found = findings(
         kernel_named("int8_matmul"), types, {"ACTIVATION": "none"}, planted, capability=90, cache=cache
     )
@@ -141,7 +118,7 @@ def test_a_division_that_only_comes_near_is_caught(cache: Path, exact: bool) -> 
 
 
 def test_fp8_is_refused_where_a_device_has_none(cache: Path) -> None:
-    types = product_types("*fp8e4nv", "*bf16")
+    types = product_signatures.types("*fp8e4nv", "*bf16")
     row = chosen("fp8_matmul", 90, mode="fast")
     with pytest.raises(LoweringError, match=r"fp8_matmul for compute capability 8\.0, because .*fp8e4nv"):
         findings(kernel_named("fp8_matmul"), types, {"ACTIVATION": "none"}, row, capability=80, cache=cache)
@@ -154,7 +131,9 @@ def test_an_interpreted_kernel_is_refused() -> None:
 
     interpreted = InterpretedFunction(kernel_named("quantize_rows").fn)
     with pytest.raises(LoweringError, match="TRITON_INTERPRET"):
-        findings(interpreted, rows_types("*bf16", "*i8"), {}, chosen("quantize_rows", 80), capability=80)
+        findings(
+            interpreted, row_signatures.types("*bf16", "*i8"), {}, chosen("quantize_rows", 80), capability=80
+        )
 
 
 def test_findings_are_remembered_by_source_and_options(tmp_path: Path) -> None:
@@ -163,7 +142,7 @@ def test_findings_are_remembered_by_source_and_options(tmp_path: Path) -> None:
     def found(warps: int) -> Findings:
         row = replace(chosen("quantize_rows", 80), warps=warps, constants={"BLOCK": 256})
         return findings(
-            kernel_named("quantize_rows"), rows_types("*fp32", "*i8"), FORMATS["int8"], row,
+            kernel_named("quantize_rows"), row_signatures.types("*fp32", "*i8"), FORMATS["int8"], row,
             capability=80, cache=tmp_path,
         )  # fmt: skip
 

@@ -1,0 +1,27 @@
+"""How kernels are compiled, as data: a file of rows for each family of kernels."""
+
+from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
+from qcompiler.backends.triton.configurations.products import PRODUCTS
+from qcompiler.backends.triton.configurations.rows import ROWS
+from qcompiler.errors import TargetError
+
+__all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
+
+CONFIGURATIONS: tuple[Configuration, ...] = (
+    *ROWS,
+    *PRODUCTS,
+)
+
+
+def chosen(kernel: str, capability: int, *, mode: str = "", heavy: bool = False) -> Configuration:
+    """The row for the latest compute capability not beyond the device's; TargetError without one."""
+    found = [row for row in CONFIGURATIONS if (row.kernel, row.mode, row.heavy) == (kernel, mode, heavy)]
+    fit = [row for row in found if row.capability <= capability <= row.latest]
+    if not fit:
+        known = ", ".join(str(row.capability / 10) for row in found)
+        raise TargetError(
+            " ".join(f"{kernel} {mode} on a device of compute capability {capability / 10}".split()),
+            why=f"it has configurations for {known}" if known else "there is no such kernel",
+            fix="use int8, or keep the op in float",
+        )
+    return max(fit, key=lambda row: row.capability)

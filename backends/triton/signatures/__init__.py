@@ -1,0 +1,28 @@
+"""What the kernels are called with, for compiling them where nobody calls them: a file for each family."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.signatures.base import Signature, Use
+from qcompiler.backends.triton.signatures.products import PRODUCTS
+from qcompiler.backends.triton.signatures.rows import ROWS
+
+__all__ = ["SIGNATURES", "Signature", "Use", "kernel_named", "uses"]
+
+SIGNATURES: Mapping[str, Signature] = {
+    **ROWS,
+    **PRODUCTS,
+}
+
+
+def uses(row: Configuration, capability: int) -> list[Use]:
+    """All that a configuration must serve on a device of a compute capability."""
+    return SIGNATURES[row.kernel].uses(row, capability)
+
+
+def kernel_named(name: str) -> Any:
+    """A kernel, which imports Triton."""
+    module = import_module(f"qcompiler.backends.triton.kernels.{SIGNATURES[name].module}")
+    return getattr(module, name)

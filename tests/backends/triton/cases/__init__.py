@@ -1,0 +1,18 @@
+"""What is claimed of every kernel on the CPU, by name: a file for each family.
+
+Outputs begin as poison, with a margin around them that must stay as it was. Behind every operand lies a page
+that nobody may read: what a GPU calls an illegal access ends the process. Results are those of the ops'
+references on the CPU: to the last bit where the numbers are stated to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tests.backends.triton.cases.products import PRODUCTS
+from tests.backends.triton.cases.rows import ROWS
+
+CASES: Mapping[str, Callable[[], None]] = {
+    **ROWS,
+    **PRODUCTS,
+}

@@ -1,0 +1,54 @@
+"""What every case needs: outputs full of poison, operands that end where memory does, equality of bits."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import torch
+from torch import Tensor
+
+POISON = 77
+MARGIN = 16
+NOBODY = 0  # PROT_NONE of mprotect(2)
+
+
+def poisoned(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A matrix, and the larger one that it lies in."""
+    whole = torch.full((rows + 1, columns + MARGIN), POISON, dtype=torch.float32).to(dtype)
+    return whole[:rows, :columns], whole
+
+
+def guarded(x: Tensor) -> Tensor:
+    """A copy whose last byte is the last before a page that may not be touched."""
+    size = x.numel() * x.itemsize
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    behind = ctypes.addressof(ctypes.c_char.from_buffer(memory, pages))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(behind), mmap.PAGESIZE, NOBODY) == 0
+    copy = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=pages - size).view(x.shape)
+    return copy.copy_(x)
+
+
+def margin_is_untouched(whole: Tensor, rows: int, columns: int) -> bool:
+    outside = torch.ones(whole.shape, dtype=torch.bool)
+    outside[:rows, :columns] = False
+    return bool((whole.float()[outside] == POISON_OF[whole.dtype]).all())
+
+
+POISON_OF = {
+    dtype: torch.tensor(float(POISON)).to(dtype).float().item()
+    for dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float32)
+}
+
+
+def bits(x: Tensor) -> Tensor:
+    """Bits, but of NaN, of which there are many that mean the same."""
+    sized = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.itemsize]
+    return x.contiguous().view(sized).masked_fill(x.float().isnan(), 0)
+
+
+def same(found: Tensor, wanted: Tensor) -> bool:
+    return bool(
+        torch.equal(found.float().isnan(), wanted.float().isnan()) and torch.equal(bits(found), bits(wanted))
+    )

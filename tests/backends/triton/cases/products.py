@@ -1,0 +1,103 @@
+"""Products of codes of 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows
+from qcompiler.backends.triton.ops.linear import ACTIVATIONS
+from tests.backends.triton.cases.base import guarded, margin_is_untouched, poisoned, same
+
+TILE = {"BM": 32, "BN": 64, "BK": 64, "GROUP": 2}
+
+
+def operands(M: int, N: int, K: int, kind: torch.dtype) -> list[Tensor]:
+    """Codes and scales; row 2 has a scale of NaN, row 3 codes of zero."""
+    if kind == torch.int8:
+        a, b = (torch.randint(-127, 128, shape).to(kind) for shape in ((M, K), (N, K)))
+    else:  # small integers, so that every sum is exact in whatever order
+        a, b = (torch.randint(-16, 17, shape).float().to(kind) for shape in ((M, K), (N, K)))
+    s, t = torch.rand(M) / 64 + 0.01, torch.rand(N) + 0.1
+    s[2], a[2], a[3] = torch.nan, torch.zeros(()).to(kind), torch.zeros(()).to(kind)
+    return [a, s, b, t]
+
+
+def product(
+    a: Tensor, s: Tensor, b: Tensor, t: Tensor, bias: Tensor | None, residual: Tensor | None,
+    activation: str, dtype: torch.dtype, constants: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
+    from qcompiler.backends.triton.kernels.int8_matmul import int8_matmul
+    from qcompiler.backends.triton.kernels.launching import launch_product
+
+    out, whole = poisoned(len(a), len(b), dtype)
+    kernel = int8_matmul if a.dtype == torch.int8 else fp8_matmul
+    a, b, s, t = (guarded(x) for x in (a, b, s, t))
+    bias, residual = (x if x is None else guarded(x) for x in (bias, residual))
+    launch_product(kernel, a, b, out, s, t, bias, residual, activation, {**TILE, **constants}, {})
+    assert margin_is_untouched(whole, *out.shape)
+    return out
+
+
+def int8(M: int, N: int, K: int, dtype: torch.dtype, descriptors: bool) -> None:
+    """Exact: products, scales, bias and residual, and the one cast."""
+    a, s, b, t = operands(M, N, K, torch.int8)
+    bias, residual = torch.randn(N), torch.randn(M, N).to(dtype)
+    given: list[tuple[Tensor | None, Tensor | None]] = [(None, None), (bias, residual)]
+    for beside in given:
+        found = product(a, s, b, t, *beside, "none", dtype, {"DESCRIPTORS": descriptors})
+        assert same(found, int8_linear(a, s, b, t, *beside, "none", dtype))
+        assert found.isnan().all(1).nonzero().flatten().tolist() == [2] and not found[3:].isnan().any()
+
+
+def fp8(M: int, N: int, K: int, promote: int | None, descriptors: bool) -> None:
+    """Exact where sums are."""
+    a, s, b, t = operands(M, N, K, torch.float8_e4m3fn)
+    bias, residual = torch.randn(N), torch.randn(M, N)
+    constants = {"BK": 128, "PROMOTE": promote, "DESCRIPTORS": descriptors}
+    mode = "promote128" if promote else "fast"
+    found = product(a, s, b, t, bias, residual, "none", torch.float32, constants)
+    assert same(found, fp8_linear(a, s, b, t, bias, residual, "none", mode, torch.float32))
+    assert found.isnan().all(1).nonzero().flatten().tolist() == [2]
+
+
+def fp8_of_any_numbers() -> None:
+    """The error is that of rounding to the result's type, and less than half as much again."""
+    x, w = torch.randn(40, 320), torch.randn(48, 320) / 320**0.5
+    (a, s), (b, t) = quantize_rows(x, "e4m3"), quantize_rows(w, "e4m3")
+    exact = (a.double() * s[:, None]) @ (b.double() * t[:, None]).t()
+    floor = (exact.half().double() - exact).norm()
+    for promote in (None, 128):
+        constants = {"BK": 128, "PROMOTE": promote, "DESCRIPTORS": False}
+        found = product(a, s, b, t, None, None, "none", torch.float16, constants)
+        assert (found.double() - exact).norm() <= 1.5 * floor
+
+
+def activation(name: str) -> None:
+    """Within |y| 2^-21 of float64, where y is what is activated: exponentials are good to a few units."""
+    a, s, b, t = operands(40, 48, 64, torch.int8)
+    s, t = torch.rand(40) * 0.02, torch.rand(48) * 0.02
+    y = int8_linear(a, s, b, t, None, None, "none", torch.float32)
+    found = product(a, s, b, t, None, None, name, torch.float32, {"DESCRIPTORS": False})
+    wanted = ACTIVATIONS[name](y.double())
+    assert y.abs().max() > 4 and y.std() > 0.5
+    assert ((found.double() - wanted).abs() <= y.abs().double() * 2**-21).all()
+
+
+PRODUCTS: Mapping[str, Callable[[], None]] = {
+    "int8 product, aligned": lambda: int8(64, 128, 128, torch.float32, False),
+    "int8 product, aligned, by descriptors": lambda: int8(64, 128, 128, torch.float32, True),
+    "int8 product, ragged": lambda: int8(70, 75, 80, torch.float16, False),
+    "int8 product, ragged, by descriptors": lambda: int8(70, 75, 80, torch.float16, True),
+    "fp8 product fast, ragged": lambda: fp8(40, 75, 144, None, False),
+    "fp8 product fast, aligned, by descriptors": lambda: fp8(64, 64, 128, None, True),
+    "fp8 product promote128, ragged, by descriptors": lambda: fp8(40, 75, 272, 128, True),
+    "fp8 product promote128, aligned": lambda: fp8(64, 64, 256, 128, False),
+    "fp8 product of any numbers": fp8_of_any_numbers,
+    "gelu": lambda: activation("gelu"),
+    "silu": lambda: activation("silu"),
+}
