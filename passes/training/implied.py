@@ -4,8 +4,8 @@
     bw: dW = dY^T y                           -->    dW = dY^T (n w + b)
 
 So that the mean of many draws stays right, only along operators that are linear in what is stored, and only
-where backward does not multiply y with what depends on n: two values that are stored have noises of their own,
-and the square of one noise has a mean. A partitioner keeps y all the same, for a product wants it in memory.
+where backward does not multiply y with what depends on n: what is stored twice has two noises, whose product
+has no mean, and the square of one has. A partitioner keeps y all the same, for a product wants it in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
