@@ -1,6 +1,6 @@
 """Seconds of contenders on a GPU: one call for each copy of the weights in a CUDA graph, between two events.
 
-Copies are so many that 128 MB pass between two uses of the same bytes: in a network, weights come from memory.
+There are so many copies that 128 MB pass between two uses of one: in a network, weights come from memory.
 A graph has no launches of the host in it, so what is timed is the kernel.
 """
 
@@ -59,7 +59,7 @@ def copies_of(bytes: int) -> int:
 
 def captured(call: Callable[[int], Tensor], copies: int) -> torch.cuda.CUDAGraph:
     """A graph of one call on each copy, after some calls on a stream of their own, as capturing wants it."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for turn in range(WARM):
@@ -74,10 +74,10 @@ def captured(call: Callable[[int], Tensor], copies: int) -> torch.cuda.CUDAGraph
 
 def elapsed(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
     """Seconds of so many replays, by the device's own clock."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
     begin.record()
     for _ in range(repeats):
         graph.replay()
     end.record()
     end.synchronize()
-    return max(begin.elapsed_time(end) * 1e-3, 1e-9)
+    return max(float(begin.elapsed_time(end)) * 1e-3, 1e-9)

@@ -12,8 +12,9 @@ GRAIN = 16  # rows: products of fewer than a tile has cost the same
 def borders(fastest: Fastest, buckets: Sequence[int], *, grain: int = GRAIN) -> tuple[list[int], list[str]]:
     """Where contenders begin, and their names: one name more than borders, and neighbours differ.
 
-    buckets ascend. Between two that disagree the number of rows is halved until `grain` of them are left, which
-    go with the larger bucket, as all rows do by themselves; a third contender is found where a probe meets it.
+    buckets ascend. Between two that disagree the number of rows is halved until `grain` of them are left,
+    which go with the larger bucket, as all rows do by themselves; a third contender is found where a probe
+    meets it.
     """
     starts, names = list[int](), [fastest(buckets[0])]
     for low, high in pairwise(buckets):

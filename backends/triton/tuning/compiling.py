@@ -26,7 +26,7 @@ class Verdict:
 
 @contextmanager
 def pool(workers: int | None = None) -> Iterator[Executor]:
-    """Processes that compile. Triton's interpreter is off in them: what it took hold of cannot be compiled."""
+    """Processes that compile. The interpreter is off in them: what it took hold of cannot be compiled."""
     context = multiprocessing.get_context("spawn")
     held = os.environ.pop("TRITON_INTERPRET", None)
     try:
@@ -53,8 +53,8 @@ def verdict(problem: Problem, configuration: Configuration, capability: int, cac
     use = family_of(problem).use(problem)
     try:
         found = findings(
-            kernel_named(configuration.kernel), use.types, use.constants, configuration, capability=capability,
-            cache=cache,
+            kernel_named(configuration.kernel), use.types, use.constants, configuration,
+            capability=capability, cache=cache,
         )  # fmt: skip
     except LoweringError as error:
         return Verdict(configuration=configuration, fault=str(error))

@@ -30,8 +30,8 @@ class Device:
         return Core(isa=f"sm_{self.capability}", processor=f"{self.name}, {self.processors} processors")
 
 
-# Rates that were reached with random data, 81 % of the data sheet's; L2 as published for reads. `benchmarks.gpu`
-# measures them all, and a row with what it found takes the place of one here.
+# Rates that were reached with random data, 81 % of the data sheet's; L2 as published for reads. What
+# `benchmarks.gpu` finds on a device takes their place here.
 DEVICES: tuple[Device, ...] = (
     Device(
         name="NVIDIA H100", capability=90, processors=132,
@@ -54,8 +54,8 @@ DEVICES: tuple[Device, ...] = (
 def known(name: str, capability: int, processors: int) -> Device:
     """A device by what CUDA says of it.
 
-    One that no row names gets the rates of a row of its capability, or else of the first, in proportion to its
-    processors: what matters is which candidate is first, and not how many seconds it takes.
+    One that no row names gets the rates of a row of its capability, or else of the first, in proportion to
+    its processors: what matters is which candidate is first, and not how many seconds it takes.
     """
     named = [row for row in DEVICES if name.startswith(row.name)]
     akin = [row for row in DEVICES if row.capability == capability]

@@ -6,6 +6,7 @@ A family is a row; a kernel whose configuration shall be measured gets one.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from qcompiler.backends.triton.configurations import CONFIGURATIONS, SHARED, Bounds, Configuration
 from qcompiler.backends.triton.configurations.products import tile
@@ -68,6 +69,7 @@ SIDES = (64, 128, 256)
 DEPTHS = (64, 128)
 SUMS = 128  # of one thread, at most: it has 255 registers
 MMA = {"int8_matmul": {80: "IMMA", 90: "IGMMA"}, "fp8_matmul": {90: "QGMMA"}}
+PROMOTES: Mapping[str, Mapping[str, Any]] = {"fast": {"PROMOTE": None}, "promote128": {"PROMOTE": 128}}
 KINDS = {"int8_matmul": "int8", "fp8_matmul": "fp8"}
 
 
@@ -75,19 +77,17 @@ def product_space(kernel: str) -> Callable[[Problem, int], Iterator[Configuratio
     """Tiles, warps and stages that may fit; what they need is known when they are compiled."""
 
     def candidates(problem: Problem, capability: int) -> Iterator[Configuration]:
-        family = max((known for known in MMA[kernel] if known <= capability), default=None)
-        if family is None:
+        generation = 90 if capability == 90 else 80  # wgmma is Hopper's alone; the others have mma.sync
+        if generation not in MMA[kernel] or capability < generation:
             return
-        promote = (
-            {"PROMOTE": 128 if mode_of(problem) == "promote128" else None} if kernel == "fp8_matmul" else {}
-        )
+        mode, bounds = mode_of(problem), limits(generation, MMA[kernel][generation])
         for m, n, k, warps, stages in product(SIDES, SIDES, DEPTHS, (4, 8), (3, 4)):
-            shared = stages * (m + n) * k
-            if m * n <= SUMS * 32 * warps and shared <= SHARED[family] and k >= (promote.get("PROMOTE") or 0):
+            constants = {**PROMOTES.get(mode, {}), **tile(m, n, k, descriptors=generation == 90)}
+            is_held = m * n <= SUMS * 32 * warps and stages * (m + n) * k <= bounds.shared
+            if is_held and k >= (constants.get("PROMOTE") or 0):
                 yield Configuration(
-                    kernel=kernel, mode=mode_of(problem), heavy=problem.heavy, capability=family, latest=capability,
-                    constants={**promote, **tile(m, n, k, descriptors=family >= 90)}, warps=warps, stages=stages,
-                    bounds=limits(family, MMA[kernel][family]),
+                    kernel=kernel, mode=mode, heavy=problem.heavy, capability=generation, latest=capability,
+                    constants=constants, warps=warps, stages=stages, bounds=bounds,
                 )  # fmt: skip
 
     return candidates

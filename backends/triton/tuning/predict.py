@@ -2,8 +2,8 @@
 
     t = max(F / (P e), B / W, B2 / W2) ceil(w) / w + launch        w = programs / (processors x resident)
 
-F, B, B2: operations and bytes with all padding, P, W, W2: the device's rates (Williams et al. 2009; the waves as
-in Osama et al. 2023, arXiv 2301.03598). e: the share of peak that generated code reaches.
+F, B, B2: operations and bytes with all padding. P, W, W2: the device's rates. e: the share of peak that
+generated code reaches. (Williams et al. 2009; waves as in Osama et al. 2023, arXiv 2301.03598.)
 """
 
 import math
@@ -22,9 +22,9 @@ FILE = 65536  # registers of one
 class Work:
     """What one launch has to do, all padding counted.
 
-    kind: the type that tensor cores multiply. operations: 2 per multiply-accumulate. bytes: to and from memory,
-    each once. l2_bytes: that programs read together. shared: bytes of shared memory of a program.
-    stages: launches that follow one another, as the sum of partial sums does.
+    kind: the type that tensor cores multiply. operations: 2 per multiply-accumulate. bytes: to and from
+    memory, each once. l2_bytes: that programs read together. shared: bytes of shared memory of a program.
+    launches: that follow one another, as the sum of partial sums does.
     """
 
     kind: str

@@ -19,7 +19,7 @@ class Bucket:
     M: int
     weight: float
     few_bits: float
-    float: float
+    in_float: float
     quantize: float = 0.0
     consumers: int = 1
 
@@ -52,7 +52,7 @@ def weighed(name: str, buckets: Sequence[Bucket], *, is_measured: bool) -> Verdi
     """An op's verdict over all buckets; there is at least one."""
     margin = MEASURED if is_measured else PREDICTED
     ours = sum(bucket.weight * bucket.ours for bucket in buckets)
-    theirs = sum(bucket.weight * bucket.float for bucket in buckets)
+    theirs = sum(bucket.weight * bucket.in_float for bucket in buckets)
     return Verdict(
         name=name, rows=tuple(bucket.M for bucket in buckets), ratio=theirs / ours, needed=1 / (1 - margin),
         source="measured" if is_measured else "predicted",

@@ -236,7 +236,7 @@ def test_one_contender_has_no_borders() -> None:
 
 
 def test_few_bits_are_accepted_by_what_they_save_with_their_codes() -> None:
-    bucket = Bucket(M=32, weight=1.0, few_bits=1.0, float=1.10)
+    bucket = Bucket(M=32, weight=1.0, few_bits=1.0, in_float=1.10)
     assert weighed("o_proj 4096x1024", [bucket], is_measured=True).is_accepted
     shared = replace(bucket, quantize=0.12)
     refused = weighed("o_proj 4096x1024", [shared], is_measured=True)
@@ -248,8 +248,8 @@ def test_few_bits_are_accepted_by_what_they_save_with_their_codes() -> None:
 
 def test_buckets_count_as_often_as_they_come() -> None:
     slow, fast = (
-        Bucket(M=1, weight=1.0, few_bits=2.0, float=1.0),
-        Bucket(M=64, weight=1.0, few_bits=1.0, float=2.0),
+        Bucket(M=1, weight=1.0, few_bits=2.0, in_float=1.0),
+        Bucket(M=64, weight=1.0, few_bits=1.0, in_float=2.0),
     )
     assert not weighed("o_proj", [slow, fast], is_measured=True).is_accepted
     assert weighed("o_proj", [slow, replace(fast, weight=3.0)], is_measured=True).is_accepted
