@@ -1,6 +1,7 @@
 """How kernels are compiled, as data: a file of rows for each family of kernels."""
 
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
+from qcompiler.backends.triton.configurations.both import BOTH
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
 from qcompiler.errors import TargetError
@@ -9,6 +10,7 @@ __all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
 
 CONFIGURATIONS: tuple[Configuration, ...] = (
     *ROWS,
+    *BOTH,
     *PRODUCTS,
 )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.signatures.base import Signature, Use
+from qcompiler.backends.triton.signatures.both import BOTH
 from qcompiler.backends.triton.signatures.products import PRODUCTS
 from qcompiler.backends.triton.signatures.rows import ROWS
 
@@ -13,6 +14,7 @@ __all__ = ["SIGNATURES", "Signature", "Use", "kernel_named", "uses"]
 
 SIGNATURES: Mapping[str, Signature] = {
     **ROWS,
+    **BOTH,
     **PRODUCTS,
 }
 

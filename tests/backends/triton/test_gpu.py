@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows
+from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_both, quantize_rows
 from qcompiler.backends.triton.ops.device import capability
 from tests.backends.triton.cases.base import same
+from tests.backends.triton.cases.both import hard_matrix
 from tests.backends.triton.cases.products import operands
 from tests.backends.triton.cases.rows import hard_rows
 
@@ -36,6 +37,17 @@ def test_codes_and_scales_are_those_of_the_cpu(format: str, dtype: torch.dtype, 
         needs_fp8()
     x = hard_rows(columns, dtype)
     for found, wanted in zip(quantize_rows(x.cuda(), format), quantize_rows(x, format), strict=True):
+        assert same(found.cpu(), wanted)
+
+
+@pytest.mark.parametrize(("M", "K"), [(256, 512), (300, 200), (77, 33)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("format", ["int8", "e4m3"])
+def test_codes_of_both_orders_are_those_of_the_cpu(format: str, dtype: torch.dtype, M: int, K: int) -> None:
+    if format == "e4m3":
+        needs_fp8()
+    x = hard_matrix(M, K, dtype)
+    for found, wanted in zip(quantize_both(x.cuda(), format), quantize_both(x, format), strict=True):
         assert same(found.cpu(), wanted)
 
 
