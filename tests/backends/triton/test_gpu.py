@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_both, quantize_rows
+from qcompiler.backends.triton.ops import (
+    fp8_linear,
+    int8_linear,
+    low_bit_linear,
+    quantize_both,
+    quantize_rows,
+)
 from qcompiler.backends.triton.ops.device import capability
 from tests.backends.triton.cases.base import same
 from tests.backends.triton.cases.both import hard_matrix
@@ -72,3 +78,19 @@ def test_fp8_products_are_near_float64(M: int, N: int, K: int, mode: str) -> Non
     error = ((found.cpu().double() - exact).norm() / exact.norm()).item()
     floor = ((exact.half().double() - exact).norm() / exact.norm()).item()
     assert error <= (1e-2 if mode == "fast" else 1.5 * floor), error
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("M", "N", "K"), [(256, 512, 384), (300, 200, 150)])
+def test_integer_gradients_are_those_of_the_cpu(M: int, N: int, K: int, adds: bool) -> None:
+    x, w, dy, into = (torch.randn(shape) for shape in ((M, K), (N, K), (M, N), (N, K)))
+
+    def gradients(device: str) -> list[Tensor]:
+        a, b, dc, total = (one.to(device, copy=True) for one in (x, w, dy, into))
+        y = low_bit_linear(a.requires_grad_(), b.requires_grad_(), into=total if adds else None)
+        torch.autograd.backward(y, dc)
+        found = (a.grad, total if adds else b.grad)
+        return [one.cpu() for one in found if one is not None]
+
+    for found, wanted in zip(gradients("cuda"), gradients("cpu"), strict=True):
+        assert torch.equal(found, wanted)
