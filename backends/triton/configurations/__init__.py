@@ -2,6 +2,7 @@
 
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
 from qcompiler.backends.triton.configurations.both import BOTH
+from qcompiler.backends.triton.configurations.norms import NORMS
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
 from qcompiler.errors import TargetError
@@ -11,6 +12,7 @@ __all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
 CONFIGURATIONS: tuple[Configuration, ...] = (
     *ROWS,
     *BOTH,
+    *NORMS,
     *PRODUCTS,
 )
 

@@ -10,6 +10,7 @@ from qcompiler.backends.triton.ops import (
     fp8_linear,
     int8_linear,
     low_bit_linear,
+    norm_quantize,
     quantize_both,
     quantize_rows,
 )
@@ -55,6 +56,17 @@ def test_codes_of_both_orders_are_those_of_the_cpu(format: str, dtype: torch.dty
     x = hard_matrix(M, K, dtype)
     for found, wanted in zip(quantize_both(x.cuda(), format), quantize_both(x, format), strict=True):
         assert same(found.cpu(), wanted)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (12, 768), (3, 9000), (5, 33)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_norms_are_those_of_the_cpu(norm: str, dtype: torch.dtype, rows: int, columns: int) -> None:
+    x, residual = torch.randn(rows, columns).to(dtype), torch.randn(rows, columns).to(dtype)
+    weight, bias = torch.randn(columns), torch.randn(columns)
+    wanted = norm_quantize(x, residual, weight, bias, None, norm, 1e-5, "int8", True)
+    found = norm_quantize(*on_gpu(x, residual, weight, bias, None), norm, 1e-5, "int8", True)
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("beside", [False, True])
