@@ -2,6 +2,7 @@
 
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
 from qcompiler.backends.triton.configurations.both import BOTH
+from qcompiler.backends.triton.configurations.hadamard import HADAMARD
 from qcompiler.backends.triton.configurations.norms import NORMS
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
@@ -13,6 +14,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     *ROWS,
     *BOTH,
     *NORMS,
+    *HADAMARD,
     *PRODUCTS,
 )
 

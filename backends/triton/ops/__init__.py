@@ -4,6 +4,7 @@ Each has a reference on the CPU, which states its numbers, a fake implementation
 """
 
 from qcompiler.backends.triton.ops.accumulate import accumulate
+from qcompiler.backends.triton.ops.hadamard import hadamard_quantize
 from qcompiler.backends.triton.ops.linear import fp8_linear, int8_linear
 from qcompiler.backends.triton.ops.norm import norm_quantize
 from qcompiler.backends.triton.ops.quantize import quantize_rows
@@ -13,6 +14,7 @@ from qcompiler.backends.triton.ops.training import low_bit_linear, trained_linea
 __all__ = [
     "accumulate",
     "fp8_linear",
+    "hadamard_quantize",
     "int8_linear",
     "low_bit_linear",
     "norm_quantize",

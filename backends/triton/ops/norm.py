@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops import quantize
-from qcompiler.backends.triton.ops.device import capability
+from qcompiler.backends.triton.ops.held import check_length, configuration
 from qcompiler.backends.triton.ops.linear import known
 from qcompiler.backends.triton.ops.quantize import codes_of, scale_of
 from qcompiler.errors import InputError
 
 NORMS = ("rms", "layer")
-LONGEST = 16384  # numbers of a row, all of which one program holds
 
 
 @torch.library.custom_op("qcompiler::triton_norm_quantize", mutates_args=(), device_types="cpu")
@@ -87,7 +85,7 @@ def on_cuda(
 
     checked(x, residual, weight, bias, scale, norm, format)
     codes, scales, h, y = empty(x, residual, format, floats)
-    row = configuration(codes.shape[1], x.device)
+    row = configuration("norm_quantize", codes.shape[1], x.device)
     with torch.cuda.device(x.device):
         launch(
             x, residual, weight, bias, scale, codes, scales,
@@ -106,13 +104,6 @@ def total(x: Tensor) -> Tensor:
     while x.shape[1] > 1:
         x = x[:, ::2] + x[:, 1::2]
     return x[:, 0] + 0.0  # which makes -0 a 0
-
-
-def configuration(width: int, device: torch.device) -> Configuration:
-    """The one of least size that holds a row."""
-    short = chosen("norm_quantize", capability(device))
-    fits = width <= short.constants["BLOCK"]
-    return short if fits else chosen("norm_quantize", capability(device), mode="wide")
 
 
 def empty(
@@ -134,10 +125,7 @@ def checked(
 ) -> None:
     quantize.checked(x, format)
     known(norm, NORMS, "norm")
-    if x.shape[1] > LONGEST:
-        raise InputError(
-            f"rows of {x.shape[1]} numbers", why=f"{LONGEST} are held at once", fix="use triton_quantize_rows"
-        )
+    check_length(x)
     given = (("residual", residual, x.shape, x.dtype), ("weight", weight, x.shape[1:], None),
              ("bias", bias, x.shape[1:], None), ("scale", scale, (1,), torch.float32))  # fmt: skip
     for what, one, shape, kind in given:

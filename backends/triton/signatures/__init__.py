@@ -7,6 +7,7 @@ from typing import Any
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.signatures.base import Signature, Use
 from qcompiler.backends.triton.signatures.both import BOTH
+from qcompiler.backends.triton.signatures.hadamard import HADAMARD
 from qcompiler.backends.triton.signatures.norms import NORMS
 from qcompiler.backends.triton.signatures.products import PRODUCTS
 from qcompiler.backends.triton.signatures.rows import ROWS
@@ -17,6 +18,7 @@ SIGNATURES: Mapping[str, Signature] = {
     **ROWS,
     **BOTH,
     **NORMS,
+    **HADAMARD,
     **PRODUCTS,
 }
 

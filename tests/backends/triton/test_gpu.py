@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.ops import (
     fp8_linear,
+    hadamard_quantize,
     int8_linear,
     low_bit_linear,
     norm_quantize,
@@ -67,6 +68,16 @@ def test_norms_are_those_of_the_cpu(norm: str, dtype: torch.dtype, rows: int, co
     wanted = norm_quantize(x, residual, weight, bias, None, norm, 1e-5, "int8", True)
     found = norm_quantize(*on_gpu(x, residual, weight, bias, None), norm, 1e-5, "int8", True)
     assert all(torch.equal(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("columns", "block"), [(4096, 4096), (11008, 256), (96, 32)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_hadamard_codes_are_those_of_the_cpu(dtype: torch.dtype, columns: int, block: int) -> None:
+    x = torch.randn(20, columns).to(dtype)
+    for found, wanted in zip(
+        hadamard_quantize(x.cuda(), block, "int8"), hadamard_quantize(x, block, "int8"), strict=True
+    ):
+        assert torch.equal(found.cpu(), wanted)
 
 
 @pytest.mark.parametrize("beside", [False, True])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.triton.ops import int8_linear, norm_quantize, quantize_rows
-from qcompiler.backends.triton.ops.norm import LONGEST, total
+from qcompiler.backends.triton.ops.held import LONGEST
+from qcompiler.backends.triton.ops.norm import total
 from qcompiler.errors import InputError
 
 EPS = 1e-6
