@@ -1,6 +1,9 @@
 """How kernels are compiled, as data: a file of rows for each family of kernels."""
 
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
+from qcompiler.backends.triton.configurations.both import BOTH
+from qcompiler.backends.triton.configurations.hadamard import HADAMARD
+from qcompiler.backends.triton.configurations.norms import NORMS
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
 from qcompiler.errors import TargetError
@@ -9,6 +12,9 @@ __all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
 
 CONFIGURATIONS: tuple[Configuration, ...] = (
     *ROWS,
+    *BOTH,
+    *NORMS,
+    *HADAMARD,
     *PRODUCTS,
 )
 

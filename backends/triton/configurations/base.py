@@ -35,8 +35,9 @@ class Bounds:
 class Configuration:
     """One way to compile a kernel.
 
-    mode: how sums are taken, where a kernel knows more than one way. heavy: whether an epilogue may do more
-    than scale and add a bias. constants: what the source calls `constexpr` and a tuner may choose.
+    mode: how sums are taken, or how long they may be, where a kernel knows more than one way. heavy: whether
+    an epilogue may do more than scale and add a bias. constants: what the source calls `constexpr` and a
+    tuner may choose.
     """
 
     kernel: str

@@ -6,6 +6,9 @@ from typing import Any
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.signatures.base import Signature, Use
+from qcompiler.backends.triton.signatures.both import BOTH
+from qcompiler.backends.triton.signatures.hadamard import HADAMARD
+from qcompiler.backends.triton.signatures.norms import NORMS
 from qcompiler.backends.triton.signatures.products import PRODUCTS
 from qcompiler.backends.triton.signatures.rows import ROWS
 
@@ -13,6 +16,9 @@ __all__ = ["SIGNATURES", "Signature", "Use", "kernel_named", "uses"]
 
 SIGNATURES: Mapping[str, Signature] = {
     **ROWS,
+    **BOTH,
+    **NORMS,
+    **HADAMARD,
     **PRODUCTS,
 }
 

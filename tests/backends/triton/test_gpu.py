@@ -6,9 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows
+from qcompiler.backends.triton.ops import (
+    fp8_linear,
+    hadamard_quantize,
+    int8_linear,
+    low_bit_linear,
+    norm_quantize,
+    quantize_both,
+    quantize_rows,
+)
 from qcompiler.backends.triton.ops.device import capability
 from tests.backends.triton.cases.base import same
+from tests.backends.triton.cases.both import hard_matrix
 from tests.backends.triton.cases.products import operands
 from tests.backends.triton.cases.rows import hard_rows
 
@@ -39,6 +48,38 @@ def test_codes_and_scales_are_those_of_the_cpu(format: str, dtype: torch.dtype, 
         assert same(found.cpu(), wanted)
 
 
+@pytest.mark.parametrize(("M", "K"), [(256, 512), (300, 200), (77, 33)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("format", ["int8", "e4m3"])
+def test_codes_of_both_orders_are_those_of_the_cpu(format: str, dtype: torch.dtype, M: int, K: int) -> None:
+    if format == "e4m3":
+        needs_fp8()
+    x = hard_matrix(M, K, dtype)
+    for found, wanted in zip(quantize_both(x.cuda(), format), quantize_both(x, format), strict=True):
+        assert same(found.cpu(), wanted)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (12, 768), (3, 9000), (5, 33)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_norms_are_those_of_the_cpu(norm: str, dtype: torch.dtype, rows: int, columns: int) -> None:
+    x, residual = torch.randn(rows, columns).to(dtype), torch.randn(rows, columns).to(dtype)
+    weight, bias = torch.randn(columns), torch.randn(columns)
+    wanted = norm_quantize(x, residual, weight, bias, None, norm, 1e-5, "int8", True)
+    found = norm_quantize(*on_gpu(x, residual, weight, bias, None), norm, 1e-5, "int8", True)
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("columns", "block"), [(4096, 4096), (11008, 256), (96, 32)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_hadamard_codes_are_those_of_the_cpu(dtype: torch.dtype, columns: int, block: int) -> None:
+    x = torch.randn(20, columns).to(dtype)
+    for found, wanted in zip(
+        hadamard_quantize(x.cuda(), block, "int8"), hadamard_quantize(x, block, "int8"), strict=True
+    ):
+        assert torch.equal(found.cpu(), wanted)
+
+
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize(("M", "N", "K"), [(256, 512, 1024), (300, 200, 144), (5, 24, 16)])
 def test_integer_products_are_those_of_the_cpu(M: int, N: int, K: int, beside: bool) -> None:
@@ -60,3 +101,19 @@ def test_fp8_products_are_near_float64(M: int, N: int, K: int, mode: str) -> Non
     error = ((found.cpu().double() - exact).norm() / exact.norm()).item()
     floor = ((exact.half().double() - exact).norm() / exact.norm()).item()
     assert error <= (1e-2 if mode == "fast" else 1.5 * floor), error
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("M", "N", "K"), [(256, 512, 384), (300, 200, 150)])
+def test_integer_gradients_are_those_of_the_cpu(M: int, N: int, K: int, adds: bool) -> None:
+    x, w, dy, into = (torch.randn(shape) for shape in ((M, K), (N, K), (M, N), (N, K)))
+
+    def gradients(device: str) -> list[Tensor]:
+        a, b, dc, total = (one.to(device, copy=True) for one in (x, w, dy, into))
+        y = low_bit_linear(a.requires_grad_(), b.requires_grad_(), into=total if adds else None)
+        torch.autograd.backward(y, dc)
+        found = (a.grad, total if adds else b.grad)
+        return [one.cpu() for one in found if one is not None]
+
+    for found, wanted in zip(gradients("cuda"), gradients("cpu"), strict=True):
+        assert torch.equal(found, wanted)

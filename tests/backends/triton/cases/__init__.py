@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tests.backends.triton.cases.both import BOTH
+from tests.backends.triton.cases.hadamard import HADAMARD
+from tests.backends.triton.cases.norms import NORMS
 from tests.backends.triton.cases.products import PRODUCTS
 from tests.backends.triton.cases.rows import ROWS
 
 CASES: Mapping[str, Callable[[], None]] = {
     **ROWS,
+    **BOTH,
+    **NORMS,
+    **HADAMARD,
     **PRODUCTS,
 }
