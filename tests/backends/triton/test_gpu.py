@@ -8,6 +8,10 @@ from torch import Tensor
 
 from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows
 from qcompiler.backends.triton.ops.device import capability
+from qcompiler.backends.triton.ops.install import install
+from qcompiler.ir.storage import recall, store
+from qcompiler.numerics.philox import noise_key
+from tests.backends.groups import hard
 from tests.backends.triton.cases.base import same
 from tests.backends.triton.cases.products import operands
 from tests.backends.triton.cases.rows import hard_rows
@@ -60,3 +64,16 @@ def test_fp8_products_are_near_float64(M: int, N: int, K: int, mode: str) -> Non
     error = ((found.cpu().double() - exact).norm() / exact.norm()).item()
     floor = ((exact.half().double() - exact).norm() / exact.norm()).item()
     assert error <= (1e-2 if mode == "fast" else 1.5 * floor), error
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype"),
+    [*((bits, torch.float32) for bits in (8, 4, 2, 1)), (4, torch.bfloat16), (2, torch.float16)],
+)
+def test_what_is_stored_in_few_bits_is_as_on_the_cpu(bits: int, dtype: torch.dtype) -> None:
+    install(torch.device("cuda", torch.cuda.current_device()))
+    x, key = hard(dtype), noise_key(-1, 2**32 - 1, 2**16 - 1)
+    layout = (bits, [len(x)], [1], dtype)
+    found, wanted = store(x.cuda(), key.cuda(), 5, bits), store(x, key, 5, bits)
+    assert torch.equal(found[0].cpu(), wanted[0]) and same(found[1].cpu(), wanted[1])
+    assert same(recall(*found, *layout).cpu(), recall(*wanted, *layout))
