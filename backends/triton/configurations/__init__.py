@@ -1,5 +1,6 @@
 """How kernels are compiled, as data: a file of rows for each family of kernels."""
 
+from qcompiler.backends.triton.configurations.attention import ATTENTION
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
@@ -12,6 +13,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     *ROWS,
     *PRODUCTS,
     *STORAGE,
+    *ATTENTION,
 )
 
 

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.signatures.attention import ATTENTION
 from qcompiler.backends.triton.signatures.base import Signature, Use
 from qcompiler.backends.triton.signatures.products import PRODUCTS
 from qcompiler.backends.triton.signatures.rows import ROWS
@@ -16,6 +17,7 @@ SIGNATURES: Mapping[str, Signature] = {
     **ROWS,
     **PRODUCTS,
     **STORAGE,
+    **ATTENTION,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tests.backends.triton.cases.attention import ATTENTION
 from tests.backends.triton.cases.products import PRODUCTS
 from tests.backends.triton.cases.rows import ROWS
 from tests.backends.triton.cases.storage import STORAGE
@@ -17,4 +18,5 @@ CASES: Mapping[str, Callable[[], None]] = {
     **ROWS,
     **PRODUCTS,
     **STORAGE,
+    **ATTENTION,
 }
