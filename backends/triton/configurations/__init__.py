@@ -1,11 +1,13 @@
 """How kernels are compiled, as data: a file of rows for each family of kernels."""
 
+from qcompiler.backends.triton.configurations.attention import ATTENTION
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
 from qcompiler.backends.triton.configurations.both import BOTH
 from qcompiler.backends.triton.configurations.hadamard import HADAMARD
 from qcompiler.backends.triton.configurations.norms import NORMS
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
+from qcompiler.backends.triton.configurations.storage import STORAGE
 from qcompiler.errors import TargetError
 
 __all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
@@ -16,6 +18,8 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     *NORMS,
     *HADAMARD,
     *PRODUCTS,
+    *STORAGE,
+    *ATTENTION,
 )
 
 

@@ -19,8 +19,9 @@ class Bounds:
 
     registers: of a thread, at most. shared: bytes at most. mma: the family of its matrix instructions, "" for
     none. wide_loads: instructions that load 16 bytes a thread, or a tile, at least. permutes: instructions
-    that shuffle bytes of registers, at most: an operand in the wrong order takes them by the dozen. exact:
-    whether all that is rounded is rounded as on the CPU.
+    that shuffle bytes of registers, at most: an operand in the wrong order takes them by the dozen.
+    wide_stores: instructions that store 16 bytes a thread, at least. exact: whether all that is rounded is
+    rounded as on the CPU.
     """
 
     registers: int
@@ -28,6 +29,7 @@ class Bounds:
     mma: str
     wide_loads: int
     permutes: int
+    wide_stores: int = 0
     exact: bool = False
 
 

@@ -4,6 +4,7 @@ Each has a reference on the CPU, which states its numbers, a fake implementation
 """
 
 from qcompiler.backends.triton.ops.accumulate import accumulate
+from qcompiler.backends.triton.ops.attention import append_kv, decode_attention
 from qcompiler.backends.triton.ops.hadamard import hadamard_quantize
 from qcompiler.backends.triton.ops.linear import fp8_linear, int8_linear
 from qcompiler.backends.triton.ops.norm import norm_quantize
@@ -13,6 +14,8 @@ from qcompiler.backends.triton.ops.training import low_bit_linear, trained_linea
 
 __all__ = [
     "accumulate",
+    "append_kv",
+    "decode_attention",
     "fp8_linear",
     "hadamard_quantize",
     "int8_linear",

@@ -5,12 +5,14 @@ from importlib import import_module
 from typing import Any
 
 from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.signatures.attention import ATTENTION
 from qcompiler.backends.triton.signatures.base import Signature, Use
 from qcompiler.backends.triton.signatures.both import BOTH
 from qcompiler.backends.triton.signatures.hadamard import HADAMARD
 from qcompiler.backends.triton.signatures.norms import NORMS
 from qcompiler.backends.triton.signatures.products import PRODUCTS
 from qcompiler.backends.triton.signatures.rows import ROWS
+from qcompiler.backends.triton.signatures.storage import STORAGE
 
 __all__ = ["SIGNATURES", "Signature", "Use", "kernel_named", "uses"]
 
@@ -20,6 +22,8 @@ SIGNATURES: Mapping[str, Signature] = {
     **NORMS,
     **HADAMARD,
     **PRODUCTS,
+    **STORAGE,
+    **ATTENTION,
 }
 
 

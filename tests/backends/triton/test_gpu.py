@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.triton.ops import (
+    append_kv,
+    decode_attention,
     fp8_linear,
     hadamard_quantize,
     int8_linear,
@@ -16,6 +18,11 @@ from qcompiler.backends.triton.ops import (
     quantize_rows,
 )
 from qcompiler.backends.triton.ops.device import capability
+from qcompiler.backends.triton.ops.install import install
+from qcompiler.ir.storage import recall, store
+from qcompiler.numerics.philox import noise_key
+from tests.backends.groups import hard
+from tests.backends.triton.cases.attention import HALF, Cache, cache, exact
 from tests.backends.triton.cases.base import same
 from tests.backends.triton.cases.both import hard_matrix
 from tests.backends.triton.cases.products import operands
@@ -117,3 +124,34 @@ def test_integer_gradients_are_those_of_the_cpu(M: int, N: int, K: int, adds: bo
 
     for found, wanted in zip(gradients("cuda"), gradients("cpu"), strict=True):
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype"),
+    [*((bits, torch.float32) for bits in (8, 4, 2, 1)), (4, torch.bfloat16), (2, torch.float16)],
+)
+def test_what_is_stored_in_few_bits_is_as_on_the_cpu(bits: int, dtype: torch.dtype) -> None:
+    install(torch.device("cuda", torch.cuda.current_device()))
+    x, key = hard(dtype), noise_key(-1, 2**32 - 1, 2**16 - 1)
+    layout = (bits, [len(x)], [1], dtype)
+    found, wanted = store(x.cuda(), key.cuda(), 5, bits), store(x, key, 5, bits)
+    assert torch.equal(found[0].cpu(), wanted[0]) and same(found[1].cpu(), wanted[1])
+    assert same(recall(*found, *layout).cpu(), recall(*wanted, *layout))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_decoding_is_attention(kind: torch.dtype) -> None:
+    """A token joins the cache as on the CPU; what is attended is held to the error that is derived for it."""
+    if kind != torch.int8:
+        needs_fp8()
+    cached, q, at = cache(kind, 3, 2, 1500, 80), torch.randn(3, 8, 80).half(), torch.tensor([1400, 0, 70])
+    k, v = torch.randn(2, 3, 2, 80).half()
+    on_device = [x.cuda() for x in cached.all]
+    append_kv(*cached.all, k, v, at)
+    append_kv(*on_device, k.cuda(), v.cuda(), at.cuda())
+    assert all(same(found.cpu(), wanted) for found, wanted in zip(on_device, cached.all, strict=True))
+    found = decode_attention(q.cuda(), *on_device, (at + 1).cuda(), 80**-0.5).cpu().double()
+    for b, length in enumerate((at + 1).tolist()):
+        mine = Cache(k=cached.k[b], s=cached.s[b], v=cached.v[b], z=cached.z[b])
+        wanted, bound = exact(q[b], mine, length, 80**-0.5, tensor_cores=True)
+        assert ((found[b] - wanted).abs() <= bound + HALF * (wanted.abs() + bound) + 2.0**-25).all()

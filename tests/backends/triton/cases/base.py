@@ -19,6 +19,12 @@ def poisoned(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
     return whole[:rows, :columns], whole
 
 
+def poisoned_row(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same in one dimension."""
+    matrix, whole = poisoned(1, count, dtype)
+    return matrix[0], whole
+
+
 def guarded(x: Tensor) -> Tensor:
     """A copy whose last byte is the last before a page that may not be touched."""
     size = x.numel() * x.itemsize
@@ -36,10 +42,11 @@ def margin_is_untouched(whole: Tensor, rows: int, columns: int) -> bool:
     return bool((whole.float()[outside] == POISON_OF[whole.dtype]).all())
 
 
-POISON_OF = {
-    dtype: torch.tensor(float(POISON)).to(dtype).float().item()
-    for dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float32)
-}
+KINDS = (
+    torch.bool, torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16,
+    torch.float16, torch.float32,
+)  # fmt: skip
+POISON_OF = {dtype: torch.tensor(float(POISON)).to(dtype).float().item() for dtype in KINDS}
 
 
 def bits(x: Tensor) -> Tensor:
