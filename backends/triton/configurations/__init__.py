@@ -3,6 +3,7 @@
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
+from qcompiler.backends.triton.configurations.weight_only import WEIGHT_ONLY
 from qcompiler.errors import TargetError
 
 __all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
@@ -10,6 +11,7 @@ __all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
 CONFIGURATIONS: tuple[Configuration, ...] = (
     *ROWS,
     *PRODUCTS,
+    *WEIGHT_ONLY,
 )
 
 

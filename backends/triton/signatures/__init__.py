@@ -8,12 +8,14 @@ from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.signatures.base import Signature, Use
 from qcompiler.backends.triton.signatures.products import PRODUCTS
 from qcompiler.backends.triton.signatures.rows import ROWS
+from qcompiler.backends.triton.signatures.weight_only import WEIGHT_ONLY
 
 __all__ = ["SIGNATURES", "Signature", "Use", "kernel_named", "uses"]
 
 SIGNATURES: Mapping[str, Signature] = {
     **ROWS,
     **PRODUCTS,
+    **WEIGHT_ONLY,
 }
 
 

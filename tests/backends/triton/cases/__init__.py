@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 
 from tests.backends.triton.cases.products import PRODUCTS
 from tests.backends.triton.cases.rows import ROWS
+from tests.backends.triton.cases.weight_only import WEIGHT_ONLY
 
 CASES: Mapping[str, Callable[[], None]] = {
     **ROWS,
     **PRODUCTS,
+    **WEIGHT_ONLY,
 }
