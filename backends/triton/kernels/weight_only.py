@@ -49,7 +49,6 @@ def weight_only_gemv(
     N,
     width,
     runs,
-    runs_of_part,
     float32,
     BITS: tl.constexpr,
     G: tl.constexpr,
@@ -60,23 +59,23 @@ def weight_only_gemv(
     HALVINGS: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """M = 1; width: bytes of a row of w. One program for BN outputs and a part of the runs of RUN k.
+    """M = 1; width: bytes of a row of w. One program for BN outputs and a part of K, of `runs` runs of RUN k.
 
     float32: the bits of 2^23, as an argument, since mask and sum with one constant are one instruction, and
     with two constants two.
     """
     column = tl.program_id(0)
     part = tl.program_id(1)
-    start = part * runs_of_part
-    count = tl.minimum(runs_of_part, runs - start)
-    y = line_sums(
-        x, w, scales, zeros, column * BN, width, start, count, float32, BITS, G, RUN, HALVINGS, BN
-    )[None, :]  # fmt: skip
+    start = part * runs
+    y = line_sums(x, w, scales, zeros, column * BN, width, start, runs, float32, BITS, G, RUN, HALVINGS, BN)
+    y = y[None, :]
     beside = None
     if GATED:
+        below = column * BN + N
         beside = line_sums(
-            x, w, scales, zeros, column * BN + N, width, start, count, float32, BITS, G, RUN, HALVINGS, BN
-        )[None, :]  # fmt: skip
+            x, w, scales, zeros, below, width, start, runs, float32, BITS, G, RUN, HALVINGS, BN
+        )
+        beside = beside[None, :]
     leave(
         y, beside, out, bias, residual, 1, N, N, N, part, tl.program_id(2), column, 1, BN, SPLIT, ACTIVATION
     )
@@ -366,9 +365,9 @@ def launch(
     beside = 0 if residual is None else pitch(residual)
     common = {"ACTIVATION": activation, "enable_fp_fusion": False}
     if M == 1:
-        runs = triton.cdiv(x.shape[1], run)
+        runs = triton.cdiv(triton.cdiv(x.shape[1], run), parts)
         weight_only_gemv[(triton.cdiv(N, constants["BN"]), parts)](
-            x, w, scales, zeros, bias, residual, target, N, width, runs, triton.cdiv(runs, parts), FLOAT32,
+            x, w, scales, zeros, bias, residual, target, N, width, runs, FLOAT32,
             **fixed, **common, RUN=run, HALVINGS=(run // group).bit_length() - 1, **constants, **options,
         )  # fmt: skip
     else:

@@ -10,7 +10,7 @@ from qcompiler.backends.triton.static import Types
 
 MODULE = "weight_only"
 FLOATS = ("x", "scales", "bias", "residual", "out")
-SIZES = ("M", "N", "width", "runs", "runs_of_part", "groups_of_part", "float32",
+SIZES = ("M", "N", "width", "runs", "groups_of_part", "float32",
          "stride_x", "stride_out", "stride_residual")  # fmt: skip
 ALIGNED = frozenset({"N", "width", "float32", "stride_x", "stride_out", "stride_residual"})
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows
+from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows, weight_only_linear
 from qcompiler.backends.triton.ops.device import capability
 from tests.backends.triton.cases.base import same
 from tests.backends.triton.cases.products import operands
 from tests.backends.triton.cases.rows import hard_rows
+from tests.backends.triton.cases.weight_only import weight, whole_numbers
 
 pytest.importorskip("triton")
 pytestmark = [
@@ -60,3 +61,16 @@ def test_fp8_products_are_near_float64(M: int, N: int, K: int, mode: str) -> Non
     error = ((found.cpu().double() - exact).norm() / exact.norm()).item()
     floor = ((exact.half().double() - exact).norm() / exact.norm()).item()
     assert error <= (1e-2 if mode == "fast" else 1.5 * floor), error
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("layout", ["w4h_g128", "w4h_g32", "w2h_g64", "w8_g128"])
+@pytest.mark.parametrize("M", [1, 9, 50, 200])
+def test_products_with_weights_of_few_bits_are_those_of_the_cpu(M: int, layout: str, gated: bool) -> None:
+    """Sums of groups are exact; K is split into parts."""
+    x, (codes, scales, zeros) = whole_numbers(M, 2048, 8), weight(192 * (1 + gated), 2048, layout, True)
+    bias, residual = torch.randn(len(codes)), torch.randn(M, 192).bfloat16()
+    given = (codes, scales.bfloat16(), zeros, bias, residual)
+    after = (layout, gated, "none", torch.float32)
+    wanted = weight_only_linear(x.bfloat16(), *given, *after)
+    assert same(weight_only_linear(*on_gpu(x.bfloat16(), *given), *after).cpu(), wanted)

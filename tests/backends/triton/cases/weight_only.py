@@ -14,7 +14,8 @@ from qcompiler.backends.triton.ops.linear import ACTIVATIONS
 from qcompiler.backends.triton.ops.weight_only import RUN, parts_of
 from tests.backends.triton.cases.base import guarded, margin_is_untouched, poisoned, same
 
-SMALL: Mapping[str, Any] = {"BM": 16, "BN": 32, "GROUP": 2}
+TILE = {"BN": 16}  # of one row
+SMALL, LARGE = {"BM": 16, "BN": 32, "GROUP": 2}, {"BM": 32, "BN": 128, "GROUP": 2}
 
 
 def weight(rows: int, K: int, layout: str, zeros: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -26,9 +27,13 @@ def weight(rows: int, K: int, layout: str, zeros: bool) -> tuple[Tensor, Tensor,
     return codes, (torch.rand(shape) / 64 + 0.01).half(), z
 
 
-def whole_numbers(M: int, K: int) -> Tensor:
-    """Small integers, so that the sum of a group is exact in whatever order; row 0 is zero, the last NaN."""
-    x = torch.randint(-8, 9, (M, K)).half()
+def whole_numbers(M: int, K: int, bits: int) -> Tensor:
+    """So small that sums of groups are exact in whatever order, so large that they are not once scaled.
+
+    128 (2^8 - 1) 255 and 128 (2^4 - 1) 2047 are below 2^24. Row 0 is zero, the last has a NaN.
+    """
+    largest = 255 if bits == 8 else 2047
+    x = torch.randint(-largest, largest + 1, (M, K)).half()
     if M > 1:
         x[0], x[-1, 3] = 0.0, torch.nan
     return x
@@ -42,12 +47,12 @@ def product(
 
     kind, M, N = layout_named(layout), len(x), len(codes) // (1 + gated)
     out, whole = poisoned(M, N, dtype)
-    constants = {"BN": 16} if M == 1 else SMALL
+    tile = TILE if M == 1 else SMALL if M <= 64 else LARGE
     x, codes, scales = (guarded(one) for one in (x, codes, scales))
     zeros, bias, residual = (one if one is None else guarded(one) for one in (zeros, bias, residual))
     launch(
         x, codes, scales, zeros, bias, residual, out, bits=kind.bits, group=kind.group, gated=gated,
-        activation=activation, run=RUN, parts=parts_of(M, N, x.shape[1], kind), product=(constants, {}),
+        activation=activation, run=RUN, parts=parts_of(M, N, x.shape[1], kind), product=(tile, {}),
         total=({"BN": 64}, {}),
     )  # fmt: skip
     assert margin_is_untouched(whole, M, N)
@@ -60,7 +65,8 @@ def exact(
 ) -> None:  # fmt: skip
     """Sums of groups are exact; all after them is rounded in the order stated, and once more at the end."""
     rows = 2 * N if gated else N
-    x, (codes, scales, z) = whole_numbers(M, K), weight(rows, K, layout, zeros)
+    x = whole_numbers(M, K, layout_named(layout).bits)
+    codes, scales, z = weight(rows, K, layout, zeros)
     bias, residual = torch.randn(rows), torch.randn(M, N).to(dtype)
     assert parts_of(M, N, K, layout_named(layout)) == parts
     given: tuple[Any, ...] = (x, codes, scales, z, bias, residual, layout, gated, "none", dtype)
@@ -90,8 +96,8 @@ def near(M: int, layout: str) -> None:
 
 def gate(M: int) -> None:
     """SiLU of one sum times another: within |g u| 2^-21 of float64, as the activation by itself."""
-    x, (codes, scales, z) = whole_numbers(M, 128), weight(128, 128, "w4h_g32", False)
-    x, bias = x.nan_to_num() / 16, torch.randn(128)
+    x, (codes, scales, z) = torch.randint(-8, 9, (M, 128)).half() / 16, weight(128, 128, "w4h_g32", False)
+    bias = torch.randn(128)
     sums = weight_only_linear(
         x, codes, scales, z, bias, None, "w4h_g32", False, "none", torch.float32
     ).double()
@@ -116,9 +122,9 @@ def bfloat16_counts() -> None:
 def reads_bfloat16() -> None:
     """One row is multiplied in float32: bfloat16 is only loaded."""
     codes, scales, z = weight(64, 256, "w4h_g64", True)
+    x, bias = torch.randint(-255, 256, (1, 256)).bfloat16(), torch.randn(64).bfloat16()
     given: tuple[Any, ...] = (
-        torch.randint(-8, 9, (1, 256)).bfloat16(), codes, scales.bfloat16(), z, torch.randn(64).bfloat16(),
-        None, "w4h_g64", False, "none", torch.float32,
+        x, codes, scales.bfloat16(), z, bias, None, "w4h_g64", False, "none", torch.float32,
     )  # fmt: skip
     assert same(product(*given), weight_only_linear(*given))
 
@@ -129,7 +135,9 @@ WEIGHT_ONLY: Mapping[str, Callable[[], None]] = {
     "weight only, one row, 2 bits": lambda: exact(1, 64, 1024, "w2h_g64", dtype=torch.float16),
     "weight only, one row, 8 bits with zeros": lambda: exact(1, 64, 256, "w8_g128", zeros=True),
     "weight only, one row in parts": lambda: exact(1, 64, 2176, "w4h_g128", zeros=True, parts=2),
-    "weight only, one row of pairs in parts": lambda: exact(1, 64, 2048, "w4h_g128", gated=True, parts=2),
+    "weight only, one row of pairs in parts": lambda: exact(
+        1, 64, 2048, "w4h_g128", zeros=True, gated=True, parts=2
+    ),
     "weight only, one row of bfloat16": reads_bfloat16,
     "weight only, one row of zeros": lambda: alone(0.0),
     "weight only, one row with NaN": lambda: alone(torch.nan),
@@ -138,8 +146,10 @@ WEIGHT_ONLY: Mapping[str, Callable[[], None]] = {
     "weight only, few rows, 2 bits with zeros": lambda: exact(3, 64, 128, "w2h_g64", zeros=True),
     "weight only, few rows, 8 bits with zeros": lambda: exact(3, 64, 128, "w8_g64", zeros=True),
     "weight only, few rows in parts": lambda: exact(3, 64, 2176, "w8_g128", parts=2, dtype=torch.float16),
-    "weight only, pairs of rows in parts": lambda: exact(3, 64, 2048, "w4h_g128", gated=True, parts=2),
-    "weight only, many rows, ragged": lambda: exact(70, 64, 128, "w4h_g64", zeros=True, dtype=torch.float16),
+    "weight only, pairs of rows in parts": lambda: exact(
+        3, 64, 2048, "w4h_g128", zeros=True, gated=True, parts=2
+    ),
+    "weight only, many rows, ragged": lambda: exact(70, 192, 128, "w4h_g64", zeros=True, dtype=torch.float16),
     "weight only, many rows of pairs": lambda: exact(33, 64, 128, "w4h_g128", gated=True),
     "weight only, one row of any numbers": lambda: near(1, "w4h_g64"),
     "weight only, few rows of any numbers": lambda: near(7, "w8_g128"),
