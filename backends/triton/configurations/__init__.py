@@ -8,6 +8,7 @@ from qcompiler.backends.triton.configurations.norms import NORMS
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
 from qcompiler.backends.triton.configurations.storage import STORAGE
+from qcompiler.backends.triton.configurations.weight_only import WEIGHT_ONLY
 from qcompiler.errors import TargetError
 
 __all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
@@ -20,6 +21,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     *PRODUCTS,
     *STORAGE,
     *ATTENTION,
+    *WEIGHT_ONLY,
 )
 
 

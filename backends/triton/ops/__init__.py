@@ -11,6 +11,7 @@ from qcompiler.backends.triton.ops.norm import norm_quantize
 from qcompiler.backends.triton.ops.quantize import quantize_rows
 from qcompiler.backends.triton.ops.quantize_both import quantize_both
 from qcompiler.backends.triton.ops.training import low_bit_linear, trained_linear
+from qcompiler.backends.triton.ops.weight_only import weight_only_linear
 
 __all__ = [
     "accumulate",
@@ -24,4 +25,5 @@ __all__ = [
     "quantize_both",
     "quantize_rows",
     "trained_linear",
+    "weight_only_linear",
 ]

@@ -6,7 +6,7 @@ Both operands lie contiguous along k. All is in float32 from the sums on, factor
 cast once. The order of sums is stated for each op.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -226,12 +226,25 @@ def checked(
     given = (("scales", a_scale, shape[:1]), ("scales", b_scale, shape[1:]), ("bias", bias, shape[1:]),
              ("residual", residual, shape))  # fmt: skip
     for what, x, wanted in given:
-        is_wrong = x is not None and (tuple(x.shape) != wanted or x.stride(-1) != 1 or x.device != a.device)
-        if x is not None and (is_wrong or (what == "scales" and x.dtype != torch.float32)):
-            raise InputError(
-                f"{what} {x.dtype} {[*x.shape]} on {x.device}",
-                why=f"{[*wanted]} on {a.device} is wanted, contiguous; scales in float32",
-            )
+        check_beside(what, x, wanted, a.device, (torch.float32,) if what == "scales" else ())
+
+
+def check_beside(
+    what: str, x: Tensor | None, shape: tuple[int, ...], device: torch.device, types: Sequence[torch.dtype]
+) -> None:
+    """InputError for what lies beside an operand in another shape, place or type than kernels read.
+
+    types: those that will do, or none where any does.
+    """
+    if x is None:
+        return
+    is_elsewhere = tuple(x.shape) != shape or x.stride(-1) != 1 or x.device != device
+    if is_elsewhere or (types and x.dtype not in types):
+        names = " or ".join(str(one).removeprefix("torch.") for one in types)
+        raise InputError(
+            f"{what} {x.dtype} {[*x.shape]} on {x.device}",
+            why=f"{[*shape]} on {device} is wanted, contiguous{f'; {what} in {names}' if names else ''}",
+        )
 
 
 def lies_askew(codes: Tensor) -> bool:

@@ -13,6 +13,7 @@ from qcompiler.backends.triton.signatures.norms import NORMS
 from qcompiler.backends.triton.signatures.products import PRODUCTS
 from qcompiler.backends.triton.signatures.rows import ROWS
 from qcompiler.backends.triton.signatures.storage import STORAGE
+from qcompiler.backends.triton.signatures.weight_only import WEIGHT_ONLY
 
 __all__ = ["SIGNATURES", "Signature", "Use", "kernel_named", "uses"]
 
@@ -24,6 +25,7 @@ SIGNATURES: Mapping[str, Signature] = {
     **PRODUCTS,
     **STORAGE,
     **ATTENTION,
+    **WEIGHT_ONLY,
 }
 
 

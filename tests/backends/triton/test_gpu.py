@@ -16,6 +16,7 @@ from qcompiler.backends.triton.ops import (
     norm_quantize,
     quantize_both,
     quantize_rows,
+    weight_only_linear,
 )
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.install import install
@@ -27,6 +28,7 @@ from tests.backends.triton.cases.base import same
 from tests.backends.triton.cases.both import hard_matrix
 from tests.backends.triton.cases.products import operands
 from tests.backends.triton.cases.rows import hard_rows
+from tests.backends.triton.cases.weight_only import weight, whole_numbers
 
 pytest.importorskip("triton")
 pytestmark = [
@@ -155,3 +157,16 @@ def test_decoding_is_attention(kind: torch.dtype) -> None:
         mine = Cache(k=cached.k[b], s=cached.s[b], v=cached.v[b], z=cached.z[b])
         wanted, bound = exact(q[b], mine, length, 80**-0.5, tensor_cores=True)
         assert ((found[b] - wanted).abs() <= bound + HALF * (wanted.abs() + bound) + 2.0**-25).all()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("layout", ["w4h_g128", "w4h_g32", "w2h_g64", "w8_g128"])
+@pytest.mark.parametrize("M", [1, 9, 50, 200])
+def test_products_with_weights_of_few_bits_are_those_of_the_cpu(M: int, layout: str, gated: bool) -> None:
+    """Sums of groups are exact; K is split into parts."""
+    x, (codes, scales, zeros) = whole_numbers(M, 2048, 8), weight(192 * (1 + gated), 2048, layout, True)
+    bias, residual = torch.randn(len(codes)), torch.randn(M, 192).bfloat16()
+    given = (codes, scales.bfloat16(), zeros, bias, residual)
+    after = (layout, gated, "none", torch.float32)
+    wanted = weight_only_linear(x.bfloat16(), *given, *after)
+    assert same(weight_only_linear(*on_gpu(x.bfloat16(), *given), *after).cpu(), wanted)

@@ -16,6 +16,7 @@ from tests.backends.triton.cases.norms import NORMS
 from tests.backends.triton.cases.products import PRODUCTS
 from tests.backends.triton.cases.rows import ROWS
 from tests.backends.triton.cases.storage import STORAGE
+from tests.backends.triton.cases.weight_only import WEIGHT_ONLY
 
 CASES: Mapping[str, Callable[[], None]] = {
     **ROWS,
@@ -25,4 +26,5 @@ CASES: Mapping[str, Callable[[], None]] = {
     **PRODUCTS,
     **STORAGE,
     **ATTENTION,
+    **WEIGHT_ONLY,
 }
