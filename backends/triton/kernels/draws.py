@@ -45,7 +45,7 @@ def launch(
 ) -> None:
     """Fill values, a multiple of block of them, with the draws from 4 start on; key is contiguous."""
     draws[(len(values) // block,)](
-        key, values, signed(tensor), purpose, start, BLOCK=block, enable_fp_fusion=False, **options
+        key, values, signed(tensor), int(purpose), start, BLOCK=block, enable_fp_fusion=False, **options
     )
 
 
