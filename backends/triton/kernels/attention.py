@@ -30,6 +30,11 @@ def power_of(largest):
 
 
 @triton.jit
+def length_of(lengths, sequence, size):
+    return tl.minimum(tl.maximum(tl.load(lengths + sequence), 0), size).to(tl.int32)
+
+
+@triton.jit
 def tokens_of_part(length, PARTS: tl.constexpr, STEP: tl.constexpr):
     return tl.cdiv(tl.cdiv(length, PARTS), STEP) * STEP
 
@@ -66,7 +71,7 @@ def decode_parts(
     block, of = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     part = tl.program_id(1)
     sequence, head = of // heads, of % heads
-    length = tl.minimum(tl.load(lengths + sequence).to(tl.int32), size)
+    length = length_of(lengths, sequence, size)
     tokens = tokens_of_part(length, PARTS, STEP)
     first, end = part * tokens, tl.minimum((part + 1) * tokens, length)
     if first < end:
@@ -135,7 +140,7 @@ def decode_combined(
     A program for each head of a query; where there are no tokens it stores zeros.
     """
     query = tl.program_id(0).to(tl.int64)
-    length = tl.minimum(tl.load(lengths + query // heads).to(tl.int32), size)
+    length = length_of(lengths, query // heads, size)
     parts = tl.cdiv(length, tl.maximum(tokens_of_part(length, PARTS, STEP), 1))
     i, d = tl.arange(0, PARTS), tl.arange(0, BD)
     peak = tl.max(tl.load(peaks + query * PARTS + i, mask=i < parts, other=float("-inf")), axis=0)

@@ -24,10 +24,8 @@ def uniform(key, tensor, purpose, first, ROWS: tl.constexpr, COLUMNS: tl.constex
     """
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS // WORDS)
     block = first.to(tl.uint32) + (row[:, None] * (COLUMNS // WORDS) + column[None, :]).to(tl.uint32)
-    none = block ^ block
-    step = none + tl.load(key + 1).to(tl.uint32)
-    stream = none + ((tl.load(key + 2) << 16) | purpose).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(tl.load(key), block, none + tensor.to(tl.uint32), step, stream)
+    step, stream = tl.load(key + 1).to(tl.uint32), ((tl.load(key + 2) << 16) | purpose).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(tl.load(key), block, tensor.to(tl.uint32), step, stream)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # the last axis alternates fastest: w0, w1, w2, w3
     return (tl.reshape(words, (ROWS, COLUMNS)) >> 8).to(tl.int32).to(tl.float32) * UNIT
 
@@ -45,7 +43,7 @@ def launch(
 ) -> None:
     """Fill values, a multiple of block of them, with the draws from 4 start on; key is contiguous."""
     draws[(len(values) // block,)](
-        key, values, signed(tensor), purpose, start, BLOCK=block, enable_fp_fusion=False, **options
+        key, values, signed(tensor), int(purpose), start, BLOCK=block, enable_fp_fusion=False, **options
     )
 
 

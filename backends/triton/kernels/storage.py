@@ -160,7 +160,7 @@ def launch_store(
 ) -> None:  # fmt: skip
     """Fill packed and bounds from x [count]; all contiguous, count > 0."""
     store[(triton.cdiv(len(bounds), groups),)](
-        held(x), key, packed, bounds.view(torch.int32), len(x), signed(tensor), purpose, BITS=bits,
+        held(x), key, packed, bounds.view(torch.int32), len(x), signed(tensor), int(purpose), BITS=bits,
         BFLOAT=x.dtype == torch.bfloat16, GROUPS=groups, enable_fp_fusion=False, **options,
     )  # fmt: skip
 

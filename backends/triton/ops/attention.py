@@ -21,6 +21,7 @@ PARTS = 16  # of a sequence, whose results are combined in their order
 STEP = 64  # tokens; a part has whole steps
 WIDEST = 256  # numbers of a head
 LOG2E = 1.4426950408889634
+NARROW = 128  # and more numbers of a head want more threads
 MODES = {torch.int8: "", torch.float8_e4m3fn: "e4m3"}
 """Of configurations, by the type of codes."""
 
@@ -107,7 +108,8 @@ def decode_on_cuda(
     from qcompiler.backends.triton.kernels.attention import launch
 
     checked(q, k_codes, k_scales, v_codes, v_scales, lengths, scale)
-    first = chosen("decode_parts", capability(q.device), mode=MODES[k_codes.dtype])
+    wide = "wide" if q.shape[2] > NARROW else ""
+    first = chosen("decode_parts", capability(q.device), mode=f"{MODES[k_codes.dtype]} {wide}".strip())
     second = chosen("decode_combined", capability(q.device))
     out = q.new_empty(q.shape)
     sums = q.new_empty((*q.shape[:2], PARTS, q.shape[2]), dtype=torch.float32)

@@ -6,7 +6,9 @@ from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.signatures.base import Signature, Use
 from qcompiler.backends.triton.static import Types
 
-CODES = {"": "*i8", "e4m3": "*fp8e4nv"}
+CODES = {"": "*i8", "e4m3": "*fp8e4nv", "wide": "*i8", "e4m3 wide": "*fp8e4nv"}
+SIZES = {"": (128, 80), "e4m3": (128,), "wide": (256,), "e4m3 wide": (256,)}
+"""Of heads, by mode."""
 SCALES = {"k_scales": "*fp32", "v_scales": "*fp32"}
 BETWEEN = {"sums": "*fp32", "peaks": "*fp32", "totals": "*fp32"}
 
@@ -17,7 +19,7 @@ def head(size: int) -> dict[str, int]:
 
 
 def parts_uses(row: Configuration, capability: int) -> list[Use]:
-    """A head's size that is a power of two, and where a row has reserves one that is none."""
+    """Sizes of heads that are a power of two, and one that is none."""
     from qcompiler.backends.triton.ops.attention import PARTS, STEP
 
     codes = CODES[row.mode]
@@ -28,10 +30,9 @@ def parts_uses(row: Configuration, capability: int) -> list[Use]:
         },
         aligned=frozenset({"stride_q", "stride_h"}),
     )  # fmt: skip
-    sizes = (128,) if row.mode else (128, 80)
     return [
         Use(name=f"heads of {size}", types=types, constants={**head(size), "PARTS": PARTS, "STEP": STEP})
-        for size in sizes
+        for size in SIZES[row.mode]
     ]
 
 

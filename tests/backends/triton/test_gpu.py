@@ -23,7 +23,7 @@ from qcompiler.backends.triton.ops.install import install
 from qcompiler.ir.storage import recall, store
 from qcompiler.numerics.philox import noise_key
 from tests.backends.groups import hard
-from tests.backends.triton.cases.attention import HALF, Cache, cache, exact
+from tests.backends.triton.cases.attention import cache, exact, stored
 from tests.backends.triton.cases.base import same
 from tests.backends.triton.cases.both import hard_matrix
 from tests.backends.triton.cases.products import operands
@@ -154,9 +154,8 @@ def test_decoding_is_attention(kind: torch.dtype) -> None:
     assert all(same(found.cpu(), wanted) for found, wanted in zip(on_device, cached.all, strict=True))
     found = decode_attention(q.cuda(), *on_device, (at + 1).cuda(), 80**-0.5).cpu().double()
     for b, length in enumerate((at + 1).tolist()):
-        mine = Cache(k=cached.k[b], s=cached.s[b], v=cached.v[b], z=cached.z[b])
-        wanted, bound = exact(q[b], mine, length, 80**-0.5, tensor_cores=True)
-        assert ((found[b] - wanted).abs() <= bound + HALF * (wanted.abs() + bound) + 2.0**-25).all()
+        wanted, bound = exact(q[b], cached.of(b), length, 80**-0.5, tensor_cores=True)
+        assert ((found[b] - wanted).abs() <= stored(wanted, bound)).all()
 
 
 @pytest.mark.parametrize("gated", [False, True])

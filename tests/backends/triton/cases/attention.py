@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.ops import append_kv, quantize_rows
 from qcompiler.backends.triton.ops.attention import PARTS, STEP, format_of
-from tests.backends.triton.cases.base import guarded, poisoned_row, same
+from tests.backends.triton.cases.base import as_on_a_device, guarded, poisoned_row, same
 
 UNIT = 2.0**-24  # float32 rounds by so much, relative
 HALF = 2.0**-11  # and float16; what is smaller than 2^-14 it rounds by 2^-25
@@ -26,6 +26,10 @@ class Cache:
     @property
     def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.k, self.s, self.v, self.z
+
+    def of(self, place: int | slice) -> Cache:
+        """Of one sequence, or of some."""
+        return Cache(k=self.k[place], s=self.s[place], v=self.v[place], z=self.z[place])
 
 
 def cache(kind: torch.dtype, B: int, heads: int, S: int, D: int) -> Cache:
@@ -68,6 +72,11 @@ def exact(
     return (w[:, :, None] * v).sum(1), bound
 
 
+def stored(wanted: Tensor, bound: Tensor) -> Tensor:
+    """The bound of what is rounded to float16 at the end."""
+    return bound + HALF * (wanted.abs() + bound) + 2.0**-25
+
+
 def attended(q: Tensor, cached: Cache, lengths: Tensor, scale: float) -> Tensor:
     """By the kernels: results that nobody wrote are NaN, as is all that lies between the two kernels."""
     from qcompiler.backends.triton.kernels.attention import launch
@@ -92,10 +101,8 @@ def attention(
         if length == 0:
             assert not found[b].any()
             continue
-        mine = Cache(k=cached.k[b], s=cached.s[b], v=cached.v[b], z=cached.z[b])
-        wanted, bound = exact(q[b], mine, min(length, S), D**-0.5, tensor_cores=True)
-        if dtype == torch.float16:
-            bound = bound + HALF * (wanted.abs() + bound) + 2.0**-25
+        wanted, bound = exact(q[b], cached.of(b), min(length, S), D**-0.5, tensor_cores=True)
+        bound = stored(wanted, bound) if dtype == torch.float16 else bound
         assert wanted.abs().max() > 20 * bound.max(), "the bound would not notice much"
         assert ((found[b].double() - wanted).abs() <= bound).all()
 
@@ -109,11 +116,7 @@ def nan_stays_with_its_heads() -> None:
     found = attended(q, cached, torch.tensor([70, 69], dtype=torch.int32), 1e-2)
     assert found.isnan().all(2).nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 7]]
     assert found.isnan().any(2).sum() == 5 and not found.isinf().any()
-    assert attended(q[:1], first(cached), torch.tensor([69]), 1e-2).isnan().any(2).sum() == 2
-
-
-def first(cached: Cache) -> Cache:
-    return Cache(k=cached.k[:1], s=cached.s[:1], v=cached.v[:1], z=cached.z[:1])
+    assert attended(q[:1], cached.of(slice(1)), torch.tensor([69]), 1e-2).isnan().any(2).sum() == 2
 
 
 def appended(kind: torch.dtype, heads: int, D: int, dtype: torch.dtype) -> None:
@@ -132,6 +135,23 @@ def appended(kind: torch.dtype, heads: int, D: int, dtype: torch.dtype) -> None:
     assert all(map(same, found, wanted.all))
 
 
+def on_a_device(kind: torch.dtype, D: int) -> None:
+    """A step of decoding with all that happens on a CUDA device, but for the device."""
+    from qcompiler.backends.triton.ops import attention as ops
+
+    wanted = cache(kind, 2, 2, 70, D)
+    found = Cache(k=wanted.k.clone(), s=wanted.s.clone(), v=wanted.v.clone(), z=wanted.z.clone())
+    q, k, v, at = torch.randn(4, 2, D).half().transpose(0, 1), *torch.randn(2, 2, 2, D), torch.tensor([69, 3])
+    append_kv(*wanted.all, k, v, at)
+    with as_on_a_device(ops):
+        ops.append_on_cuda(*found.all, k, v, at)
+        y = ops.decode_on_cuda(q, *found.all, at + 1, D**-0.5)
+    assert all(map(same, found.all, wanted.all)) and y.shape == q.shape
+    for b in range(2):
+        expected, bound = exact(q[b], found.of(b), int(at[b]) + 1, D**-0.5, tensor_cores=True)
+        assert ((y[b].double() - expected).abs() <= stored(expected, bound)).all()
+
+
 INT8, E4M3, HALVES, FLOATS = torch.int8, torch.float8_e4m3fn, torch.float16, torch.float32
 
 ATTENTION: Mapping[str, Callable[[], None]] = {
@@ -146,6 +166,8 @@ ATTENTION: Mapping[str, Callable[[], None]] = {
         INT8, 1, 1, PARTS * STEP + 7, 16, [PARTS * STEP + 7], HALVES
     ),
     "attention over e4m3, ragged": lambda: attention(E4M3, 2, 2, 70, 80, [70, 64], HALVES),
+    "attention on a device, int8": lambda: on_a_device(INT8, 144),
+    "attention on a device, e4m3": lambda: on_a_device(E4M3, 16),
     "attention with NaN": nan_stays_with_its_heads,
     "a token joins a cache of int8, aligned": lambda: appended(INT8, 2, 64, HALVES),
     "a token joins a cache of e4m3, ragged": lambda: appended(E4M3, 3, 48, FLOATS),

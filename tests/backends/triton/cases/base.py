@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -34,6 +38,16 @@ def guarded(x: Tensor) -> Tensor:
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(behind), mmap.PAGESIZE, NOBODY) == 0
     copy = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=pages - size).view(x.shape)
     return copy.copy_(x)
+
+
+@contextmanager
+def as_on_a_device(ops: ModuleType) -> Iterator[None]:
+    """What a module does for tensors of a CUDA device it does for those of the CPU, kernels interpreted."""
+    with (
+        mock.patch.object(ops, "capability", lambda device: 90),
+        mock.patch.object(torch.cuda, "device", nullcontext),
+    ):
+        yield
 
 
 def margin_is_untouched(whole: Tensor, rows: int, columns: int) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -12,7 +10,7 @@ from torch import Tensor
 from qcompiler.numerics.groupwise import GROUP, compress, compress_mask, decompress, decompress_mask
 from qcompiler.numerics.philox import Purpose, noise_key, uniform
 from tests.backends.groups import hard
-from tests.backends.triton.cases.base import guarded, margin_is_untouched, poisoned_row, same
+from tests.backends.triton.cases.base import as_on_a_device, guarded, margin_is_untouched, poisoned_row, same
 
 TENSOR = 2**32 - 5
 GROUPS = 32  # of a program
@@ -69,10 +67,7 @@ def on_a_device() -> None:
     """All that happens on a CUDA device, but for the device: allocations, views, launches, the self-test."""
     from qcompiler.backends.triton.ops import install, storage
 
-    with (
-        mock.patch.object(storage, "capability", lambda device: 90),
-        mock.patch.object(torch.cuda, "device", nullcontext),
-    ):
+    with as_on_a_device(storage):
         install.prove(torch.device("cpu"))
         x = torch.randn(5, 3, GROUP).transpose(0, 2)[::2]
         layout = ([*x.shape], [*x.stride()])
