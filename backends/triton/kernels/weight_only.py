@@ -30,8 +30,10 @@ from qcompiler.backends.triton.kernels.tile import rows_of, tile_of
 FLOAT32 = 0x4B000000  # the bits of 2^23, below which 23 bits count by ones
 BITS32 = tl.constexpr(FLOAT32)
 UNITS32 = tl.constexpr(2.0**23)
-BFLOAT16 = tl.constexpr(0x4300)  # of 2^7: 7 bits count
-FLOAT16 = tl.constexpr(0x6400)  # of 2^10: 10 bits do
+BFLOAT16 = tl.constexpr(0x4300)  # of 2^7, where 7 bits count
+UNITS_BFLOAT16 = tl.constexpr(2.0**7)
+FLOAT16 = tl.constexpr(0x6400)  # of 2^10, where 10 bits do
+UNITS_FLOAT16 = tl.constexpr(2.0**10)
 
 
 # ---------------------------------------------------------------- one row of x
@@ -120,7 +122,9 @@ def line_sums(
         here = lane < groups - run * LANES
         q = tl.load(from_w + run * (LANES * W), mask=here[None, :, None], other=0)
         s = tl.load(scales + from_s + run * LANES, mask=here[None, :], other=0.0).to(tl.float32)
-        z = zeros_of(zeros, from_s + run * LANES, here[None, :], BITS, (BN, LANES)).to(tl.float32)
+        z = tl.full((BN, LANES), 1 << (BITS - 1), tl.float32)
+        if zeros is not None:
+            z = tl.load(zeros + from_s + run * LANES, mask=here[None, :], other=0).to(tl.float32)
         p = tl.zeros((BN, LANES, W), tl.float32)
         for i in tl.static_range(PARTS):
             four = tl.load(from_x + run * (RUN // 4) + i * W, mask=here[:, None], other=0)
@@ -230,10 +234,10 @@ def tile_sums(
     for g in range(start, start + count):
         q = tl.load(from_w)
         s = tl.load(scales + n * groups + g).to(tl.float32)
-        z = zeros_of(zeros, n * groups + g, None, BITS, (BN,))
+        z = None if zeros is None else tl.load(zeros + n * groups + g)[:, None]
         p = tl.zeros((BN, BM), tl.float32)
         for i in tl.static_range(PARTS):
-            steps = steps_of((q >> (i * BITS)) & ((1 << BITS) - 1), z[:, None], x.dtype.element_ty, BITS)
+            steps = steps_of((q >> (i * BITS)) & ((1 << BITS) - 1), z, x.dtype.element_ty, BITS)
             p = tl.dot(steps, tl.load(from_x + i * H), p)
         acc += p * s[:, None]
         from_w += H
@@ -243,30 +247,27 @@ def tile_sums(
 
 @triton.jit
 def steps_of(u, z, kind: tl.constexpr, BITS: tl.constexpr):
-    """u - z, exact in a type of 16 bits: of 4 bits or 2 within that type, of 8 by way of float32."""
+    """u - z, exact in a type of 16 bits: of 4 bits or 2 within that type, of 8 by way of float32.
+
+    Where z is the same for all it is a number: as a tensor, it would have u go through shared memory.
+    """
+    narrow: tl.constexpr = UNITS_BFLOAT16 if kind == tl.bfloat16 else UNITS_FLOAT16
+    units: tl.constexpr = UNITS32 if BITS == 8 else narrow
     if BITS == 8:
         left = (u.to(tl.int32) | BITS32).to(tl.float32, bitcast=True)
-        right = (z.to(tl.int32) | BITS32).to(tl.float32, bitcast=True)
     else:
         bits: tl.constexpr = BFLOAT16 if kind == tl.bfloat16 else FLOAT16
         left = (u.to(tl.int16) | bits).to(kind, bitcast=True)
+    if z is None:
+        right = units + (1 << (BITS - 1))
+    elif BITS == 8:
+        right = (z.to(tl.int32) | BITS32).to(tl.float32, bitcast=True)
+    else:
         right = (z.to(tl.int16) | bits).to(kind, bitcast=True)
     return (left - right).to(kind)
 
 
 # ---------------------------------------------------------------- both
-
-
-@triton.jit
-def zeros_of(zeros, at, here, BITS: tl.constexpr, SHAPE: tl.constexpr):
-    """The zero points of groups, or where there are none the middle of the codes; uint8."""
-    if zeros is None:
-        z = tl.full(SHAPE, 1 << (BITS - 1), tl.uint8)
-    elif here is None:
-        z = tl.load(zeros + at)
-    else:
-        z = tl.load(zeros + at, mask=here, other=0)
-    return z
 
 
 @triton.jit

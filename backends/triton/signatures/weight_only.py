@@ -15,11 +15,20 @@ SIZES = ("M", "N", "width", "runs", "groups_of_part", "float32",
 ALIGNED = frozenset({"N", "width", "float32", "stride_x", "stride_out", "stride_residual"})
 
 
-def types(*, zeros: bool = False, residual: bool = False, out: str = "*bf16") -> Types:
-    """Of both products; each takes those of its arguments. float32 is a multiple of 16, as its bits are."""
-    pointers = {**dict.fromkeys(FLOATS, "*bf16"), "w": "*u8", "zeros": "*u8" if zeros else None, "out": out}
-    if not residual:
-        pointers["residual"] = None
+def floats(capability: int) -> str:
+    return "*bf16" if capability >= 90 else "*fp16"
+
+
+def types(capability: int, *, zeros: bool = False, residual: bool = False, is_split: bool = False) -> Types:
+    """Of both products; each takes those of its arguments. float32 is a multiple of 16, as its bits are.
+
+    On 8.0 numbers are float16: bfloat16 has no difference there but by way of `fma`, which is exact for codes
+    and would not be told from one that is not.
+    """
+    pointers: dict[str, str | None] = dict.fromkeys(FLOATS, floats(capability))
+    pointers |= {"w": "*u8", "zeros": "*u8" if zeros else None}
+    pointers |= {"out": "*fp32"} if is_split else {}
+    pointers |= {} if residual else {"residual": None}
     return Types(arguments={**pointers, **dict.fromkeys(SIZES, "i32")}, aligned=ALIGNED)
 
 
@@ -46,26 +55,30 @@ def use(layout: str, types: Types, *, activation: str = "none", gated: bool = Fa
 
 def gemv(row: Configuration, capability: int) -> list[Use]:
     return [
-        use("w4h_g128", types(), line=True),
-        use("w4h_g64", types(zeros=True), activation="silu", gated=True, line=True),
-        use("w2h_g64", types(), line=True),
-        use("w8_g128", types(), line=True),
+        use("w4h_g128", types(capability), line=True),
+        use("w4h_g64", types(capability, zeros=True), activation="silu", gated=True, line=True),
+        use("w2h_g64", types(capability), line=True),
+        use("w8_g128", types(capability), line=True),
     ]
 
 
 def gemm(row: Configuration, capability: int) -> list[Use]:
     """Other widths and zero points where there are few rows, which is where weights of few bits gain."""
     if row.heavy:
-        return [use("w4h_g128", types(residual=True), activation="silu", gated=True)]
+        return [use("w4h_g128", types(capability, residual=True), activation="silu", gated=True)]
     if row.mode == "few":
-        return [use("w4h_g128", types()), use("w8_g128", types())]
+        return [use("w4h_g128", types(capability)), use("w8_g128", types(capability))]
     if row.mode == "few, short groups":
-        return [use("w4h_g64", types(zeros=True, out="*fp32"), split=True), use("w2h_g64", types())]
-    return [use("w4h_g128", types())]
+        return [
+            use("w4h_g64", types(capability, zeros=True, is_split=True), split=True),
+            use("w2h_g64", types(capability)),
+        ]
+    return [use("w4h_g128", types(capability))]
 
 
 def total(row: Configuration, capability: int) -> list[Use]:
-    pointers = {"sums": "*fp32", "bias": "*bf16", "residual": None, "out": "*bf16"}
+    kind = floats(capability)
+    pointers = {"sums": "*fp32", "bias": kind, "residual": None, "out": kind}
     sizes = dict.fromkeys(("parts", "M", "N", "stride_out", "stride_residual"), "i32")
     return [
         Use(

@@ -48,7 +48,7 @@ def linear(
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_product_is_that_of_the_restored_weight(layout: str, zeros: bool) -> None:
-    """Rounded to float32 K + 2 times on the way, at most: (Higham, Accuracy and Stability, eq. 3.5)."""
+    """Products are exact; K + 2 roundings at most follow (Higham, Accuracy and Stability, section 3.1)."""
     K = 256
     w = weight(64, K, layout, zeros)
     kept = restored(w).double()
@@ -163,18 +163,6 @@ def test_the_op_says_the_truth_about_itself() -> None:
     torch.library.opcheck(
         weight_only_linear, tuple(arguments()), test_utils=("test_schema", "test_faketensor")
     )
-
-
-def test_it_compiles_as_one_graph_of_any_batch() -> None:
-    w = weight(64, 128, "w4h_g128")
-
-    def layer(x: Tensor) -> Tensor:
-        return linear(x * 2, w, activation="gelu", dtype=x.dtype)
-
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
-    for batch in (3, 8):
-        x = torch.randn(batch, 128).half()
-        assert torch.equal(compiled(x), layer(x))
 
 
 # ---------------------------------------------------------------- refusals

@@ -113,10 +113,14 @@ def bfloat16_counts() -> None:
     from qcompiler.backends.triton.kernels import weight_only as kernels
 
     codes = torch.arange(16, dtype=torch.int16)
-    for bits, kind in ((kernels.BFLOAT16, torch.bfloat16), (kernels.FLOAT16, torch.float16)):
-        number = (codes | int(bits.value)).view(kind)
+    for bits, units, kind in (
+        (kernels.BFLOAT16, kernels.UNITS_BFLOAT16, torch.bfloat16),
+        (kernels.FLOAT16, kernels.UNITS_FLOAT16, torch.float16),
+    ):
+        number = (codes | bits.value).view(kind)
         steps = number[:, None] - number[None, :]
-        assert torch.equal(steps.short(), codes[:, None] - codes[None, :]) and steps.dtype == kind
+        assert steps.dtype == kind and torch.equal(steps.short(), codes[:, None] - codes[None, :])
+        assert torch.equal(number.float(), units.value + codes)
 
 
 def reads_bfloat16() -> None:
