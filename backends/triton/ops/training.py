@@ -43,8 +43,8 @@ def low_bit_linear(
     key: (seed, step, rank); with one, codes of dY are drawn by the numbers of this tensor, without bias.
     """
     rows = x.reshape(-1, x.shape[-1])
-    codes = quantize_both(rows.detach(), format)
-    weight = weight or quantize_both(w.detach(), format)
+    codes = quantize_both(rows.detach().contiguous(), format)
+    weight = weight or quantize_both(w.detach().contiguous(), format)
     y: Tensor = trained_linear(rows, w, bias, codes, weight, forward, backward, into, key, tensor)
     return y.view(*x.shape[:-1], w.shape[0])
 
@@ -66,12 +66,14 @@ def trained_linear(
 
     x and w are there to have gradients; their elements are not read.
     """
-    if len(x_codes) != 4 or len(w_codes) != 4 or x_codes[0].dtype not in FORMATS:
-        raise InputError(
-            f"a linear layer on {[one.dtype for one in (*x_codes, *w_codes)]}",
-            why="codes and scales of rows and of columns are wanted, of x and of w",
-            fix='use quantize_both with "int8" or "e4m3"',
-        )
+    for what, one, codes in (("x", x, x_codes), ("w", w, w_codes)):
+        shapes = [[*tensor.shape] for tensor in codes]
+        if len(codes) != 4 or codes[0].dtype not in FORMATS or shapes[1] + shapes[3] != [*one.shape]:
+            raise InputError(
+                f"codes of {what} {[*one.shape]} of {codes[0].dtype} with shapes {shapes}",
+                why="codes and scales of its rows and of its columns are wanted",
+                fix='use quantize_both with "int8" or "e4m3"',
+            )
     (x_rows, x_scale, *_), (w_rows, w_scale, *_) = x_codes, w_codes
     return product((x_rows, x_scale), (w_rows, w_scale), forward, x.dtype, bias=bias)
 

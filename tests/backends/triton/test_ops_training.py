@@ -190,10 +190,22 @@ def test_forward_and_backward_compile_as_one_graph_of_any_batch() -> None:
             assert torch.equal(found, wanted)
 
 
-def test_refusals() -> None:
+@pytest.mark.parametrize(
+    ("rows", "format", "sentence"),
+    [
+        (5, "e5m2", r"codes of x \[5, 33\] of torch.float8_e5m2"),
+        (
+            6,
+            "int8",
+            r"codes of x \[5, 33\] of torch.int8 with shapes \[\[6, 48\], \[6\], \[33, 16\], \[33\]\]",
+        ),
+    ],
+)
+def test_codes_of_something_else_are_refused(rows: int, format: str, sentence: str) -> None:
     given = [*arguments("int8")]
-    given[3] = given[3][:2]
-    with pytest.raises(InputError, match="codes and scales of rows and of columns are wanted"):
+    given[3] = quantize_both(torch.ones(rows, 33), format)
+    with pytest.raises(InputError, match=sentence):
         trained_linear(*given)
-    with pytest.raises(InputError, match=r"a linear layer on .*e5m2"):
-        trained_linear(*arguments("e5m2"))
+    given[3] = given[3][:2]
+    with pytest.raises(InputError, match="codes and scales of its rows and of its columns are wanted"):
+        trained_linear(*given)
