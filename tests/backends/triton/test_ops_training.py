@@ -194,11 +194,7 @@ def test_forward_and_backward_compile_as_one_graph_of_any_batch() -> None:
     ("rows", "format", "sentence"),
     [
         (5, "e5m2", r"codes of x \[5, 33\] of torch.float8_e5m2"),
-        (
-            6,
-            "int8",
-            r"codes of x \[5, 33\] of torch.int8 with shapes \[\[6, 48\], \[6\], \[33, 16\], \[33\]\]",
-        ),
+        (6, "int8", r"codes of x \[5, 33\] of torch.int8 with shapes \[\[6, 48\], \[6\], \[33, 16\]"),
     ],
 )
 def test_codes_of_something_else_are_refused(rows: int, format: str, sentence: str) -> None:
