@@ -11,7 +11,10 @@ from torch import Tensor
 from qcompiler.backends.triton.configurations import chosen
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.errors import InputError
+from qcompiler.numerics.formats import parse_format
 from qcompiler.numerics.fp8 import cast_fp8
+from qcompiler.numerics.minifloat import FloatFormat
+from qcompiler.numerics.rounding import stochastic
 
 MULTIPLE = 16  # codes of a row: tensor cores and the copy engine take 16 bytes at a time
 
@@ -60,11 +63,17 @@ def scale_of(x: Tensor, format: str) -> Tensor:
     return scale.masked_fill(amax == 0, 1.0).masked_fill(~amax.isfinite(), torch.nan)
 
 
-def codes_of(x: Tensor, scale: Tensor, format: str) -> Tensor:
-    """Of x [M, K] in float32 with scales [M], zeros where a scale is NaN: [M, K rounded up to 16]."""
+def codes_of(x: Tensor, scale: Tensor, format: str, noise: Tensor | None = None) -> Tensor:
+    """Of x [M, K] in float32 with scales [M], zeros where a scale is NaN: [M, K rounded up to 16].
+
+    With noise from [0, 1), [M, K], they are drawn, and their mean is x.
+    """
     kind, largest = CODES[format]
     ratio = (x / scale[:, None]).masked_fill(scale.isnan()[:, None], 0.0).clamp(-largest, largest)
     codes = torch.zeros((len(x), padded(x.shape[1])), dtype=kind)
+    if noise is not None:
+        grid = parse_format(format)
+        ratio = grid.round(ratio, noise) if isinstance(grid, FloatFormat) else stochastic(ratio, noise)
     codes[:, : x.shape[1]] = ratio.round().to(kind) if format == "int8" else cast_fp8(ratio, format)
     return codes
 
