@@ -3,24 +3,17 @@
 s = max |x| / L        q = clamp(rne(x / s), -L, L)        x ~ q s        L = 127, 448 or 57344
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from qcompiler.backends.triton.configurations import chosen
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.errors import InputError
-from qcompiler.numerics.fp8 import cast_fp8
+from qcompiler.numerics.row_codes import CODES, row_codes
+
+__all__ = ["CODES", "quantize_rows"]
 
 MULTIPLE = 16  # codes of a row: tensor cores and the copy engine take 16 bytes at a time
-
-CODES: Mapping[str, tuple[torch.dtype, float]] = {
-    "int8": (torch.int8, 127.0),
-    "e4m3": (torch.float8_e4m3fn, 448.0),
-    "e5m2": (torch.float8_e5m2, 57344.0),
-}
-"""How codes of a format are held, and the largest."""
 
 
 @torch.library.custom_op("qcompiler::triton_quantize_rows", mutates_args=(), device_types="cpu")
@@ -31,14 +24,8 @@ def quantize_rows(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     codes 0, so that what it is multiplied into is NaN and no other row is. No scale is below 2^-126.
     """
     checked(x, format)
-    kind, largest = CODES[format]
-    wide = x.float()
-    amax = wide.abs().amax(1)
-    scale = (amax / largest).clamp(min=torch.finfo(torch.float32).tiny).masked_fill(amax == 0, 1.0)
-    scale = scale.masked_fill(~amax.isfinite(), torch.nan)
-    ratio = (wide / scale[:, None]).masked_fill(~amax.isfinite()[:, None], 0.0)
-    nearest = ratio.round().clamp(-largest, largest).to(kind) if format == "int8" else cast_fp8(ratio, format)
-    codes = torch.zeros((len(x), padded(x.shape[1])), dtype=kind)
+    nearest, scale = row_codes(x, format)
+    codes = torch.zeros((len(x), padded(x.shape[1])), dtype=nearest.dtype)
     codes[:, : x.shape[1]] = nearest
     return codes, scale
 
