@@ -7,6 +7,7 @@ from typing import Any
 from qcompiler.backends.triton.decisions import Table
 from qcompiler.backends.triton.engine.executable import TritonExecutable
 from qcompiler.backends.triton.engine.layers import layers_of
+from qcompiler.errors import TargetError
 from qcompiler.ir import Graph
 from qcompiler.target import Target, find_target
 
@@ -19,6 +20,11 @@ class Triton:
     def __init__(self, target: Target | str = "cuda", *, table: Table | None = None) -> None:
         """`table` has what was measured of each problem; elsewhere defaults decide."""
         self.target = find_target(target)
+        if self.target.range_of != "row":
+            raise TargetError(
+                f"backend 'triton' cannot run what is planned for target '{self.target.name}'",
+                why="its kernels multiply codes with a scale for each row", fix="use target='cuda'",
+            )  # fmt: skip
         self.table: Table = table or {}
 
     def lower(self, graph: Graph, *, threads: int | None = None) -> TritonExecutable:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
-from torch.nn import functional as F
 
 from qcompiler.backends.triton.engine.candidates import Candidate
 from qcompiler.backends.triton.engine.layers import Layer
@@ -150,12 +149,10 @@ class Lowering:
 
 
 def packed(codes: Tensor) -> Tensor:
-    """[N, K]  -->  [N, K rounded up to 16], contiguous, zeros behind the K-th."""
-    width = padded(codes.shape[1])
-    if codes.dtype == torch.int8:
-        return F.pad(codes, (0, width - codes.shape[1])).contiguous()
-    bytes_of = codes.view(torch.uint8)  # pads know no FP8, whose zero is the byte 0
-    return F.pad(bytes_of, (0, width - codes.shape[1])).contiguous().view(codes.dtype)
+    """[N, K]  -->  [N, K rounded up to 16], zeros behind the K-th, in memory of its own, which is aligned."""
+    wide = torch.zeros((codes.shape[0], padded(codes.shape[1])), dtype=codes.dtype)
+    wide[:, : codes.shape[1]] = codes
+    return wide
 
 
 def decoded(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ from qcompiler.backends.triton.decisions import Decisions, Problem
 from qcompiler.backends.triton.engine import predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable, device_of
-from qcompiler.errors import ContractError, InputError, PlanError
+from qcompiler.errors import ContractError, InputError, PlanError, TargetError
 from qcompiler.ir import Graph, flatten_inputs
 from qcompiler.models.decoder import Decoder, Shape
 from qcompiler.passes.check import contract
@@ -261,6 +261,11 @@ def test_halves_are_for_targets_that_compute_in_them() -> None:
     model, inputs = example("mlp")
     with pytest.raises(InputError, match="computes in bfloat16"):
         explain(model.eval().bfloat16(), inputs.bfloat16(), recipe="int8-dynamic", target="cpu")
+
+
+def test_targets_without_scales_of_rows_are_refused() -> None:
+    with pytest.raises(TargetError, match=r"planned for target 'cpu'.*use target='cuda'"):
+        Triton("cpu")
 
 
 def test_inputs_are_on_one_device() -> None:
