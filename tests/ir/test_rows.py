@@ -20,10 +20,9 @@ def test_codes_decode_as_groups_of_whole_rows(format: str) -> None:
     assert codes.shape == x.shape and scale.shape == zero.shape == (2, 5, 1)
     assert codes.dtype == zero.dtype == CODES[FORMATS[format]][0] and not zero.double().any()
     found = qc.dequantize(codes, scale, zero, format, -1, 24)
-    step = {"int8": 0.5 / 127, "float8_e4m3fn": 2**-4, "float8_e5m2": 2**-3}[
-        format
-    ]  # of the largest of a row
-    assert ((found - x).abs() <= step * (1 + 2**-20) * x.abs().amax(-1, keepdim=True)).all()
+    share = {"int8": 0.5 / 127, "float8_e4m3fn": 2**-4, "float8_e5m2": 2**-3}[format]
+    largest = x.abs().amax(-1, keepdim=True)
+    assert ((found - x).abs() <= share * (1 + 2**-20) * largest).all()
     half = qc.dequantize(codes, scale, zero, format, -1, 24, dtype=torch.bfloat16)
     assert torch.equal(half, found.bfloat16())
 

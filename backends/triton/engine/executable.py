@@ -27,12 +27,13 @@ from qcompiler.backends.triton.engine.lower import Program, lower
 from qcompiler.backends.triton.engine.predict import predictions
 from qcompiler.backends.triton.engine.verify import distance
 from qcompiler.errors import InputError, LoweringError
-from qcompiler.ir import Graph, evaluate
+from qcompiler.ir import Graph, evaluate, spec
 from qcompiler.ir.graph import operator_of
 from qcompiler.plan import Plan
 from qcompiler.target import Target
 
 CPU = torch.device("cpu")
+MANY = 8192  # rows, beyond which nothing is decided otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +85,29 @@ class TritonExecutable:
     # ---------------------------------------------------------------- what was made of it
 
     def choices(self, inputs: Sequence[Tensor] = ()) -> Mapping[str, Choice]:
-        """By the name of a layer's anchor, for a call or as traced."""
+        """By the name of a layer's anchor, for a call; without one for as many rows as the model fixes.
+
+        Where calls may have any number of rows, that is many.
+        """
         key = tuple(tuple(x.shape) for x in inputs if isinstance(x, Tensor))
-        if not inputs or key not in self.chosen:
+        if key not in self.chosen:
             shapes = shapes_of(self.graph, inputs)
-            found = {
-                layer.anchor.name: self.choice(layer, rows_of(layer, shapes)) for layer in self.layers.found
+            rows = {
+                layer.anchor.name: rows_of(layer, shapes)
+                if inputs or is_fixed(layer)
+                else max((MANY, *self.decisions(layer).borders))
+                for layer in self.layers.found
             }
-            if not inputs:
-                return found
-            self.chosen[key] = found
+            self.chosen[key] = {
+                layer.anchor.name: self.choice(layer, rows[layer.anchor.name]) for layer in self.layers.found
+            }
         return self.chosen[key]
 
+    def decisions(self, layer: Layer) -> Decisions:
+        return self.table.get(layer.problem, DEFAULT[layer.problem.format])
+
     def choice(self, layer: Layer, rows: int) -> Choice:
-        decisions = self.table.get(layer.problem, DEFAULT[layer.problem.format])
+        decisions = self.decisions(layer)
         name, format = decisions.choose(rows), layer.problem.format
         found = candidate(name, format)
         if found is None:
@@ -171,7 +181,7 @@ class TritonExecutable:
         return [distance(call, values, self.graph) for call in program.calls]
 
     def execution(self, plan: Plan) -> Execution:
-        """What computes each planned layer in calls of the traced shapes."""
+        """What computes each planned layer, in calls of many rows where these may be any."""
         choices = self.choices()
         layers = tuple(self.executed(layer.node, layer.precision, choices) for layer in plan.layers)
         return Execution(
@@ -191,8 +201,8 @@ class TritonExecutable:
             return Executed(node=node, kernel=choice.by.name, precision=planned, reason=choice.why)
         return Executed(
             node=node, kernel=choice.by.name, precision="float",
-            reason=f"calls of {choice.rows} rows read the weight decoded ({choice.decisions}); "
-            "give example inputs of the size that is served, or keep the layer in float",
+            reason=f"every call has {choice.rows} row{'s' if choice.rows > 1 else ''}, which read the weight"
+            f" decoded ({choice.decisions}); trace with the sizes that are served, or keep it in float",
         )  # fmt: skip
 
     def refused(self, node: str) -> str:
@@ -200,13 +210,19 @@ class TritonExecutable:
 
     def remarks(self, choices: Mapping[str, Choice]) -> tuple[str, ...]:
         """What nobody should find out by surprise, once each."""
-        guessed = [name for name, choice in choices.items() if not choice.decisions.measured]
         found = []
+        guessed = sum(not choice.decisions.measured for choice in choices.values())
         if guessed:
             found.append(
-                f"predicted: no measured row says what computes {len(guessed)} of {len(choices)} layers on "
-                "codes, so defaults do"
+                f"predicted: no measured row says what computes {guessed} of {len(choices)} layers on codes,"
+                " so defaults do"
             )
+        varying = Counter(str(self.decisions(layer)) for layer in self.layers.found if not is_fixed(layer))
+        found += [
+            f"the rows of {count} layers vary by call: {text}"
+            for text, count in varying.items()
+            if "," in text
+        ]
         found += [
             f"{name}: {choice.why}; {choice.by.name} computes it"
             for name, choice in choices.items()
@@ -263,6 +279,12 @@ def rows_of(layer: Layer, shapes: Mapping[Node, tuple[int, ...]]) -> int:
     for size in shapes[layer.x][:-1]:
         total *= size
     return total
+
+
+def is_fixed(layer: Layer) -> bool:
+    """Whether all calls have as many rows."""
+    found = spec(layer.x)
+    return found is not None and all(isinstance(size, int) for size in found.shape[:-1])
 
 
 def device_of(inputs: Sequence[Any]) -> torch.device:

@@ -71,7 +71,7 @@ def weighed(x: Node, layers: Sequence[Layer], M: int, anyway: set[Node], device:
     return Prediction(
         nodes=tuple(layer.anchor.name for layer in layers),
         labels=tuple(label(layer.anchor) for layer in layers),
-        what=f"{M} rows of {label(x)} times " + ", ".join(f"{N}x{K}" for N, K in sizes),
+        what=f"{M} row{'s' if M > 1 else ''} of {label(x)} times " + ", ".join(f"{N}x{K}" for N, K in sizes),
         us=quantized * 1e6, float_us=floating * 1e6, device=device.name,
         kept=quantized <= (1 - MARGIN) * floating,
     )  # fmt: skip
