@@ -192,6 +192,6 @@ def shipped(core: Core, folder: Path = SHIPPED) -> list[Row]:
 def versions() -> Mapping[str, str]:
     """What a time depends on besides the machine."""
     return {
-        "tvm": importlib.metadata.version("apache-tvm"),
+        "compiler": f"tvm {importlib.metadata.version('apache-tvm')}",
         "qcompiler": importlib.metadata.version("qcompiler"),
     }

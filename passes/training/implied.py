@@ -33,6 +33,8 @@ LINEAR = frozenset({
     aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar,
 })  # fmt: skip
 
+AVERAGES = frozenset({aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default})
+
 
 def weighted(n: Tensor, w: Tensor | None, b: Tensor | None = None) -> Tensor:
     """n w + b: what a norm gives, in the type of n."""
@@ -75,10 +77,15 @@ def imply(halves: Halves) -> None:
 
 
 def meets_its_own(value: Node, leaves: Iterable[Node], halves: Halves) -> bool:
-    """Whether backward multiplies what depends on a value with what depends on those it would follow from."""
-    graph = halves.backward.graph
+    """Whether backward multiplies what depends on a value with what depends on those it would follow from.
+
+    Element by element: against the mean of a row, as every norm multiplies, a bias is 1 / width of that.
+    """
     noisy = [halves.received(leaf) for leaf in leaves if leaf in halves.crossing and is_rounded(leaf)]
-    return meet(dependent(graph, [halves.received(value)]), dependent(graph, noisy))
+    of_value, of_leaves = (
+        dependent(halves.backward.graph, some, but=AVERAGES) for some in ([halves.received(value)], noisy)
+    )
+    return meet(of_value, of_leaves)
 
 
 def trained_parameters(halves: Halves) -> Iterator[Node]:

@@ -6,9 +6,9 @@ dW = dY^T X               grad-weight      meets the activation of a forward pro
 dA = dY B^T               grad-activation  the forward product has no parameter (attention)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -47,11 +47,11 @@ def tangents(graph: fx.Graph) -> list[Node]:
     return [node for node in graph.find_nodes(op="placeholder") if node.name.startswith("tangents")]
 
 
-def dependent(graph: fx.Graph, sources: Iterable[Node]) -> set[Node]:
-    """The sources, and all that is computed from them."""
+def dependent(graph: fx.Graph, sources: Iterable[Node], *, but: Set[Any] = frozenset()) -> set[Node]:
+    """The sources, and all that is computed from them; not through operators of `but`."""
     found = set(sources)
     for node in graph.nodes:
-        if not found.isdisjoint(node.all_input_nodes):
+        if node.target not in but and not found.isdisjoint(node.all_input_nodes):
             found.add(node)
     return found
 

@@ -1,6 +1,9 @@
 """What was measured, kept: one row per (workload, configuration, machine), in SQLite.
 
-(workload, configuration, isa, processor)  -->  seconds, spread, rounds, versions
+(workload, configuration, isa, processor)  -->  seconds, spread, rounds, compiler, version
+
+Every backend that generates kernels keeps its rows here, and what they are compared with: an engine's or a
+vendor's kernel is a configuration like any other.
 
 A transaction holds what was measured together, so a process that dies loses that and no more; writers take
 turns (a write-ahead log: https://sqlite.org/wal.html). Rows are text and numbers: reading executes nothing.
@@ -17,14 +20,14 @@ from typing import Any
 
 from qcompiler.errors import TuningError
 
-SCHEMA = 1
+SCHEMA = 2
 PATIENCE = 60.0  # seconds that a writer waits for the others
 MINE = 0x71636F6D  # "qcom": the application id of the file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Core:
-    """What times belong to: an instruction set of ours, on a processor as LLVM calls it."""
+    """What times belong to: an instruction set of ours on a processor as LLVM calls it, or a GPU by name."""
 
     isa: str
     processor: str
@@ -34,7 +37,8 @@ class Core:
 class Row:
     """One measurement; seconds are a median over rounds, `spread` is their interquartile range over it.
 
-    Infinite seconds: the configuration cannot be compiled, and need not be tried again.
+    Infinite seconds: the configuration cannot be compiled, and need not be tried again. compiler: what made
+    the kernel, its version, and what else its machine code depends on.
     """
 
     workload: str
@@ -44,7 +48,7 @@ class Row:
     seconds: float
     spread: float
     rounds: int
-    tvm: str
+    compiler: str
     qcompiler: str
 
     @property
@@ -55,6 +59,12 @@ class Row:
 COLUMNS = tuple(field.name for field in fields(Row))
 KEY = COLUMNS[:4]
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM measured"
+# Schema 1 kept versions of TVM alone.
+SELECTS = {1: SELECT.replace(" compiler,", " 'tvm ' || tvm,"), SCHEMA: SELECT}
+TO_SCHEMA_2 = (
+    "ALTER TABLE measured RENAME COLUMN tvm TO compiler",
+    "UPDATE measured SET compiler = 'tvm ' || compiler",
+)
 INSERT = f"INSERT OR REPLACE INTO measured VALUES ({', '.join('?' * len(COLUMNS))})"
 CREATE = f"CREATE TABLE IF NOT EXISTS measured ({', '.join(COLUMNS)}, PRIMARY KEY ({', '.join(KEY)}))"
 
@@ -80,7 +90,7 @@ class Database:
     def rows(self, core: Core | None = None) -> list[Row]:
         """All rows, or those of one machine."""
         with told(self.path):
-            found = list(readable(self.connection.execute(SELECT)))
+            found = list(readable(self.connection.execute(select(self.connection))))
         return [row for row in found if core is None or row.core == core]
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -187,6 +197,9 @@ def connect(path: Path) -> sqlite3.Connection:
         persistently(connection, "PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
         connection.execute("BEGIN IMMEDIATE")
+        if schema(connection) == 1:
+            for statement in TO_SCHEMA_2:
+                connection.execute(statement)
         connection.execute(CREATE)
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
         connection.execute(f"PRAGMA application_id = {MINE}")
@@ -210,10 +223,20 @@ def persistently(connection: sqlite3.Connection, statement: str) -> None:
             time.sleep(0.02)
 
 
-def check_version(path: Path, connection: sqlite3.Connection) -> None:
-    """Raise TuningError for a database that this version did not write."""
-    connection.execute("BEGIN")  # one view of the file: another process may be making it
+def schema(connection: sqlite3.Connection) -> int:
+    """0 of a new file."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def select(connection: sqlite3.Connection) -> str:
+    return SELECTS.get(schema(connection), SELECT)
+
+
+def check_version(path: Path, connection: sqlite3.Connection) -> None:
+    """Raise TuningError for a database that this version cannot read."""
+    connection.execute("BEGIN")  # one view of the file: another process may be making it
+    version = schema(connection)
     (owner,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     connection.execute("COMMIT")
@@ -221,10 +244,10 @@ def check_version(path: Path, connection: sqlite3.Connection) -> None:
         return  # new
     if owner != MINE:
         raise TuningError(f"'{path}' is a database of another program", fix="name another file")
-    if version != SCHEMA:
+    if version not in SELECTS:
         raise TuningError(
             f"the database '{path}' was written by another version",
-            why=f"its schema is {version}, and this one reads {SCHEMA}",
+            why=f"its schema is {version}, and this one reads {' and '.join(map(str, SELECTS))}",
             fix="it was left as it is; name another file with --database",
         )
 
@@ -249,7 +272,7 @@ def salvaged(path: Path) -> Iterator[Row]:
     """What can still be read of a damaged file, up to the damage."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(connected(path, mode="ro")) as connection:
         connection.execute("PRAGMA writable_schema = ON")  # a file shorter than it says is read all the same
-        yield from readable(connection.execute(SELECT))
+        yield from readable(connection.execute(select(connection)))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from qcompiler.tune.database import Core, Row, best, from_text, open_database, r
 CORE = Core(isa="avx512_vnni", processor="znver4")
 ROW = Row(
     workload="convolution 1", configuration="{}", isa=CORE.isa, processor=CORE.processor, seconds=1e-3,
-    spread=0.1, rounds=5, tvm="1", qcompiler="1",
+    spread=0.1, rounds=5, compiler="tvm 1", qcompiler="1",
 )  # fmt: skip
 
 
@@ -50,10 +50,27 @@ def test_rows_come_back_and_replace_those_of_the_same_key(tmp_path: Path) -> Non
 
 
 def test_the_best_row_is_the_fastest_of_these_versions() -> None:
-    old = replace(ROW, configuration="old", seconds=1e-4, tvm="0")
+    old = replace(ROW, configuration="old", seconds=1e-4, compiler="tvm 0")
     fast, slow = replace(ROW, configuration="fast"), replace(ROW, configuration="slow", seconds=2e-3)
-    assert best([old, slow, fast], {"tvm": "1"})["convolution 1"] == fast
-    assert best([old], {"tvm": "1"})["convolution 1"] == old
+    assert best([old, slow, fast], {"compiler": "tvm 1"})["convolution 1"] == fast
+    assert best([old], {"compiler": "tvm 1"})["convolution 1"] == old
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_rows_of_the_first_schema_are_read_and_brought_up_to_this_one(
+    tmp_path: Path, is_written: bool
+) -> None:
+    path = tmp_path / "rows.db"
+    with open_database(path) as database:
+        database.add([replace(row, compiler="0.27") for row in rows(2)])
+        database.connection.execute("ALTER TABLE measured RENAME COLUMN compiler TO tvm")
+        database.connection.execute("PRAGMA user_version = 1")
+    wanted = [replace(row, compiler="tvm 0.27") for row in rows(2)]
+    if is_written:
+        with open_database(path) as database:
+            database.add(rows(1, start=2))
+        wanted += rows(1, start=2)
+    assert sorted(read_rows(path, CORE), key=lambda row: row.workload) == wanted
 
 
 def test_a_killed_writer_loses_the_transaction_it_was_in(tmp_path: Path) -> None:
@@ -175,7 +192,7 @@ def test_two_that_find_the_same_damage_lose_nothing(tmp_path: Path, monkeypatch:
     [
         (
             "PRAGMA user_version = 7",
-            "written by another version, because its schema is 7, and this one reads 1",
+            "written by another version, because its schema is 7, and this one reads 1 and 2",
         ),
         ("PRAGMA application_id = 5", "is a database of another program"),
     ],

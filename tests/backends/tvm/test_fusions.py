@@ -231,7 +231,7 @@ def test_rows_that_scatter_more_than_they_differ_do_not_decide(tmp_path: Path) -
 @needs_tables
 def test_rows_of_other_versions_do_not_decide(tmp_path: Path) -> None:
     """They choose schedules, which all of one layer compare; these are two layers."""
-    planted(tmp_path / "old.db", 7.0, 3.0, tvm="0.1")
+    planted(tmp_path / "old.db", 7.0, 3.0, compiler="tvm 0.1")
     _, _, told = lowered("table", TARGET, database=tmp_path / "old.db")
     assert {(fusion.source, fusion.taken) for fusion in told} == {("predicted", True)}
 

@@ -116,13 +116,13 @@ def test_rows_of_these_versions_go_first_and_among_them_those_of_the_database(
         return found(one), None if measured is None else measured.seconds
 
     ours, theirs = row(one, written(mine), seconds=2.0), row(one, written(other))
-    old, gone = replace(ours, tvm="0.1", seconds=0.5), row(one, "1000000x1", seconds=0.1)
+    old, gone = replace(ours, compiler="tvm 0.1", seconds=0.5), row(one, "1000000x1", seconds=0.1)
     assert chosen([ours], [theirs]) == (mine, 2.0)
     assert chosen([old], [theirs]) == (other, 1.0)  # after an upgrade
-    assert chosen([old], [replace(theirs, tvm="0.1", seconds=0.1)]) == (mine, None)
+    assert chosen([old], [replace(theirs, compiler="tvm 0.1", seconds=0.1)]) == (mine, None)
     assert chosen([gone], [theirs]) == (other, 1.0)  # a schedule that has left the space
     assert chosen([gone, row(one, written(slow), seconds=3.0)], [theirs]) == (slow, 3.0)
-    assert chosen([replace(gone, tvm="0.1")], []) == (guess, None)
+    assert chosen([replace(gone, compiler="tvm 0.1")], []) == (guess, None)
 
 
 def test_rows_of_a_processor_come_with_the_package() -> None:
@@ -194,7 +194,7 @@ def test_the_best_row_is_what_lowering_takes_and_a_second_model_reuses_it(tmp_pa
 def test_rows_of_another_version_are_measured_again(tmp_path: Path) -> None:
     with open_database(tmp_path / "rows.db") as database:
         run(database, LAYERS[:1])
-        old = [replace(row, tvm="0.1") for row in database.rows()]
+        old = [replace(row, compiler="tvm 0.1") for row in database.rows()]
         database.add(old)
         assert len(jobs(LAYERS[:1], database.rows(), CORE, ISA, 4)) == 1
 

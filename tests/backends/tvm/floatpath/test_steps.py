@@ -119,7 +119,7 @@ def test_a_row_decides_and_a_damaged_one_is_told(tmp_path: Path) -> None:
     groups = [step.group for step in plain.ready([x]).program.steps if isinstance(step, Floats)]
     row = Row(
         workload="", configuration=TORCH, isa=plain.isa.name, processor=host().name, seconds=1e-6,
-        spread=0.0, rounds=3, tvm="0.27.0.post1", qcompiler="0.1.0",
+        spread=0.0, rounds=3, compiler="tvm 0.27.0.post1", qcompiler="0.1.0",
     )  # fmt: skip
 
     def with_rows(configuration: str) -> TvmExecutable:

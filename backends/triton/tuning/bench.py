@@ -1,0 +1,83 @@
+"""Seconds of contenders on a GPU: one call for each copy of the weights in a CUDA graph, between two events.
+
+There are so many copies that 128 MB pass between two uses of one: in a network, weights come from memory.
+A graph has no launches of the host in it, so what is timed is the kernel.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FAR = 128 * 2**20  # bytes between two uses of the same, more than twice any L2 today
+WARM = 3  # calls before anything is captured: whoever compiles or allocates does it here
+SHORTEST = 2e-3  # seconds of a sample, far above the grain of events
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contenders:
+    """calls: by name, what computes the result from the i-th copy of the weights. copies: of these.
+
+    wrong: why a result of the first copy is wrong, "" where it is right.
+    """
+
+    calls: Mapping[str, Callable[[int], Tensor]]
+    copies: int
+    wrong: Callable[[str, Tensor], str]
+
+
+class CudaBench:
+    """Contenders, each gated before it is timed."""
+
+    def __init__(self, contenders: Contenders) -> None:
+        self.contenders = contenders
+        self.graphs: dict[str, torch.cuda.CUDAGraph] = {}
+        self.repeats: dict[str, int] = {}
+
+    def gate(self, name: str) -> str:
+        try:
+            found = self.contenders.calls[name](0)
+            torch.cuda.synchronize()
+        except RuntimeError as error:  # it needs more than the device has
+            return str(error).partition("\n")[0]
+        return self.contenders.wrong(name, found)
+
+    def sample(self, name: str) -> float:
+        if name not in self.graphs:
+            self.graphs[name] = captured(self.contenders.calls[name], self.contenders.copies)
+            once = elapsed(self.graphs[name], 1)
+            self.repeats[name] = max(1, round(SHORTEST / once))
+        repeats = self.repeats[name]
+        return elapsed(self.graphs[name], repeats) / (repeats * self.contenders.copies)
+
+
+def copies_of(bytes: int) -> int:
+    """How many copies of so many bytes lie between two uses of one of them."""
+    return max(1, -(-FAR // max(bytes, 1)))
+
+
+def captured(call: Callable[[int], Tensor], copies: int) -> torch.cuda.CUDAGraph:
+    """A graph of one call on each copy, after some calls on a stream of their own, as capturing wants it."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for turn in range(WARM):
+            call(turn % copies)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for copy in range(copies):
+            call(copy)
+    return graph
+
+
+def elapsed(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
+    """Seconds of so many replays, by the device's own clock."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+    begin.record()
+    for _ in range(repeats):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return max(float(begin.elapsed_time(end)) * 1e-3, 1e-9)

@@ -1,0 +1,66 @@
+"""Seconds of a kernel on paper: the slowest of arithmetic, memory and L2, in whole waves of programs.
+
+    t = max(F / (P e), B / W, B2 / W2) ceil(w) / w + launch        w = programs / (processors x resident)
+
+F, B, B2: operations and bytes with all padding. P, W, W2: the device's rates. e: the share of peak that
+generated code reaches. (Williams et al. 2009; waves as in Osama et al. 2023, arXiv 2301.03598.)
+"""
+
+import math
+from dataclasses import dataclass
+
+from qcompiler.backends.triton.configurations import SHARED
+from qcompiler.backends.triton.tuning.device import Device
+
+REACHED = 0.65  # of peak, until rows say better (residual.py)
+REGISTERS = 168  # of a thread, before anything is compiled: enough for 64 to 128 sums and their addresses
+THREADS = 2048  # of one processor
+FILE = 65536  # registers of one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one launch has to do, all padding counted.
+
+    kind: the type that tensor cores multiply. operations: 2 per multiply-accumulate. bytes: to and from
+    memory, each once. l2_bytes: that programs read together. shared: bytes of shared memory of a program.
+    launches: that follow one another, as the sum of partial sums does.
+    """
+
+    kind: str
+    operations: float
+    bytes: float
+    l2_bytes: float
+    programs: int
+    threads: int
+    shared: int
+    launches: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """limit: what it waits for."""
+
+    seconds: float
+    limit: str
+    waves: float
+
+
+def predicted(work: Work, device: Device) -> Predicted:
+    terms = {
+        "arithmetic": work.operations / (device.rates.get(work.kind, math.inf) * REACHED),
+        "memory": work.bytes / device.bandwidth,
+        "L2": work.l2_bytes / device.l2_bandwidth,
+    }
+    limit = max(terms, key=terms.__getitem__)
+    waves = work.programs / (device.processors * resident(work, device))
+    # Less than a wave leaves processors idle: memory does not mind as long as enough of them ask for it.
+    partial = math.ceil(waves) / waves if limit == "arithmetic" else max(1.0, 0.5 / waves)
+    return Predicted(seconds=terms[limit] * partial + work.launches * device.launch, limit=limit, waves=waves)
+
+
+def resident(work: Work, device: Device) -> int:
+    """Programs that one processor holds at the same time."""
+    shared = SHARED[max(known for known in SHARED if known <= max(device.capability, min(SHARED)))]
+    fits = min(THREADS // work.threads, FILE // (work.threads * REGISTERS), shared // max(work.shared, 1))
+    return max(1, fits)

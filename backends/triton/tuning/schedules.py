@@ -1,0 +1,84 @@
+"""What the rows of a device say of a problem: which contender is the fastest, and by how much.
+
+Rows are of buckets of M. A problem without a row gets the configuration of the tables, and that is said once.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.tuning.families import FLOAT, family_of, space, written
+from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.tuner import versions
+from qcompiler.tune.database import Core, Row, is_of, ranked
+
+REPLACED = 1.03  # how many times faster than the default another has to be: within that, two are equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """contender: a peer's name, or a configuration's text. configuration: None for a peer.
+
+    ratio: seconds of float over its own, NaN where float was not measured beside. is_prior: whether the rows
+    are of another version of the kernel, and so only a reason to try.
+    """
+
+    contender: str
+    configuration: Configuration | None
+    seconds: float
+    ratio: float
+    is_prior: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedules:
+    """The rows of a device, by workload."""
+
+    capability: int
+    rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    missed: set[str] = field(default_factory=set, compare=False)  # what was said to lack rows
+
+    def choice(self, problem: Problem, *, peers: bool = True) -> Choice | None:
+        """The fastest contender of a problem's bucket, ours alone or with its peers; None without rows."""
+        bucketed, now = problem.bucketed, versions(problem)
+        ours = {written(one): one for one in space(bucketed, self.capability)}
+        rows = ranked(self.rows.get(bucketed.text, ()), now)
+        rows = [row for row in rows if is_of(row, now)] or rows
+        seconds = {row.configuration: row.seconds for row in rows}
+        others = family_of(problem).peers if peers else ()
+        running = [name for name in seconds if name in ours or name in others]
+        if not running:
+            return None
+        name, default = running[0], next(iter(ours))
+        if name in ours and seconds.get(default, math.inf) <= seconds[name] * REPLACED:
+            name = default
+        return Choice(
+            contender=name, configuration=ours.get(name), seconds=seconds[name],
+            ratio=seconds.get(FLOAT, math.nan) / seconds[name], is_prior=not is_of(rows[0], now),
+        )  # fmt: skip
+
+    def configuration(self, problem: Problem, default: Configuration) -> Configuration:
+        """The fastest of our own; the default, with a warning once, where nothing was measured."""
+        found = self.choice(problem, peers=False)
+        if found is not None and found.configuration is not None:
+            return found.configuration
+        text = problem.bucketed.text
+        if text not in self.missed:
+            self.missed.add(text)
+            warnings.warn(
+                f"{text}: nothing was measured on this device, so it runs as the tables say; "
+                "`qcompiler tune --target cuda` measures it",
+                stacklevel=2,
+            )
+        return default
+
+
+def schedules_of(rows: Iterable[Row], core: Core, capability: int) -> Schedules:
+    """The rows of one device among others."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.core == core:
+            found.setdefault(row.workload, []).append(row)
+    return Schedules(capability=capability, rows={name: tuple(held) for name, held in found.items()})

@@ -1,0 +1,39 @@
+"""What a kernel's machine code depends on: the text of its module and of those it is made of."""
+
+import ast
+import hashlib
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from qcompiler.backends.triton.signatures import SIGNATURES
+
+FOLDER = Path(__file__).parents[1] / "kernels"
+PACKAGE = "qcompiler.backends.triton.kernels."
+
+
+@cache
+def compiler(kernel: str) -> str:
+    """As in rows of the database: "triton 3.6.0, source 1a2b3c4d5e6f"."""
+    try:
+        toolchain = f"triton {version('triton')}"
+    except PackageNotFoundError:
+        toolchain = "no triton"
+    return f"{toolchain}, source {source_hash(SIGNATURES[kernel].module)}"
+
+
+def source_hash(module: str) -> str:
+    """Of what modules say, comments and the places of lines aside."""
+    trees, open_ = dict[str, str](), [module]
+    while open_:
+        name = open_.pop()
+        if name not in trees:
+            tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+            trees[name] = ast.dump(tree)
+            open_ += [
+                node.module.removeprefix(PACKAGE)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE)
+            ]
+    text = "".join(f"{name}{trees[name]}" for name in sorted(trees))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,156 @@
+"""Problems measured, and each one's rows kept at once: a run that is stopped goes on where it was.
+
+    problem  -->  all candidates, predicted  -->  the first few, compiled  -->  race  -->  rows
+
+The order of candidates depends on the package alone, not on what else was measured: whoever runs again
+measures what has no row, which is nothing.
+"""
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.tuning.compiling import Verdict
+from qcompiler.backends.triton.tuning.device import Device
+from qcompiler.backends.triton.tuning.families import FLOAT, family_of, space, written
+from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.ranking import ordered
+from qcompiler.backends.triton.tuning.residual import Residual
+from qcompiler.backends.triton.tuning.source import compiler
+from qcompiler.progress import Tell, silent
+from qcompiler.tune.database import Database, Row, is_of, ranked
+from qcompiler.tune.search import ROUNDS, Measured, race
+
+TRIALS = 8  # candidates of a problem, beside the default and the peers
+NOTHING = Residual()
+UNKNOWN = float("inf")  # seconds of what cannot run
+
+Judge = Callable[[Problem, Sequence[Configuration]], Iterable[Verdict]]
+
+
+class Bench(Protocol):
+    """The contenders of one problem, ready to run: by the text of their rows."""
+
+    def gate(self, name: str) -> str:
+        """Why a contender's numbers are wrong; "" where they are right."""
+
+    def sample(self, name: str) -> float:
+        """Seconds of one call of a contender, its weights far."""
+
+
+Prepare = Callable[[Problem, Mapping[str, Configuration], Sequence[str]], Bench]
+"""Of a problem, its candidates by name, and its peers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A problem, and what of it has no row: candidates, the most promising first, and peers."""
+
+    problem: Problem
+    candidates: tuple[Configuration, ...]
+    peers: tuple[str, ...]
+
+
+def versions(problem: Problem) -> Mapping[str, str]:
+    """What a time depends on besides the device."""
+    return {
+        "compiler": compiler(family_of(problem).kernel),
+        "qcompiler": importlib.metadata.version("qcompiler"),
+    }
+
+
+def job(
+    problem: Problem, rows: Iterable[Row], device: Device, residual: Residual = NOTHING, trials: int = TRIALS
+) -> Job:
+    """What is left to measure of a problem: the default, priors, the best on paper, and one by lot.
+
+    Priors are rows of another version or kernel: the best of them is tried first, and trusted in nothing.
+    """
+    now = versions(problem)
+    mine = [row for row in rows if row.workload == problem.text and row.core == device.core]
+    known = {row.configuration for row in mine if is_of(row, now)}
+    default = space(problem, device.capability)[:1]
+    every = {written(one): one for one in (*default, *ordered(problem, device, residual))}
+    priors = [row.configuration for row in ranked(mine, now) if not is_of(row, now)]
+    wanted = [*[*every][:trials], *[name for name in priors if name in every][:1]]
+    others = [name for name in every if name not in wanted]
+    chosen = dict.fromkeys([*wanted, *drawn(problem, others)])
+    candidates = tuple(every[name] for name in chosen if name not in known)
+    peers = [peer for peer in family_of(problem).peers if peer not in known]
+    if candidates or peers:  # what ratios are taken to runs beside whatever is measured
+        peers = [*dict.fromkeys([FLOAT, *peers])]
+    return Job(problem=problem, candidates=candidates, peers=tuple(peers))
+
+
+def drawn(problem: Problem, others: Sequence[str]) -> list[str]:
+    """One of those that nobody recommends, the same each time: predictions are wrong in ways of their own."""
+    number = int.from_bytes(sha256(problem.text.encode()).digest()[:8])
+    return [others[number % len(others)]] if others else []
+
+
+def tune(
+    problems: Sequence[Problem],
+    database: Database,
+    device: Device,
+    judge: Judge,
+    prepare: Prepare,
+    *,
+    residual: Residual = NOTHING,
+    trials: int = TRIALS,
+    rounds: int = ROUNDS,
+    until: float = float("inf"),
+    clock: Callable[[], float] = time.monotonic,
+    tell: Tell = silent,
+) -> int:
+    """Measure what has no row, problem by problem, until `clock` shows `until`; returns how many are left."""
+    found = database.rows(device.core)
+    jobs = [job(problem, found, device, residual, trials) for problem in problems]
+    waiting = [one for one in jobs if one.peers]
+    for done, one in enumerate(waiting):
+        if clock() > until:
+            return len(waiting) - done
+        tell(one.problem.text, done, len(waiting))
+        database.add(measured(one, device, judge, prepare, rounds, until, clock))
+    return 0
+
+
+def measured(
+    job: Job, device: Device, judge: Judge, prepare: Prepare, rounds: int, until: float,
+    clock: Callable[[], float],
+) -> list[Row]:  # fmt: skip
+    """One row for each contender: seconds, or infinity for what does not compile, fit or compute right."""
+    verdicts = [*judge(job.problem, job.candidates)]
+    fit = {written(one.configuration): one.configuration for one in verdicts if not one.fault}
+    unfit = [written(one.configuration) for one in verdicts if one.fault]
+    bench = prepare(job.problem, fit, job.peers)
+    right = [name for name in (*fit, *job.peers) if not bench.gate(name)]
+    wrong = [name for name in (*fit, *job.peers) if name not in right]
+    results = race(right, bench.sample, rounds=rounds, until=until, clock=clock) if right else []
+    failed = [Measured(candidate=name, seconds=(UNKNOWN,)) for name in (*unfit, *wrong)]
+    return [row(job.problem, result, device) for result in (*confirmed(results, fit, bench, rounds), *failed)]
+
+
+def confirmed(
+    results: Sequence[Measured[str]], fit: Mapping[str, Configuration], bench: Bench, rounds: int
+) -> list[Measured[str]]:
+    """The best and the default once more, by themselves: who wins a race of many may have been lucky."""
+    mine = [result for result in results if result.candidate in fit]
+    default = next(iter(fit), "")
+    if not mine or mine[0].candidate == default or default not in [result.candidate for result in mine]:
+        return [*results]
+    again = {
+        result.candidate: result for result in race([mine[0].candidate, default], bench.sample, rounds=rounds)
+    }
+    return [again.get(result.candidate, result) for result in results]
+
+
+def row(problem: Problem, result: Measured[str], device: Device) -> Row:
+    return Row(
+        workload=problem.text, configuration=result.candidate, isa=device.core.isa,
+        processor=device.core.processor, seconds=result.median, spread=result.spread,
+        rounds=len(result.seconds), **versions(problem),
+    )  # fmt: skip
