@@ -79,18 +79,18 @@ class Engine(Executable, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Layers that are quantized or float together: microseconds of both on a device that is not here."""
+    """Layers that are quantized or float together: microseconds of both on a device that is not here.
+
+    why: the verdict in words, with its figures.
+    """
 
     nodes: tuple[str, ...]
     labels: tuple[str, ...]
-    what: str
+    why: str
     us: float
     float_us: float
     device: str
     kept: bool
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.float_us / self.us:.2f}x float predicted for {self.device}"
 
 
 @runtime_checkable

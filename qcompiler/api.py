@@ -341,7 +341,7 @@ def foretold(
     """Let predictions decide what ships, where the engine's device is absent."""
     found = engine.predicted(job.timed)
     planned = {layer.node for layer in proof.decision.plan.layers if layer.precision != "float"}
-    losing = {name: str(each) for each in found if not each.kept for name in each.nodes if name in planned}
+    losing = {name: each.why for each in found if not each.kept for name in each.nodes if name in planned}
     if not losing:
         return Race(shipped=proof, kept="quantized", predictions=found)
     if planned - set(losing):

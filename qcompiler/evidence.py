@@ -180,13 +180,13 @@ def foretold(predictions: Sequence[Prediction], kept: str) -> dict[str, Any]:
     """What stands for a speed where the device is absent: nothing was timed, and predictions have decided."""
     return {
         "predicted": [
-            {"labels": list(each.labels), "what": each.what, "us": each.us, "float_us": each.float_us,
+            {"labels": list(each.labels), "why": each.why, "us": each.us, "float_us": each.float_us,
              "device": each.device, "kept": each.kept}
             for each in predictions
         ],
         "kept": kept,
         "given_up": [
-            {"labels": list(each.labels), "why": str(each)} for each in predictions if not each.kept
+            {"labels": list(each.labels), "why": each.why} for each in predictions if not each.kept
         ],
     }  # fmt: skip
 

@@ -1,8 +1,10 @@
 """Which kernel computes a linear, by the number of its rows: a value that can be printed, saved and replayed.
 
-dequantized, from 16 int8_linear, from 4096 int_mm
+    float, from 16 int8_linear, from 4096 int_mm
 
-choose(M) = names[i]        i = how many borders are at most M
+The name of each way and the number of rows from which on it is taken:
+
+    choose(M) = names[i]        i = how many borders are at most M
 """
 
 import re
@@ -52,7 +54,7 @@ def parse_decisions(text: str, *, measured: bool = False) -> Decisions:
     first, *later = text.split(", ")
     found = [re.fullmatch(rf"from ([1-9]\d*) ({NAME})", part) for part in later]
     if not re.fullmatch(NAME, first) or not all(found):
-        raise InputError(f"decisions '{text[:80]}'", why="they read like 'dequantized, from 16 int8_linear'")
+        raise InputError(f"decisions '{text[:80]}'", why="they read like 'float, from 16 int8_linear'")
     known = [match for match in found if match]
     return Decisions(
         borders=tuple(int(match[1]) for match in known),
@@ -73,7 +75,7 @@ class Problem:
 Table: TypeAlias = Mapping[Problem, Decisions]
 
 DEFAULT: Mapping[str, Decisions] = {
-    "int8": Decisions(borders=(16,), names=("dequantized", "int8_linear")),
-    "e4m3": Decisions(borders=(16,), names=("dequantized", "fp8_linear")),
+    "int8": Decisions(borders=(16,), names=("float", "int8_linear")),
+    "e4m3": Decisions(borders=(16,), names=("float", "fp8_linear")),
 }
 """By format, where nothing was measured: tensor cores take 16 rows at a time."""

@@ -3,7 +3,8 @@
     y[m, n] = act((sum_k a[m, k] b[n, k]) s_m t_n + bias_n) + residual[m, n]
 
 Of a candidate that reads floats, a and b are floats, and there are no scales. Which one computes is said by
-decisions over M, so a candidate is here because it can, and never because it is assumed to be fast.
+decisions over M, so a candidate is here because it can, and never because it is assumed to be fast. Names are
+those of `tuning.families`: an op's, or a peer's.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 import qcompiler.backends.triton.ops  # noqa: F401  registers torch.ops.qcompiler.triton_*
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS, finished
+from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.ir.products import summed
 
 qc = torch.ops.qcompiler
@@ -111,7 +113,7 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate(name="int_mm", format="int8", compute=int_mm, refuses=multiples(8, above=16)),
     Candidate(name="scaled_mm", format="e4m3", compute=scaled_mm, refuses=multiples(16)),
     *(
-        Candidate(name="dequantized", format=name, compute=float_linear, reads_codes=False)
+        Candidate(name=FLOAT, format=name, compute=float_linear, reads_codes=False)
         for name in ("int8", "e4m3")
     ),
 )  # fmt: skip

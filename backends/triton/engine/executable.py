@@ -24,7 +24,7 @@ from qcompiler.backends.triton.engine.candidates import OURS, Candidate, candida
 from qcompiler.backends.triton.engine.capture import Captures
 from qcompiler.backends.triton.engine.layers import Layer, Layers
 from qcompiler.backends.triton.engine.lower import Program, lower
-from qcompiler.backends.triton.engine.predict import predictions
+from qcompiler.backends.triton.engine.predict import device_for, predictions
 from qcompiler.backends.triton.engine.verify import distance
 from qcompiler.errors import InputError, LoweringError
 from qcompiler.ir import Graph, evaluate, spec
@@ -237,11 +237,9 @@ class TritonExecutable:
 
     def predicted(self, inputs: Sequence[Tensor]) -> list[Prediction]:
         choices = self.choices(inputs)
-        rows = {layer.x: choices[layer.anchor.name].rows for layer in self.layers.found}
-        floats = [
-            layer.anchor for layer in self.layers.found if not choices[layer.anchor.name].by.reads_codes
-        ]
-        return predictions(self.layers.found, rows, floats)
+        rows = {name: choice.rows for name, choice in choices.items()}
+        floats = [name for name, choice in choices.items() if not choice.by.reads_codes]
+        return predictions(self.layers.found, rows, floats, device_for(self.target))
 
 
 @dataclass(frozen=True, kw_only=True)

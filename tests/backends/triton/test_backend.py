@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from qcompiler.backends.triton.decisions import Decisions, Problem
 from qcompiler.backends.triton.engine import predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable, device_of
+from qcompiler.backends.triton.tuning import profit
+from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.errors import ContractError, InputError, PlanError, TargetError
 from qcompiler.ir import Graph, flatten_inputs
 from qcompiler.models.decoder import Decoder, Shape
@@ -27,7 +30,7 @@ from qcompiler.passes.decide import Decision
 from qcompiler.proof import quantized
 
 ops = torch.ops.qcompiler
-CPU = torch.device("cpu")
+CPU, H100 = torch.device("cpu"), DEVICES[0]
 
 
 class Block(nn.Module):
@@ -139,7 +142,7 @@ def test_few_rows_are_read_by_decoded_weights_within_what_rounding_leaves_out() 
     (found,), (codes,) = executable(few), reference(executable, few)
     assert not torch.equal(found, codes)
     distances = executable.verify(few)
-    assert all((each.max_lsb, each.kernel) == (0, "dequantized") for each in distances)
+    assert all((each.max_lsb, each.kernel) == (0, "float") for each in distances)
     assert [executable.choices(each)["linear"].rows for each in (few, inputs)] == [3, 24]
     assert executable([inputs[0][:0]])[0].shape == (0, 5)
 
@@ -152,7 +155,7 @@ def test_all_that_multiply_int8_have_the_same_bits(name: str) -> None:
     assert torch.equal(executable(inputs)[0], reference(executable, inputs)[0])
     guessed, varying = executable.execution(decision.plan).remarks
     assert guessed.startswith("predicted: no measured row says what computes 2 of 3 layers")
-    assert varying == "the rows of 2 layers vary by call: dequantized, from 16 int8_linear"
+    assert varying == "the rows of 2 layers vary by call: float, from 16 int8_linear"
 
 
 def test_a_vendor_that_cannot_is_passed_over_and_it_is_said() -> None:
@@ -235,8 +238,10 @@ def test_what_always_runs_in_few_rows_is_a_surprise() -> None:
     ran = Triton().lower(quantized(decision)).execution(decision.plan)
     first, last = (layer for layer in ran.layers if layer.node.startswith("linear"))
     assert (first.kernel, first.precision) == ("int8_linear", "int8")
-    assert (last.kernel, last.precision) == ("dequantized", "float")
-    assert last.reason.startswith("every call has 1 row, which read the weight decoded (dequantized, from")
+    assert (last.kernel, last.precision) == ("float", "float")
+    assert last.reason.startswith(
+        "every call has 1 row, which read the weight decoded (float, from 16 int8_linear)"
+    )
 
 
 class Last(nn.Module):
@@ -292,9 +297,22 @@ def test_predictions_take_what_is_large_enough() -> None:
 
 
 def pays(M: int, N: int, K: int = 4096) -> bool:
-    device = predict.H100
-    codes = predict.product(M, N, K, 1, device.codes, device) + predict.quantizing(M, K, device)
-    return codes <= (1 - predict.MARGIN) * predict.product(M, N, K, 2, device.floats, device)
+    codes = predict.product(M, N, K, "int8", H100) + predict.quantizing(M, K, H100)
+    return codes <= (1 - profit.PREDICTED) * predict.product(M, N, K, "bf16", H100)
+
+
+def test_what_reads_a_value_is_weighed_together() -> None:
+    """q, k and v share the pass that makes codes."""
+    M, N = 8192, 1536
+    together = 3 * predict.product(M, N, N, "int8", H100) + predict.quantizing(M, N, H100)
+    executable, *_ = lowered("block")
+    qkv = [layer for layer in executable.layers.found if layer.x is executable.layers.found[0].x]
+    large = [replace(layer, problem=Problem(format="int8", N=N, K=N)) for layer in qkv]
+    found = predict.weighed(large[0].x, large, M, (), H100)
+    assert len(large) == 3 and found.us == pytest.approx(together * 1e6)
+    assert found.kept and not pays(M, N, N) and "predicted, 1.33x needed" in found.why
+    alone = predict.weighed(large[0].x, large, M, [layer.anchor.name for layer in large], H100)
+    assert alone.us == alone.float_us and not alone.kept
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the speed guard decides")
@@ -305,12 +323,12 @@ def test_a_small_model_stays_float_where_only_predictions_can_tell() -> None:
     assert data["speed"]["kept"] == data["manifest"]["kept"] == "float"
     assert torch.equal(compiled(inputs), model(inputs))
     text = str(compiled.report())
-    assert "not timed" in text and "predicted for H100" in text
+    assert "not timed" in text and "predicted, 1.33x needed" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the speed guard decides")
 def test_an_artifact_holds_the_graph_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "MARGIN", -9.0)  # as if codes were expected to pay
+    monkeypatch.setattr(profit, "PREDICTED", -9.0)  # as if codes were expected to pay
     model, inputs = example("mlp")
     compiled = qc.compile(model.eval(), inputs, recipe="int8-dynamic", target="cuda", progress=False)
     assert compiled.data["speed"]["kept"] == "quantized"
