@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 import qcompiler as qc
 from qcompiler.api import explain
+from qcompiler.backends.memory import memory_of
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.triton.decisions import Decisions, Problem
 from qcompiler.backends.triton.engine import predict
@@ -23,11 +24,12 @@ from qcompiler.backends.triton.engine.executable import TritonExecutable, device
 from qcompiler.backends.triton.tuning import profit
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.errors import ContractError, InputError, PlanError, TargetError
-from qcompiler.ir import Graph, flatten_inputs
+from qcompiler.ir import Graph, evaluate, flatten_inputs
 from qcompiler.models.decoder import Decoder, Shape
 from qcompiler.passes.check import contract
 from qcompiler.passes.decide import Decision
 from qcompiler.proof import quantized
+from qcompiler.qat.prepare import prepare_qat
 
 ops = torch.ops.qcompiler
 CPU, H100 = torch.device("cpu"), DEVICES[0]
@@ -127,6 +129,22 @@ def test_models_in_halves_return_halves(dtype: torch.dtype) -> None:
     rounded = float_model.to(dtype)(inputs[0])
     errors = [(y.float() - exact).norm() for y in (found, wanted, rounded)]
     assert errors[0] <= errors[1] + errors[2]  # it rounds less often than the reference does
+
+
+def test_a_decoder_in_halves_keeps_its_cache_in_halves() -> None:
+    executable, _, inputs = lowered("decoder", dtype=torch.bfloat16)
+    logits = memory_of(executable).feed(inputs[0])
+    assert logits.dtype == torch.bfloat16
+    assert torch.equal(logits, executable(inputs)[0])
+
+
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "fp8-dynamic"])
+def test_what_is_trained_is_what_runs(recipe: str) -> None:
+    model, inputs = example("mlp")
+    trained = prepare_qat(model.eval(), inputs, recipe=recipe, target="cuda", progress=False).eval()
+    executable, *_ = lowered("mlp", recipe)
+    simulated = evaluate(executable.graph, [inputs])[0]
+    assert torch.equal(trained(inputs), simulated) and not torch.equal(simulated, model(inputs))
 
 
 def test_fp8_is_within_what_float32_sums_allow() -> None:
