@@ -26,6 +26,7 @@ from qcompiler.backends.triton.engine.layers import Layer, Layers
 from qcompiler.backends.triton.engine.lower import Program, lower
 from qcompiler.backends.triton.engine.predict import device_for, predictions
 from qcompiler.backends.triton.engine.verify import distance
+from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.errors import InputError, LoweringError
 from qcompiler.ir import Graph, evaluate, spec
 from qcompiler.ir.graph import operator_of
@@ -108,7 +109,7 @@ class TritonExecutable:
 
     def choice(self, layer: Layer, rows: int) -> Choice:
         decisions = self.decisions(layer)
-        name, format = decisions.choose(rows), layer.problem.format
+        name, format = decisions.choose(rows) if rows else FLOAT, layer.problem.format  # no kernel takes none
         found = candidate(name, format)
         if found is None:
             raise LoweringError(

@@ -50,7 +50,8 @@ def distance(call: Call, values: Mapping[Node, Any], graph: Graph) -> NodeDistan
             bound(call, x, operand, weight, found.device) + (half + EXPONENTIAL) * sums.abs()
         )
         allowed = allowed + 3 * half * y.abs()  # of the activation, of a residual's sum, and of the reference
-        apart = (apart - allowed.reshape(apart.shape)).clamp_min(0)
+        beyond = (apart - allowed.reshape(apart.shape)).clamp_min(0)
+        apart = torch.where(apart == 0, 0.0, beyond)  # where both are NaN the bound is, too
     steps = apart / (finite_maximum(wanted) / 127)
     return NodeDistance(
         node=layer.anchor.name, kernel=call.by.name, max_lsb=largest(steps),
