@@ -1,6 +1,6 @@
 """What the rows of a device say of a problem: which contender is the fastest, and by how much.
 
-Rows are of buckets of M. A problem without a row gets the configuration of the tables, and that is said once.
+Rows are of buckets of M, and of some M between two that disagree. A problem without a row gets the configuration of the tables, and that is said once.
 """
 
 import math
@@ -41,10 +41,13 @@ class Schedules:
     missed: set[str] = field(default_factory=set, compare=False)  # what was said to lack rows
 
     def choice(self, problem: Problem, *, peers: bool = True) -> Choice | None:
-        """The fastest contender of a problem's bucket, ours alone or with its peers; None without rows."""
-        bucketed, now = problem.bucketed, versions(problem)
-        ours = {written(one): one for one in space(bucketed, self.capability)}
-        rows = ranked(self.rows.get(bucketed.text, ()), now)
+        """The fastest contender of a problem, ours alone or with its peers; None without rows.
+
+        The rows are those of just so many M, or else of their bucket.
+        """
+        held, now = problem if problem.text in self.rows else problem.bucketed, versions(problem)
+        ours = {written(one): one for one in space(held, self.capability)}
+        rows = ranked(self.rows.get(held.text, ()), now)
         rows = [row for row in rows if is_of(row, now)] or rows
         seconds = {row.configuration: row.seconds for row in rows}
         others = family_of(problem).peers if peers else ()
