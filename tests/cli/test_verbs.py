@@ -225,7 +225,9 @@ def test_explain_filters(run: Run, pattern: str, layers: int) -> None:
 
 
 def test_explain_lists_refusals_with_rule_node_and_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompiler.passes.decide.Judge.score", lambda self, decision: 0.0)  # nothing is better
+    monkeypatch.setattr(
+        "qcompiler.passes.decide.Judge.score", lambda self, decision: 0.0
+    )  # nothing is better
     refused = json.loads(run("explain zoo:itself --json -").stdout)["refused"]
     assert [row["rule"] for row in refused] == ["correct-bias"]
     assert all(set(row) == {"rule", "node", "reason"} and all(row.values()) for row in refused)
