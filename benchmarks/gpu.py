@@ -205,7 +205,8 @@ def result(run: Run, head: dict[str, Any]) -> tuple[dict[str, Any], str]:
     found, chosen = verdicts(run.figures), default(run.figures)
     told = {
         **head, "stages": [*run.stages.items()], "clocks": run.clocks,
-        "figures": [plain(one) for one in run.figures], "ceilings": asdict(of), "targets": [{**asdict(one), "verdict": one.word} for one in found],
+        "figures": [plain(one) for one in run.figures], "ceilings": asdict(of),
+        "targets": [{**asdict(one), "verdict": one.word} for one in found],
         "default": asdict(chosen), "errors": errors,
     }  # fmt: skip
     return told, page(head, run.figures, of, found, chosen, errors, run.stages)

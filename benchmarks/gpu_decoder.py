@@ -169,7 +169,7 @@ def plain_layer(of: Layer, w: dict[str, Tensor], g: Tensor, attend: Callable[...
 
 def split(of: Layer, qkv: Tensor) -> tuple[Tensor, ...]:
     kv = of.both // 2
-    return torch.split(qkv, (of.width, kv, kv), 1)
+    return torch.split(qkv, [of.width, kv, kv], 1)
 
 
 def compiled(layer: Any, small: bool) -> Any:

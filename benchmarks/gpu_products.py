@@ -1,4 +1,4 @@
-"""Products of 8-bit codes: our configurations, a vendor's kernels, bfloat16; with and without quantization."""
+"""Products of 8-bit codes: ours, a vendor's and bfloat16, with quantization and without."""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, wait
