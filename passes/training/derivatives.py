@@ -234,4 +234,4 @@ def drop_unread(halves: Halves) -> None:
     for node in halves.crossing:
         if not halves.received(node).users:
             halves.drop(node)
-    halves.finish()
+    halves.tidy()

@@ -88,16 +88,20 @@ class Halves:
             kinds[start:stop] = [kinds[min(start, len(kinds) - 1)]] * len(values)
             self.output.meta["desc"] = kinds
 
-    def finish(self) -> None:
-        """Check both graphs, and make their code anew.
-
-        Values on fake tensors are computed anew, too: where torch merged equal values, views still told of
-        the storage of the other.
-        """
+    def tidy(self) -> None:
+        """Check both graphs, from which what nobody reads is gone, and make their code anew."""
         for half in (self.forward, self.backward):
             half.graph.eliminate_dead_code()
             half.graph.lint()
             half.recompile()
+
+    def finish(self) -> None:
+        """Tidy up, and compute all values on fake tensors anew.
+
+        Where torch merged equal values, or a pass put one in the place of another, views still tell of the
+        storage of the other. It takes as long as all that a pass does, so a pass between others only tidies.
+        """
+        self.tidy()
         evaluate_all(self.forward.graph)
         for value, arrival in self.arrivals.items():
             arrival.meta["val"] = value.meta["val"]

@@ -73,7 +73,7 @@ def imply(halves: Halves) -> None:
             inner = derivation(value, known)
             if inner and not meets_its_own(value, known_to(inner), halves):
                 compute(value, inner, halves)
-    halves.finish()
+    halves.tidy()
 
 
 def meets_its_own(value: Node, leaves: Iterable[Node], halves: Halves) -> bool:

@@ -38,4 +38,4 @@ def carry_keys(halves: Halves) -> None:
             (given,) = halves.hand_over([source(halves.forward.graph, target, *node.args)])
             node.replace_all_uses_with(given)
             graph.erase_node(node)
-    halves.finish()
+    halves.tidy()

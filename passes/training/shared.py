@@ -39,7 +39,7 @@ def share(halves: Halves) -> None:
                 view = called(graph, aten.as_strided.default, given, *layout(fake(value)))
             arrival.replace_all_uses_with(view)
             halves.drop(value)
-    halves.finish()
+    halves.tidy()
 
 
 def is_whole(value: Node) -> bool:

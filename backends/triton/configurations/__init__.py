@@ -1,15 +1,27 @@
 """How kernels are compiled, as data: a file of rows for each family of kernels."""
 
+from qcompiler.backends.triton.configurations.attention import ATTENTION
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
+from qcompiler.backends.triton.configurations.both import BOTH
+from qcompiler.backends.triton.configurations.hadamard import HADAMARD
+from qcompiler.backends.triton.configurations.norms import NORMS
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
+from qcompiler.backends.triton.configurations.storage import STORAGE
+from qcompiler.backends.triton.configurations.weight_only import WEIGHT_ONLY
 from qcompiler.errors import TargetError
 
 __all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
 
 CONFIGURATIONS: tuple[Configuration, ...] = (
     *ROWS,
+    *BOTH,
+    *NORMS,
+    *HADAMARD,
     *PRODUCTS,
+    *STORAGE,
+    *ATTENTION,
+    *WEIGHT_ONLY,
 )
 
 

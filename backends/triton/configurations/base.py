@@ -19,8 +19,9 @@ class Bounds:
 
     registers: of a thread, at most. shared: bytes at most. mma: the family of its matrix instructions, "" for
     none. wide_loads: instructions that load 16 bytes a thread, or a tile, at least. permutes: instructions
-    that shuffle bytes of registers, at most: an operand in the wrong order takes them by the dozen. exact:
-    whether all that is rounded is rounded as on the CPU.
+    that shuffle bytes of registers, at most: an operand in the wrong order takes them by the dozen.
+    wide_stores: instructions that store 16 bytes a thread, at least. exact: whether all that is rounded is
+    rounded as on the CPU.
     """
 
     registers: int
@@ -28,6 +29,7 @@ class Bounds:
     mma: str
     wide_loads: int
     permutes: int
+    wide_stores: int = 0
     exact: bool = False
 
 
@@ -35,8 +37,9 @@ class Bounds:
 class Configuration:
     """One way to compile a kernel.
 
-    mode: how sums are taken, where a kernel knows more than one way. heavy: whether an epilogue may do more
-    than scale and add a bias. constants: what the source calls `constexpr` and a tuner may choose.
+    mode: how sums are taken, or how long they may be, where a kernel knows more than one way. heavy: whether
+    an epilogue may do more than scale and add a bias. constants: what the source calls `constexpr` and a
+    tuner may choose.
     """
 
     kernel: str

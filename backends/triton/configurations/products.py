@@ -21,7 +21,7 @@ SQUARE = tile(128, 128, 128, descriptors=True)
 PRODUCTS: tuple[Configuration, ...] = (
     Configuration(
         kernel="int8_matmul", capability=80, latest=ANY, constants=THREADS, warps=4, stages=3,
-        bounds=Bounds(registers=240, shared=49152, mma="IMMA", wide_loads=24, permutes=0, exact=True),
+        bounds=Bounds(registers=252, shared=49152, mma="IMMA", wide_loads=24, permutes=4, exact=True),
     ),
     Configuration(
         kernel="int8_matmul", heavy=True, capability=80, latest=ANY, constants=THREADS, warps=8, stages=3,

@@ -56,6 +56,24 @@ def codes_of(x, scale, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, NORMAL: tl
 
 
 @triton.jit
+def part(line, start, columns, BLOCK: tl.constexpr):
+    """A block of a row in float32, zeros behind the last column."""
+    at = tl.arange(0, BLOCK)
+    return tl.load(line + start + at, mask=at < columns - start, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def put(
+    line, start, width, values, scale, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, NORMAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The codes of a block of a row, into a row of `width`."""
+    at = tl.arange(0, BLOCK)
+    found = codes_of(values, scale, LARGEST, MANTISSA, NORMAL).to(line.dtype.element_ty)
+    tl.store(line + start + at, found, mask=at < width - start)
+
+
+@triton.jit
 def quantize_rows(
     x,
     codes,
@@ -74,11 +92,9 @@ def quantize_rows(
     One program for each row, which is read once: columns <= width <= BLOCK.
     """
     row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    values = tl.load(x + row * stride_x + at, mask=at < columns, other=0.0).to(tl.float32)
+    values = part(x + row * stride_x, 0, columns, BLOCK)
     scale = scale_of(tl.max(magnitude(values), axis=0), LARGEST)
-    found = codes_of(values, scale, LARGEST, MANTISSA, NORMAL)
-    tl.store(codes + row * stride_codes + at, found.to(codes.dtype.element_ty), mask=at < width)
+    put(codes + row * stride_codes, 0, width, values, scale, LARGEST, MANTISSA, NORMAL, BLOCK)
     tl.store(scales + row, scale)
 
 
@@ -98,17 +114,14 @@ def quantize_long_rows(
 ):
     """The same for rows of any length, which are read twice."""
     row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
     line = x + row * stride_x
     amax = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, columns, BLOCK):
-        values = tl.load(line + start + at, mask=at < columns - start, other=0.0).to(tl.float32)
-        amax = tl.maximum(amax, magnitude(values))
+        amax = tl.maximum(amax, magnitude(part(line, start, columns, BLOCK)))
     scale = scale_of(tl.max(amax, axis=0), LARGEST)
     for start in range(0, width, BLOCK):
-        values = tl.load(line + start + at, mask=at < columns - start, other=0.0).to(tl.float32)
-        found = codes_of(values, scale, LARGEST, MANTISSA, NORMAL).to(codes.dtype.element_ty)
-        tl.store(codes + row * stride_codes + start + at, found, mask=at < width - start)
+        values = part(line, start, columns, BLOCK)
+        put(codes + row * stride_codes, start, width, values, scale, LARGEST, MANTISSA, NORMAL, BLOCK)
     tl.store(scales + row, scale)
 
 

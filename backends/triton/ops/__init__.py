@@ -3,7 +3,27 @@
 Each has a reference on the CPU, which states its numbers, a fake implementation, and a kernel for CUDA.
 """
 
+from qcompiler.backends.triton.ops.accumulate import accumulate
+from qcompiler.backends.triton.ops.attention import append_kv, decode_attention
+from qcompiler.backends.triton.ops.hadamard import hadamard_quantize
 from qcompiler.backends.triton.ops.linear import fp8_linear, int8_linear
+from qcompiler.backends.triton.ops.norm import norm_quantize
 from qcompiler.backends.triton.ops.quantize import quantize_rows
+from qcompiler.backends.triton.ops.quantize_both import quantize_both
+from qcompiler.backends.triton.ops.training import low_bit_linear, trained_linear
+from qcompiler.backends.triton.ops.weight_only import weight_only_linear
 
-__all__ = ["fp8_linear", "int8_linear", "quantize_rows"]
+__all__ = [
+    "accumulate",
+    "append_kv",
+    "decode_attention",
+    "fp8_linear",
+    "hadamard_quantize",
+    "int8_linear",
+    "low_bit_linear",
+    "norm_quantize",
+    "quantize_both",
+    "quantize_rows",
+    "trained_linear",
+    "weight_only_linear",
+]

@@ -6,7 +6,8 @@ Both operands lie contiguous along k. All is in float32 from the sums on, factor
 cast once. The order of sums is stated for each op.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,16 +70,10 @@ def int8_on_cuda(
     dtype: torch.dtype,
 ) -> Tensor:
     from qcompiler.backends.triton.kernels.int8_matmul import int8_matmul
-    from qcompiler.backends.triton.kernels.launching import launch_product
 
     checked(a, b, a_scale, b_scale, bias, residual, activation, torch.int8)
-    configuration = chosen("int8_matmul", capability(a.device), heavy=is_heavy(activation, residual))
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
-    with torch.cuda.device(a.device):
-        launch_product(
-            int8_matmul, a, b, out, a_scale, b_scale, bias, residual, activation,
-            configuration.constants, configuration.options,
-        )  # fmt: skip
+    launched(int8_matmul, "", a, a_scale, b, b_scale, bias, residual, activation, out)
     return out
 
 
@@ -139,20 +134,36 @@ def fp8_on_cuda(
     dtype: torch.dtype,
 ) -> Tensor:
     from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
-    from qcompiler.backends.triton.kernels.launching import launch_product
 
     checked(a, b, a_scale, b_scale, bias, residual, activation, torch.float8_e4m3fn)
     known(accumulation, ACCUMULATIONS, "accumulation")
-    configuration = chosen(
-        "fp8_matmul", capability(a.device), mode=accumulation, heavy=is_heavy(activation, residual)
-    )
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
+    launched(fp8_matmul, accumulation, a, a_scale, b, b_scale, bias, residual, activation, out)
+    return out
+
+
+def launched(
+    kernel: Any,
+    mode: str,
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out: Tensor,
+) -> None:
+    """Fill out by a kernel, compiled as the device's configuration says; a residual may be out itself."""
+    from qcompiler.backends.triton.kernels.launching import launch_product
+
+    heavy = is_heavy(activation, residual)
+    configuration = chosen(kernel.__name__, capability(a.device), mode=mode, heavy=heavy)
     with torch.cuda.device(a.device):
         launch_product(
-            fp8_matmul, a, b, out, a_scale, b_scale, bias, residual, activation,
+            kernel, a, b, out, a_scale, b_scale, bias, residual, activation,
             configuration.constants, configuration.options,
         )  # fmt: skip
-    return out
 
 
 def finished(
@@ -215,12 +226,25 @@ def checked(
     given = (("scales", a_scale, shape[:1]), ("scales", b_scale, shape[1:]), ("bias", bias, shape[1:]),
              ("residual", residual, shape))  # fmt: skip
     for what, x, wanted in given:
-        is_wrong = x is not None and (tuple(x.shape) != wanted or x.stride(-1) != 1 or x.device != a.device)
-        if x is not None and (is_wrong or (what == "scales" and x.dtype != torch.float32)):
-            raise InputError(
-                f"{what} {x.dtype} {[*x.shape]} on {x.device}",
-                why=f"{[*wanted]} on {a.device} is wanted, contiguous; scales in float32",
-            )
+        check_beside(what, x, wanted, a.device, (torch.float32,) if what == "scales" else ())
+
+
+def check_beside(
+    what: str, x: Tensor | None, shape: tuple[int, ...], device: torch.device, types: Sequence[torch.dtype]
+) -> None:
+    """InputError for what lies beside an operand in another shape, place or type than kernels read.
+
+    types: those that will do, or none where any does.
+    """
+    if x is None:
+        return
+    is_elsewhere = tuple(x.shape) != shape or x.stride(-1) != 1 or x.device != device
+    if is_elsewhere or (types and x.dtype not in types):
+        names = " or ".join(str(one).removeprefix("torch.") for one in types)
+        raise InputError(
+            f"{what} {x.dtype} {[*x.shape]} on {x.device}",
+            why=f"{[*shape]} on {device} is wanted, contiguous{f'; {what} in {names}' if names else ''}",
+        )
 
 
 def lies_askew(codes: Tensor) -> bool:

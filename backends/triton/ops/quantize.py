@@ -31,16 +31,9 @@ def quantize_rows(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     codes 0, so that what it is multiplied into is NaN and no other row is. No scale is below 2^-126.
     """
     checked(x, format)
-    kind, largest = CODES[format]
     wide = x.float()
-    amax = wide.abs().amax(1)
-    scale = (amax / largest).clamp(min=torch.finfo(torch.float32).tiny).masked_fill(amax == 0, 1.0)
-    scale = scale.masked_fill(~amax.isfinite(), torch.nan)
-    ratio = (wide / scale[:, None]).masked_fill(~amax.isfinite()[:, None], 0.0)
-    nearest = ratio.round().clamp(-largest, largest).to(kind) if format == "int8" else cast_fp8(ratio, format)
-    codes = torch.zeros((len(x), padded(x.shape[1])), dtype=kind)
-    codes[:, : x.shape[1]] = nearest
-    return codes, scale
+    scale = scale_of(wide, format)
+    return codes_of(wide, scale, format), scale
 
 
 @quantize_rows.register_fake
@@ -58,6 +51,22 @@ def on_cuda(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     with torch.cuda.device(x.device):
         launch(x, codes, scale, format, configuration.constants["BLOCK"], configuration.options)
     return codes, scale
+
+
+def scale_of(x: Tensor, format: str) -> Tensor:
+    """Of each row of x [M, K] in float32: [M]."""
+    amax = x.abs().amax(1)
+    scale = (amax / CODES[format][1]).clamp(min=torch.finfo(torch.float32).tiny)
+    return scale.masked_fill(amax == 0, 1.0).masked_fill(~amax.isfinite(), torch.nan)
+
+
+def codes_of(x: Tensor, scale: Tensor, format: str) -> Tensor:
+    """Of x [M, K] in float32 with scales [M], zeros where a scale is NaN: [M, K rounded up to 16]."""
+    kind, largest = CODES[format]
+    ratio = (x / scale[:, None]).masked_fill(scale.isnan()[:, None], 0.0).clamp(-largest, largest)
+    codes = torch.zeros((len(x), padded(x.shape[1])), dtype=kind)
+    codes[:, : x.shape[1]] = ratio.round().to(kind) if format == "int8" else cast_fp8(ratio, format)
+    return codes
 
 
 def empty(x: Tensor, format: str) -> tuple[Tensor, Tensor]:

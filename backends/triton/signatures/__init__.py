@@ -5,15 +5,27 @@ from importlib import import_module
 from typing import Any
 
 from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.signatures.attention import ATTENTION
 from qcompiler.backends.triton.signatures.base import Signature, Use
+from qcompiler.backends.triton.signatures.both import BOTH
+from qcompiler.backends.triton.signatures.hadamard import HADAMARD
+from qcompiler.backends.triton.signatures.norms import NORMS
 from qcompiler.backends.triton.signatures.products import PRODUCTS
 from qcompiler.backends.triton.signatures.rows import ROWS
+from qcompiler.backends.triton.signatures.storage import STORAGE
+from qcompiler.backends.triton.signatures.weight_only import WEIGHT_ONLY
 
 __all__ = ["SIGNATURES", "Signature", "Use", "kernel_named", "uses"]
 
 SIGNATURES: Mapping[str, Signature] = {
     **ROWS,
+    **BOTH,
+    **NORMS,
+    **HADAMARD,
     **PRODUCTS,
+    **STORAGE,
+    **ATTENTION,
+    **WEIGHT_ONLY,
 }
 
 

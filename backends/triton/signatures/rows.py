@@ -18,8 +18,15 @@ def types(x: str, codes: str) -> Types:
 def uses(row: Configuration, capability: int) -> list[Use]:
     from qcompiler.backends.triton.kernels.quantize import FORMATS
 
-    formats = ("int8", "e4m3") if capability >= 90 else ("int8", "e5m2")
-    return [Use(name=name, types=types("*bf16", POINTERS[name]), constants=FORMATS[name]) for name in formats]
+    return [
+        Use(name=name, types=types("*bf16", POINTERS[name]), constants=FORMATS[name])
+        for name in formats(capability)
+    ]
+
+
+def formats(capability: int) -> tuple[str, str]:
+    """Those that are compiled: one of integers, one of floats that the device knows."""
+    return ("int8", "e4m3") if capability >= 90 else ("int8", "e5m2")
 
 
 ROWS: Mapping[str, Signature] = dict.fromkeys(

@@ -1,7 +1,12 @@
 """What is asked of a device: an op of certain sizes, as text in the rows of the database."""
 
+import re
 from dataclasses import dataclass, replace
 
+TEXT = re.compile(
+    r"(?P<op>[^,]+), (?P<scheme>[^,]+), M (?P<M>\d+)(, N (?P<N>\d+))?, K (?P<K>\d+), (?P<out>\w+)"
+    r"(?P<heavy>, heavy)?"
+)
 LARGEST = 8192  # rows of a bucket; beyond it times grow in proportion
 
 
@@ -23,7 +28,7 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """The workload of a row, which is read again by nobody: problems are looked up, not parsed."""
+        """The workload of a row."""
         sizes = ", ".join(
             f"{name} {size}" for name, size in (("M", self.M), ("N", self.N), ("K", self.K)) if size
         )
@@ -32,6 +37,17 @@ class Problem:
     @property
     def bucketed(self) -> "Problem":
         return replace(self, M=bucket(self.M))
+
+
+def parsed(text: str) -> Problem | None:
+    """The problem of a row; None where it is of something else."""
+    found = TEXT.fullmatch(text)
+    if found is None:
+        return None
+    return Problem(
+        op=found["op"], scheme=found["scheme"], M=int(found["M"]), N=int(found["N"] or 0), K=int(found["K"]),
+        out=found["out"], heavy=bool(found["heavy"]),
+    )  # fmt: skip
 
 
 def bucket(rows: int) -> int:

@@ -17,8 +17,8 @@ from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.device import Device
 from qcompiler.backends.triton.tuning.families import FLOAT, family_of, space, written
-from qcompiler.backends.triton.tuning.predict import predicted
 from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.ranking import ordered
 from qcompiler.backends.triton.tuning.residual import Residual
 from qcompiler.backends.triton.tuning.source import compiler
 from qcompiler.progress import Tell, silent
@@ -63,17 +63,6 @@ def versions(problem: Problem) -> Mapping[str, str]:
     }
 
 
-def ordered(problem: Problem, device: Device, residual: Residual) -> list[Configuration]:
-    """All candidates of a problem: the default, then the fastest on paper."""
-    work = family_of(problem).work
-
-    def seconds(configuration: Configuration) -> float:
-        return residual(configuration, predicted(work(problem, configuration), device))
-
-    found = space(problem, device.capability)
-    return [*found[:1], *sorted(found[1:], key=seconds)]
-
-
 def job(
     problem: Problem, rows: Iterable[Row], device: Device, residual: Residual = NOTHING, trials: int = TRIALS
 ) -> Job:
@@ -84,7 +73,8 @@ def job(
     now = versions(problem)
     mine = [row for row in rows if row.workload == problem.text and row.core == device.core]
     known = {row.configuration for row in mine if is_of(row, now)}
-    every = {written(one): one for one in ordered(problem, device, residual)}
+    default = space(problem, device.capability)[:1]
+    every = {written(one): one for one in (*default, *ordered(problem, device, residual))}
     priors = [row.configuration for row in ranked(mine, now) if not is_of(row, now)]
     wanted = [*[*every][:trials], *[name for name in priors if name in every][:1]]
     others = [name for name in every if name not in wanted]

@@ -68,16 +68,14 @@ def recalled(
     packed: Tensor, bounds: Tensor, bits: int, shape: list[int], stride: list[int], dtype: torch.dtype
 ) -> Tensor:
     """`ops.qcompiler.recall`."""
-    if dtype not in KINDS:
-        return recalled(packed, bounds, bits, shape, stride, torch.float32).to(dtype)
     count, groups = prod(shape), groups_of(prod(shape))
     if bits not in WIDE or packed.shape != (groups * GROUP * bits // 8,) or bounds.shape != (groups, 2):
         return decompress(packed, bounds, bits, count)  # which refuses it
-    x = torch.empty(count, dtype=dtype)
+    x = torch.empty(count, dtype=dtype if dtype in KINDS else torch.float32)
     packed, bounds = in_row(packed), in_row(bounds)
     given = (packed.data_ptr(), bounds.data_ptr(), count, x.data_ptr())
-    run(kernel(isa(), recall, bits, KINDS[dtype]), given, groups)
-    return laid_out(x, shape, stride)
+    run(kernel(isa(), recall, bits, KINDS[x.dtype]), given, groups)
+    return laid_out(x.to(dtype), shape, stride)
 
 
 def drawn(key: Tensor, count: int, tensor: int, purpose: int, offset: int = 0) -> Tensor:
@@ -108,7 +106,7 @@ def groups_of(count: int) -> int:
 
 def in_row(x: Tensor) -> Tensor:
     """The elements in row-major order, on a cache line; a copy where they are not."""
-    flat = x.reshape(-1)
+    flat = x.reshape(-1).contiguous()
     return flat if flat.data_ptr() % ALIGNMENT == 0 else flat.clone()
 
 

@@ -6,8 +6,7 @@ With `store.set_kernel_enabled("cpu", False)` torch goes back to the reference.
 from functools import cache
 from typing import Any
 
-import torch
-
+from qcompiler.backends.agreement import agree
 from qcompiler.backends.tvm.build import REFUSALS, refusal
 from qcompiler.backends.tvm.selftest import check
 from qcompiler.backends.tvm.training.calls import drawn, isa, recalled, stored
@@ -44,10 +43,4 @@ def prove() -> None:
         ("bounds", made[1], expected[1]),
         ("values", recalled(*made, 4, *layout), recall(*made, 4, *layout)),
     )
-    for name, found, wanted in pairs:
-        if not torch.equal(found, wanted):
-            raise EngineError(
-                f"the {name} are not those of the reference", node=HERE,
-                why=f"{found[:4].tolist()} .. were computed for {wanted[:4].tolist()} ..",
-                fix="report it with the CPU and the version of apache-tvm",
-            )  # fmt: skip
+    agree(pairs, node=HERE, fix="report it with the CPU and the version of apache-tvm")

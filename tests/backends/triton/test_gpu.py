@@ -6,11 +6,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows
+from qcompiler.backends.triton.ops import (
+    append_kv,
+    decode_attention,
+    fp8_linear,
+    hadamard_quantize,
+    int8_linear,
+    low_bit_linear,
+    norm_quantize,
+    quantize_both,
+    quantize_rows,
+    weight_only_linear,
+)
 from qcompiler.backends.triton.ops.device import capability
+from qcompiler.backends.triton.ops.install import install
+from qcompiler.ir.storage import recall, store
+from qcompiler.numerics.philox import noise_key
+from tests.backends.groups import hard
+from tests.backends.triton.cases.attention import cache, exact, stored
 from tests.backends.triton.cases.base import same
+from tests.backends.triton.cases.both import hard_matrix
 from tests.backends.triton.cases.products import operands
 from tests.backends.triton.cases.rows import hard_rows
+from tests.backends.triton.cases.weight_only import weight, whole_numbers
 
 pytest.importorskip("triton")
 pytestmark = [
@@ -39,6 +57,38 @@ def test_codes_and_scales_are_those_of_the_cpu(format: str, dtype: torch.dtype, 
         assert same(found.cpu(), wanted)
 
 
+@pytest.mark.parametrize(("M", "K"), [(256, 512), (300, 200), (77, 33)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("format", ["int8", "e4m3"])
+def test_codes_of_both_orders_are_those_of_the_cpu(format: str, dtype: torch.dtype, M: int, K: int) -> None:
+    if format == "e4m3":
+        needs_fp8()
+    x = hard_matrix(M, K, dtype)
+    for found, wanted in zip(quantize_both(x.cuda(), format), quantize_both(x, format), strict=True):
+        assert same(found.cpu(), wanted)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (12, 768), (3, 9000), (5, 33)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_norms_are_those_of_the_cpu(norm: str, dtype: torch.dtype, rows: int, columns: int) -> None:
+    x, residual = torch.randn(rows, columns).to(dtype), torch.randn(rows, columns).to(dtype)
+    weight, bias = torch.randn(columns), torch.randn(columns)
+    wanted = norm_quantize(x, residual, weight, bias, None, norm, 1e-5, "int8", True)
+    found = norm_quantize(*on_gpu(x, residual, weight, bias, None), norm, 1e-5, "int8", True)
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("columns", "block"), [(4096, 4096), (11008, 256), (96, 32)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_hadamard_codes_are_those_of_the_cpu(dtype: torch.dtype, columns: int, block: int) -> None:
+    x = torch.randn(20, columns).to(dtype)
+    for found, wanted in zip(
+        hadamard_quantize(x.cuda(), block, "int8"), hadamard_quantize(x, block, "int8"), strict=True
+    ):
+        assert torch.equal(found.cpu(), wanted)
+
+
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize(("M", "N", "K"), [(256, 512, 1024), (300, 200, 144), (5, 24, 16)])
 def test_integer_products_are_those_of_the_cpu(M: int, N: int, K: int, beside: bool) -> None:
@@ -60,3 +110,62 @@ def test_fp8_products_are_near_float64(M: int, N: int, K: int, mode: str) -> Non
     error = ((found.cpu().double() - exact).norm() / exact.norm()).item()
     floor = ((exact.half().double() - exact).norm() / exact.norm()).item()
     assert error <= (1e-2 if mode == "fast" else 1.5 * floor), error
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("M", "N", "K"), [(256, 512, 384), (300, 200, 150)])
+def test_integer_gradients_are_those_of_the_cpu(M: int, N: int, K: int, adds: bool) -> None:
+    x, w, dy, into = (torch.randn(shape) for shape in ((M, K), (N, K), (M, N), (N, K)))
+
+    def gradients(device: str) -> list[Tensor]:
+        a, b, dc, total = (one.to(device, copy=True) for one in (x, w, dy, into))
+        y = low_bit_linear(a.requires_grad_(), b.requires_grad_(), into=total if adds else None)
+        torch.autograd.backward(y, dc)
+        found = (a.grad, total if adds else b.grad)
+        return [one.cpu() for one in found if one is not None]
+
+    for found, wanted in zip(gradients("cuda"), gradients("cpu"), strict=True):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype"),
+    [*((bits, torch.float32) for bits in (8, 4, 2, 1)), (4, torch.bfloat16), (2, torch.float16)],
+)
+def test_what_is_stored_in_few_bits_is_as_on_the_cpu(bits: int, dtype: torch.dtype) -> None:
+    install(torch.device("cuda", torch.cuda.current_device()))
+    x, key = hard(dtype), noise_key(-1, 2**32 - 1, 2**16 - 1)
+    layout = (bits, [len(x)], [1], dtype)
+    found, wanted = store(x.cuda(), key.cuda(), 5, bits), store(x, key, 5, bits)
+    assert torch.equal(found[0].cpu(), wanted[0]) and same(found[1].cpu(), wanted[1])
+    assert same(recall(*found, *layout).cpu(), recall(*wanted, *layout))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_decoding_is_attention(kind: torch.dtype) -> None:
+    """A token joins the cache as on the CPU; what is attended is held to the error that is derived for it."""
+    if kind != torch.int8:
+        needs_fp8()
+    cached, q, at = cache(kind, 3, 2, 1500, 80), torch.randn(3, 8, 80).half(), torch.tensor([1400, 0, 70])
+    k, v = torch.randn(2, 3, 2, 80).half()
+    on_device = [x.cuda() for x in cached.all]
+    append_kv(*cached.all, k, v, at)
+    append_kv(*on_device, k.cuda(), v.cuda(), at.cuda())
+    assert all(same(found.cpu(), wanted) for found, wanted in zip(on_device, cached.all, strict=True))
+    found = decode_attention(q.cuda(), *on_device, (at + 1).cuda(), 80**-0.5).cpu().double()
+    for b, length in enumerate((at + 1).tolist()):
+        wanted, bound = exact(q[b], cached.of(b), length, 80**-0.5, tensor_cores=True)
+        assert ((found[b] - wanted).abs() <= stored(wanted, bound)).all()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("layout", ["w4h_g128", "w4h_g32", "w2h_g64", "w8_g128"])
+@pytest.mark.parametrize("M", [1, 9, 50, 200])
+def test_products_with_weights_of_few_bits_are_those_of_the_cpu(M: int, layout: str, gated: bool) -> None:
+    """Sums of groups are exact; K is split into parts."""
+    x, (codes, scales, zeros) = whole_numbers(M, 2048, 8), weight(192 * (1 + gated), 2048, layout, True)
+    bias, residual = torch.randn(len(codes)), torch.randn(M, 192).bfloat16()
+    given = (codes, scales.bfloat16(), zeros, bias, residual)
+    after = (layout, gated, "none", torch.float32)
+    wanted = weight_only_linear(x.bfloat16(), *given, *after)
+    assert same(weight_only_linear(*on_gpu(x.bfloat16(), *given), *after).cpu(), wanted)

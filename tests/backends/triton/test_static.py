@@ -157,7 +157,8 @@ def test_findings_are_remembered_by_source_and_options(tmp_path: Path) -> None:
 
 FIT = Findings(
     capability=90, threads=128, registers=100, stack=0, shared=1000, spills=0, mma={"IGMMA": 4},
-    shapes=("IGMMA.64x128x32.S8.S8",), wide_loads=8, permutes=0, inexact=3, size=1,
+    shapes=("IGMMA.64x128x32.S8.S8",), wide_loads=8, wide_stores=0,
+    permutes=0, inexact=3, size=1,
 )  # fmt: skip
 BOUNDS = Bounds(registers=200, shared=10**6, mma="IGMMA", wide_loads=8, permutes=0)
 EXACT = replace(BOUNDS, exact=True)
@@ -183,3 +184,4 @@ def test_a_fault_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
     assert faults(FIT, BOUNDS) == []
     assert faults(FIT, EXACT) == ["3 instructions may round otherwise than the reference"]
     assert faults(replace(FIT, **change), BOUNDS) == [sentence]
+    assert faults(FIT, replace(BOUNDS, wide_stores=2)) == ["0 stores of 16 bytes, 2 are expected"]

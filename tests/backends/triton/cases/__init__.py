@@ -9,10 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tests.backends.triton.cases.attention import ATTENTION
+from tests.backends.triton.cases.both import BOTH
+from tests.backends.triton.cases.hadamard import HADAMARD
+from tests.backends.triton.cases.norms import NORMS
 from tests.backends.triton.cases.products import PRODUCTS
 from tests.backends.triton.cases.rows import ROWS
+from tests.backends.triton.cases.storage import STORAGE
+from tests.backends.triton.cases.weight_only import WEIGHT_ONLY
 
 CASES: Mapping[str, Callable[[], None]] = {
     **ROWS,
+    **BOTH,
+    **NORMS,
+    **HADAMARD,
     **PRODUCTS,
+    **STORAGE,
+    **ATTENTION,
+    **WEIGHT_ONLY,
 }

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -19,6 +23,12 @@ def poisoned(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
     return whole[:rows, :columns], whole
 
 
+def poisoned_row(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same in one dimension."""
+    matrix, whole = poisoned(1, count, dtype)
+    return matrix[0], whole
+
+
 def guarded(x: Tensor) -> Tensor:
     """A copy whose last byte is the last before a page that may not be touched."""
     size = x.numel() * x.itemsize
@@ -30,16 +40,27 @@ def guarded(x: Tensor) -> Tensor:
     return copy.copy_(x)
 
 
+@contextmanager
+def as_on_a_device(ops: ModuleType) -> Iterator[None]:
+    """What a module does for tensors of a CUDA device it does for those of the CPU, kernels interpreted."""
+    with (
+        mock.patch.object(ops, "capability", lambda device: 90),
+        mock.patch.object(torch.cuda, "device", nullcontext),
+    ):
+        yield
+
+
 def margin_is_untouched(whole: Tensor, rows: int, columns: int) -> bool:
     outside = torch.ones(whole.shape, dtype=torch.bool)
     outside[:rows, :columns] = False
     return bool((whole.float()[outside] == POISON_OF[whole.dtype]).all())
 
 
-POISON_OF = {
-    dtype: torch.tensor(float(POISON)).to(dtype).float().item()
-    for dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float32)
-}
+KINDS = (
+    torch.bool, torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16,
+    torch.float16, torch.float32,
+)  # fmt: skip
+POISON_OF = {dtype: torch.tensor(float(POISON)).to(dtype).float().item() for dtype in KINDS}
 
 
 def bits(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.ops import fp8_linear, int8_linear, quantize_rows
+from qcompiler.backends.triton.ops import accumulate, fp8_linear, int8_linear, quantize_rows
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS
 from tests.backends.triton.cases.base import guarded, margin_is_untouched, poisoned, same
 
@@ -77,6 +77,23 @@ def fp8_of_any_numbers() -> None:
         assert (found.double() - exact).norm() <= 1.5 * floor
 
 
+def added(M: int, N: int, K: int, kind: torch.dtype, descriptors: bool) -> None:
+    """out += A B^T in place, in float32."""
+    from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
+    from qcompiler.backends.triton.kernels.int8_matmul import int8_matmul
+    from qcompiler.backends.triton.kernels.launching import launch_product
+
+    a, s, b, t = operands(M, N, K, kind)
+    out, whole = poisoned(M, N, torch.float32)
+    out.normal_()
+    wanted = out.clone()
+    accumulate(wanted, a, s, b, t, "promote128")
+    kernel, promote = (int8_matmul, {}) if kind == torch.int8 else (fp8_matmul, {"BK": 128, "PROMOTE": 128})
+    constants = {**TILE, **promote, "DESCRIPTORS": descriptors}
+    launch_product(kernel, a, b, out, s, t, None, out, "none", constants, {})
+    assert same(out, wanted) and margin_is_untouched(whole, M, N)
+
+
 def activation(name: str) -> None:
     """Within |y| 2^-21 of float64, where y is what is activated: exponentials are good to a few units."""
     a, s, b, t = operands(40, 48, 64, torch.int8)
@@ -98,6 +115,8 @@ PRODUCTS: Mapping[str, Callable[[], None]] = {
     "fp8 product promote128, ragged, by descriptors": lambda: fp8(40, 75, 272, 128, True),
     "fp8 product promote128, aligned": lambda: fp8(64, 64, 256, 128, False),
     "fp8 product of any numbers": fp8_of_any_numbers,
+    "int8 product added, ragged": lambda: added(70, 75, 80, torch.int8, False),
+    "fp8 product added, aligned, by descriptors": lambda: added(64, 64, 256, torch.float8_e4m3fn, True),
     "gelu": lambda: activation("gelu"),
     "silu": lambda: activation("silu"),
 }

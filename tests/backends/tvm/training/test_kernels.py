@@ -18,13 +18,13 @@ from qcompiler.ir.draws import draws
 from qcompiler.ir.storage import recall, store
 from qcompiler.numerics.groupwise import GROUP, compress, decompress
 from qcompiler.numerics.philox import noise_key, uniform
+from tests.backends.groups import hard
 from tests.backends.tvm.sets import BEST, RUNNABLE
 from tests.passes.training.steps import Block, stepped
 
 pytestmark = pytest.mark.skipif(AVX2 not in RUNNABLE, reason="there are no kernels for this CPU")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMS = [*((bits, TYPES[0]) for bits in (8, 4, 2, 1)), *((4, dtype) for dtype in TYPES[1:])]
-INF, NAN = float("inf"), float("nan")
 KEYS = (
     noise_key(0),
     noise_key(-1, 2**32 - 1, 2**16 - 1),
@@ -68,24 +68,6 @@ def same(found: Tensor, wanted: Tensor) -> bool:
     return found.dtype == wanted.dtype and torch.equal(found.isnan(), nan) and torch.equal(*bits)
 
 
-def hard(dtype: torch.dtype) -> Tensor:
-    """Groups at the ends of a type, constant ones, zeros of both signs, NaN and infinities; a part of one."""
-    info, generator = torch.finfo(dtype), torch.Generator().manual_seed(0)
-    tiny, most = info.smallest_normal, info.max
-    patterns = [
-        [0.0], [-0.0], [0.0, -0.0], [-0.0, 0.0], [1.0], [0.1], [-0.1], [NAN, 1.0], [-NAN, 1.0],
-        [INF, 1.0, 2.0], [-INF, 1.0, -2.0], [INF], [-INF], [INF, -INF], [NAN, INF], [most, -most],
-        [most, 1.0, 3.0], [-most], [most], [tiny, -tiny], [tiny / 32, 0.0], [-tiny / 64],
-        [tiny / 4, -tiny / 3, 0.0], [most / 2, -most / 2, 0.0],
-        [1.7e38, -1.7e38],  # the largest code times the scale is beyond float32
-    ]  # fmt: skip
-    groups = [torch.tensor((pattern * GROUP)[:GROUP]) for pattern in patterns]
-    for scale in (1e-44, 1e-40, 1e-38, 1e-6, 1.0, 1e4, 1e30, 1e38):
-        normal = torch.randn(8, GROUP, generator=generator)
-        groups += [*(normal * scale), *(normal[:4].abs() * scale), *(scale * (5 + normal[:4] / 100))]
-    return torch.cat([*groups, groups[-1][:77]]).to(dtype)
-
-
 @pytest.mark.parametrize(("bits", "dtype"), FORMS, ids=str)
 def test_codes_bounds_and_values_are_those_of_the_reference(isa: Isa, bits: int, dtype: torch.dtype) -> None:
     x = hard(dtype)
@@ -109,8 +91,14 @@ def test_any_number_of_elements(isa: Isa, count: int) -> None:
 
 @pytest.mark.parametrize(
     "view",
-    [lambda x: x.transpose(1, 2), lambda x: x[:, 1:, ::2], lambda x: x.flatten()[3:-2].view(7, -1)],
-    ids=["transposed", "every other", "not on a cache line"],
+    [
+        lambda x: x.transpose(1, 2),
+        lambda x: x[:, 1:, ::2],
+        lambda x: x.flatten()[3:-2].view(7, -1),
+        lambda x: x.flatten()[::2],
+        lambda x: x.half()[:, 1:, ::2],
+    ],
+    ids=["transposed", "every other", "not on a cache line", "every other of a row", "float16"],
 )
 def test_any_layout(view: Callable[[Tensor], Tensor]) -> None:
     x, key = view(torch.randn(4, 24, 71, generator=torch.Generator().manual_seed(2))), KEYS[2]

@@ -1,0 +1,38 @@
+"""Of amax_both and quantize_both."""
+
+from collections.abc import Mapping
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.signatures import rows
+from qcompiler.backends.triton.signatures.base import Signature, Use
+from qcompiler.backends.triton.static import Types
+
+SIZES = ("M", "K", "width", "turned_width", "stride_x", "stride_codes", "stride_turned")
+BITS = {"rows": "*i32", "columns": "*i32"}
+
+
+def types(codes: str) -> Types:
+    """Of codes and turned codes; M is any, other sizes are multiples of 16."""
+    scales = {"scales": "*fp32", "turned_scales": "*fp32"}
+    pointers = {"x": "*bf16", **BITS, "codes": codes, "turned": codes, **scales}
+    return Types(arguments={**pointers, **dict.fromkeys(SIZES, "i32")}, aligned=frozenset(SIZES) - {"M"})
+
+
+def amax_uses(row: Configuration, capability: int) -> list[Use]:
+    sizes = dict.fromkeys(("M", "K", "stride_x"), "i32")
+    return [Use(types=Types(arguments={"x": "*bf16", **BITS, **sizes}, aligned=frozenset({"K", "stride_x"})))]
+
+
+def uses(row: Configuration, capability: int) -> list[Use]:
+    from qcompiler.backends.triton.kernels.quantize import FORMATS
+
+    return [
+        Use(name=name, types=types(rows.POINTERS[name]), constants=FORMATS[name])
+        for name in rows.formats(capability)
+    ]
+
+
+BOTH: Mapping[str, Signature] = {
+    "amax_both": Signature(module="quantize_both", uses=amax_uses),
+    "quantize_both": Signature(module="quantize_both", uses=uses),
+}

@@ -1,0 +1,96 @@
+"""Of weight_only_gemv, weight_only_gemm and weight_only_total."""
+
+from collections.abc import Mapping
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.layouts import Layout, layout_named
+from qcompiler.backends.triton.ops.weight_only import RUN
+from qcompiler.backends.triton.signatures.base import Signature, Use
+from qcompiler.backends.triton.static import Types
+
+MODULE = "weight_only"
+FLOATS = ("x", "scales", "bias", "residual", "out")
+SIZES = ("M", "N", "width", "runs", "groups_of_part", "float32",
+         "stride_x", "stride_out", "stride_residual")  # fmt: skip
+ALIGNED = frozenset({"N", "width", "float32", "stride_x", "stride_out", "stride_residual"})
+
+
+def floats(capability: int) -> str:
+    return "*bf16" if capability >= 90 else "*fp16"
+
+
+def types(capability: int, *, zeros: bool = False, residual: bool = False, is_split: bool = False) -> Types:
+    """Of both products; each takes those of its arguments. float32 is a multiple of 16, as its bits are.
+
+    On 8.0 numbers are float16: bfloat16 has no difference there but by way of `fma`, which is exact for codes
+    and would not be told from one that is not.
+    """
+    pointers: dict[str, str | None] = dict.fromkeys(FLOATS, floats(capability))
+    pointers |= {"w": "*u8", "zeros": "*u8" if zeros else None}
+    pointers |= {"out": "*fp32"} if is_split else {}
+    pointers |= {} if residual else {"residual": None}
+    return Types(arguments={**pointers, **dict.fromkeys(SIZES, "i32")}, aligned=ALIGNED)
+
+
+def use(layout: str, types: Types, *, activation: str = "none", gated: bool = False, split: bool = False,
+        line: bool = False) -> Use:  # fmt: skip
+    known: Layout = layout_named(layout)
+    words = (
+        layout,
+        "zeros" * (types.arguments["zeros"] is not None),
+        "gate" * gated,
+        activation,
+        "split" * split,
+    )
+    constants = {
+        "BITS": known.bits,
+        "G": known.group,
+        "GATED": gated,
+        "SPLIT": split,
+        "ACTIVATION": activation,
+    }
+    runs = {"RUN": RUN, "HALVINGS": (RUN // known.group).bit_length() - 1} if line else {}
+    return Use(name=" ".join(filter(None, words)), types=types, constants={**constants, **runs})
+
+
+def gemv(row: Configuration, capability: int) -> list[Use]:
+    return [
+        use("w4h_g128", types(capability), line=True),
+        use("w4h_g64", types(capability, zeros=True), activation="silu", gated=True, line=True),
+        use("w2h_g64", types(capability), line=True),
+        use("w8_g128", types(capability), line=True),
+    ]
+
+
+def gemm(row: Configuration, capability: int) -> list[Use]:
+    """Other widths and zero points where there are few rows, which is where weights of few bits gain."""
+    if row.heavy:
+        return [use("w4h_g128", types(capability, residual=True), activation="silu", gated=True)]
+    if row.mode == "few":
+        return [use("w4h_g128", types(capability)), use("w8_g128", types(capability))]
+    if row.mode == "few, short groups":
+        return [
+            use("w4h_g64", types(capability, zeros=True, is_split=True), split=True),
+            use("w2h_g64", types(capability)),
+        ]
+    return [use("w4h_g128", types(capability))]
+
+
+def total(row: Configuration, capability: int) -> list[Use]:
+    kind = floats(capability)
+    pointers = {"sums": "*fp32", "bias": kind, "residual": None, "out": kind}
+    sizes = dict.fromkeys(("parts", "M", "N", "stride_out", "stride_residual"), "i32")
+    return [
+        Use(
+            name="gate silu",
+            types=Types(arguments={**pointers, **sizes}, aligned=ALIGNED),
+            constants={"GATED": True, "ACTIVATION": "silu"},
+        )
+    ]
+
+
+WEIGHT_ONLY: Mapping[str, Signature] = {
+    "weight_only_gemv": Signature(module=MODULE, uses=gemv),
+    "weight_only_gemm": Signature(module=MODULE, uses=gemm),
+    "weight_only_total": Signature(module=MODULE, uses=total),
+}

@@ -1,0 +1,31 @@
+"""Candidates judged by what the compiler makes of them, in processes of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qcompiler.backends.triton.configurations.products import tile
+from qcompiler.backends.triton.tuning.compiling import judged, pool
+from qcompiler.backends.triton.tuning.families import space
+from qcompiler.backends.triton.tuning.problem import Problem
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.compile_only
+
+PROBLEM = Problem(op="int8_linear", scheme="int8", M=2048, N=4096, K=4096)
+
+
+def test_what_spills_is_refused_before_it_takes_device_time(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even from a process in which Triton interprets."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    default = space(PROBLEM, 90)[0]
+    spilling = replace(default, constants=tile(256, 256, 128, descriptors=False), warps=4, stages=2)
+    cache: Path = request.config.cache.mkdir("triton")
+    with pool(1) as executor:
+        fit, unfit = judged(PROBLEM, [default, spilling], 90, executor, cache)
+    assert fit.fault == "" and unfit.fault.startswith("registers are spilled")
