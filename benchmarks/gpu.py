@@ -77,6 +77,10 @@ class Run:
         return gpu_products.described(self.device)
 
     @property
+    def has_fp8(self) -> bool:
+        return self.described.capability >= 90
+
+    @property
     def broken(self) -> set[str]:
         return {one.op for one in self.figures if one.stage == "gates" and one.status == WRONG}
 
@@ -102,7 +106,7 @@ def contest(cells: Callable[[Run], Iterable[Cell]]) -> Work:
     def work(run: Run, stage: str, until: float) -> Iterator[Figure]:
         every, broken = [*cells(run)], run.broken
         for done, cell in enumerate(every):
-            run.tell(f"{stage}: {cell.title}", done, len(every))
+            run.tell(f"{stage}: {cell.problem.text}", done, len(every))
             if cell.absent:
                 yield blank(stage, cell, ABSENT, cell.absent)
             elif cell.op in broken:
@@ -118,13 +122,15 @@ def contest(cells: Callable[[Run], Iterable[Cell]]) -> Work:
 
 
 def preflight(run: Run, stage: str, until: float) -> Iterator[Figure]:
-    """One small kernel; and all candidates of products, compiled by many processes."""
+    """One small kernel; and by many processes, what is checked and all candidates of products, compiled."""
     quantize_rows(torch.randn(16, 64, device=run.device), "int8")
     if run.device.type != "cuda":
         return
     asked = gpu_products.tasks(run.small, run.described)
     run.tell(f"{stage}: {len(asked)} candidates are compiled", 0, None)
     with pool(max(1, (os.cpu_count() or 2) - 1)) as executor:
+        for place in range(len([*gpu_gates.checks(run.has_fp8)])):
+            executor.submit(gpu_gates.tried, place, run.has_fp8)
         patience = max(until - run.clock(), 0.0)
         run.compiled |= gpu_products.compiled(asked, run.described, executor, None, patience)
     for op, scheme, name in asked:
@@ -137,8 +143,8 @@ def preflight(run: Run, stage: str, until: float) -> Iterator[Figure]:
 
 
 def gates(run: Run, stage: str, until: float) -> Iterator[Figure]:
-    has_fp8 = run.device.type == "cpu" or run.described.capability >= 90
-    return gpu_gates.figures(stage, gpu_gates.checks(has_fp8), run.device)
+    checks = gpu_gates.checks(run.has_fp8)
+    return gpu_gates.figures(stage, checks, run.device, until=until, clock=run.clock)
 
 
 def products(run: Run) -> Iterator[Cell]:
@@ -148,14 +154,14 @@ def products(run: Run) -> Iterator[Cell]:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(name="preflight", seconds=40, work=preflight),
+    Stage(name="preflight", seconds=70, work=preflight),
     Stage(name=gpu_ceilings.STAGE, seconds=25, work=contest(lambda run: gpu_ceilings.cells(run.small))),
-    Stage(name="baselines", seconds=60, work=contest(lambda run: gpu_products.baselines(run.small))),
-    Stage(name="gates", seconds=40, work=gates),
+    Stage(name="baselines", seconds=50, work=contest(lambda run: gpu_products.baselines(run.small))),
+    Stage(name="gates", seconds=35, work=gates),
     Stage(name="products", seconds=120, work=contest(products)),
-    Stage(name="weight-only", seconds=75, work=contest(lambda run: gpu_weights.cells(run.small))),
-    Stage(name="rows", seconds=50, work=contest(lambda run: gpu_rows.cells(run.small))),
-    Stage(name="training", seconds=60, work=contest(lambda run: gpu_trained.cells(run.small))),
+    Stage(name="weight-only", seconds=70, work=contest(lambda run: gpu_weights.cells(run.small))),
+    Stage(name="rows", seconds=45, work=contest(lambda run: gpu_rows.cells(run.small))),
+    Stage(name="training", seconds=55, work=contest(lambda run: gpu_trained.cells(run.small))),
     Stage(name="attention", seconds=30, work=contest(lambda run: gpu_decoder.attentions(run.small))),
     Stage(name="layer", seconds=60, work=contest(lambda run: gpu_decoder.layers(run.small))),
 )
@@ -219,8 +225,8 @@ def plain(figure: Figure) -> dict[str, Any]:
 
 
 def rows(figures: Iterable[Figure], device: Device) -> list[Row]:
-    """A row for each time, as the autotuner has them."""
-    return [
+    """A row for each time, as the autotuner has them; of one that was measured twice, the last."""
+    found = [
         Row(
             workload=one.workload, configuration=one.contender, isa=device.core.isa,
             processor=device.core.processor, seconds=one.median, spread=one.spread,
@@ -229,6 +235,7 @@ def rows(figures: Iterable[Figure], device: Device) -> list[Row]:
         )
         for one in figures if one.status == OK and one.seconds
     ]  # fmt: skip
+    return [*{(row.workload, row.configuration): row for row in found}.values()]
 
 
 def main(arguments: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) -> int:

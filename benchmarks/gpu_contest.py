@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.tuning.bench import Contenders, CudaBench
 from qcompiler.backends.triton.tuning.families import FLOAT
+from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.products import QUANTIZED
 from qcompiler.backends.triton.tuning.tuner import Bench
 from qcompiler.tune.measure import Timing, rotated
@@ -44,7 +45,7 @@ class Cell:
 
     op: what breaks together when its check fails. needs: the modules with the ops; a checkout may lack them.
     bytes, kind: what a contender has to move at least, and the type that it multiplies, by its name.
-    peers: the names that are not ours, the baseline first. workload, kernel: of its rows in the database.
+    peers: the names that are not ours, the baseline first. kernel: whose source its rows depend on.
     """
 
     op: str
@@ -58,7 +59,6 @@ class Cell:
     bytes: Callable[[str], float] = lambda name: 0.0
     operations: float = 0.0
     kind: Callable[[str], str] = lambda name: "bf16"
-    workload: str = ""
     kernel: str = ""
 
     @property
@@ -67,9 +67,8 @@ class Cell:
         return ", ".join(name for name in self.needs if find_spec(name) is None)
 
     @property
-    def title(self) -> str:
-        sizes = " ".join(f"{name} {n}" for name, n in (("M", self.M), ("N", self.N), ("K", self.K)) if n)
-        return f"{self.op}, {self.scheme}, {sizes}"
+    def problem(self) -> Problem:
+        return Problem(op=self.op, scheme=self.scheme, M=self.M, N=self.N, K=self.K)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,7 @@ class Figure:
 
     @property
     def quantized(self) -> bool:
-        """Whether making codes is in its time, or there is nothing to make."""
+        """Whether the codes of activations are made in its time."""
         return self.contender.endswith(QUANTIZED)
 
 
@@ -152,7 +151,7 @@ def measured(
     """A figure for each contender, whatever becomes of it; rounds that have no time left are left out."""
     try:
         contenders = cell.prepare(device)
-    except RuntimeError as error:  # it needs more than the device has
+    except Exception as error:  # it needs more than the device has, or has no kernel there
         return [blank(stage, cell, REFUSED, reason(error))]
     bench, lost = bench_of(contenders, device), dict[str, Figure]()
     seconds: dict[str, list[float]] = {}
@@ -201,7 +200,7 @@ def timed(stage: str, cell: Cell, name: str, timing: Timing) -> Figure:
     return replace(
         blank(stage, cell, OK, contender=name),
         seconds=timing.seconds[name], over=over, of_copy=of_copy, bytes=cell.bytes(name),
-        operations=cell.operations, kind=cell.kind(name), workload=cell.workload or cell.title,
+        operations=cell.operations, kind=cell.kind(name), workload=cell.problem.text,
         kernel=cell.kernel,
     )  # fmt: skip
 

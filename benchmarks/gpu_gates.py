@@ -4,7 +4,8 @@ A check compares what a device computes with float64, or with what the CPU compu
 promised. An op that fails one is not timed at all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -14,7 +15,20 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu_decoder, gpu_rows, gpu_trained, gpu_weights
-from benchmarks.gpu_contest import OK, OPS, WRONG, Cell, Figure, always_right, blank, op, reason
+from benchmarks.gpu_contest import (
+    ABSENT,
+    OK,
+    OPS,
+    SKIPPED,
+    WRONG,
+    Cell,
+    Clock,
+    Figure,
+    always_right,
+    blank,
+    op,
+    reason,
+)
 from qcompiler.backends.triton.ops.linear import finished
 from qcompiler.backends.triton.ops.quantize import CODES
 from qcompiler.backends.triton.tuning.bench import Contenders
@@ -41,12 +55,14 @@ class Check:
     run: Callable[[torch.device], Found]
 
 
-def figures(stage: str, checks: Iterator[Check], device: torch.device) -> Iterator[Figure]:
-    """One for each check, as they come."""
+def figures(
+    stage: str, checks: Iterable[Check], device: torch.device, *, until: float, clock: Clock
+) -> Iterator[Figure]:
+    """One for each check, as they come. One that there is no time for stops nothing: cells have gates too."""
     for check in checks:
         cell = Cell(op=check.op, scheme=check.scheme, needs=check.needs, prepare=nobody)
-        if cell.absent:
-            yield blank(stage, cell, "absent", cell.absent)
+        if cell.absent or clock() > until:
+            yield blank(stage, cell, ABSENT if cell.absent else SKIPPED, cell.absent)
             continue
         try:
             error, allowed = check.run(device)
@@ -59,6 +75,12 @@ def figures(stage: str, checks: Iterator[Check], device: torch.device) -> Iterat
             stage=stage, op=check.op, scheme=check.scheme, M=0, N=0, K=0, contender="triton",
             status=OK if right else WRONG, reason=why, error=error,
         )  # fmt: skip
+
+
+def tried(place: int, has_fp8: bool) -> None:
+    """Run one check on the GPU for what it leaves behind, which is compiled kernels; who checks, tells."""
+    with suppress(Exception):
+        [*checks(has_fp8)][place].run(torch.device("cuda"))
 
 
 def nobody(device: torch.device) -> Contenders:
@@ -126,8 +148,8 @@ def both(format: str, M: int, K: int, device: torch.device) -> Found:
 
 def off(name: str, q: Tensor, s: Tensor, wide: Tensor, format: str) -> float:
     """The largest distance of a code from x / s, in steps; NaN has to be where it belongs."""
-    is_good = wide.isfinite().all(1)
-    if not torch.equal(s.isfinite(), is_good) or q[~is_good].float().abs().sum() > 0:
+    q, is_good = q.float(), wide.isfinite().all(1)
+    if not torch.equal(s.isfinite(), is_good) or q[~is_good].abs().sum() > 0:
         return float("inf")
     ratio = (wide / s.double()[:, None])[is_good]
     step = torch.ones_like(ratio)

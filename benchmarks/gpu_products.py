@@ -1,7 +1,7 @@
 """Products of 8-bit codes: ours, a vendor's and bfloat16, with quantization and without."""
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -88,9 +88,9 @@ def cell(problem: Problem, peers: tuple[str, ...], fitted: Fitted | None) -> Cel
     return Cell(
         op=problem.op, scheme=problem.scheme, M=M, N=N, K=K, prepare=prepare, peers=names,
         needs=(f"{OPS}linear",), operations=2.0 * M * N * K,
-        bytes=lambda name: (2.0 if name == FLOAT else 1.0) * N * K + 2.0 * M * N,  # x stays in L2
+        bytes=lambda name: (2.0 if name == FLOAT else 1.0) * N * K,  # the others may stay in L2
         kind=lambda name: "bf16" if name == FLOAT else KINDS[family.kernel],
-        workload=problem.text, kernel=family.kernel,
+        kernel=family.kernel,
     )  # fmt: skip
 
 
@@ -142,7 +142,13 @@ def compiled(
     }
     done, _ = wait(started, timeout=patience)
     executor.shutdown(wait=False, cancel_futures=True)
-    return {started[one]: one.result() for one in done}
+    return {started[one]: outcome(one) for one in done}
+
+
+def outcome(of: Future[Outcome]) -> Outcome:
+    """Its result, or what its process died of."""
+    error = of.exception()
+    return of.result() if error is None else Outcome(status=REFUSED, reason=reason(error))
 
 
 def compiled_and_called(

@@ -93,6 +93,11 @@ def differs(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
     return f"{off} numbers are not those of the CPU" if any(off) else ""
 
 
+def picked(found: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+    """Some rows of each, in float32: that all codes are exact in, and torch can pick from."""
+    return [one.float()[rows] for one in found]
+
+
 def some(count: int, device: torch.device) -> Tensor:
     return torch.randperm(count, device=device)[:KEPT]
 
@@ -105,7 +110,7 @@ def codes(scheme: str, x: list[Tensor]) -> Made:
     wanted = quantize_rows(x[0][rows].cpu(), scheme)
     return Made(
         calls={OURS: lambda copy: op("quantize_rows")(x[copy], scheme)},
-        wrong=lambda found: differs([one[rows] for one in found], wanted),
+        wrong=lambda found: differs(picked(found, rows), wanted),
     )
 
 
@@ -121,7 +126,7 @@ def codes_both(scheme: str, x: list[Tensor]) -> Made:
 
     def wrong(found: Result) -> str:
         q, s, r, t = found
-        return differs((q[rows], s[rows], r[columns], t[columns]), wanted)
+        return differs([*picked((q, s), rows), *picked((r, t), columns)], wanted)
 
     return Made(calls={OURS: lambda copy: op("quantize_both")(x[copy], scheme), APART: apart}, wrong=wrong)
 
@@ -143,7 +148,7 @@ def norms(scheme: str, x: list[Tensor]) -> Made:
     wanted = ours(x[0][rows].cpu(), r[0][rows].cpu(), weight.cpu())
     return Made(
         calls={OURS: lambda copy: ours(x[copy], r[copy], weight), APART: apart},
-        wrong=lambda found: differs([one[rows] for one in found], wanted),
+        wrong=lambda found: differs(picked(found, rows), wanted),
     )
 
 
@@ -160,7 +165,7 @@ def transforms(scheme: str, x: list[Tensor]) -> Made:
 
     return Made(
         calls={OURS: lambda copy: op("hadamard_quantize")(x[copy], block, scheme), APART: apart},
-        wrong=lambda found: differs([one[rows] for one in found], wanted),
+        wrong=lambda found: differs(picked(found, rows), wanted),
     )
 
 

@@ -108,7 +108,7 @@ def contenders(
 
     vendors = {"int_mm": int_mm, "scaled_mm": scaled_mm}
     sampled = torch.randperm(M, device=device)[:SAMPLED]
-    sums = a[sampled].double() @ b.double().t()
+    sums = a.float()[sampled].double() @ b.double().t()
     beside = residual if residual is None else residual[sampled]
     wanted = exact(sums, s[sampled], t, bias, beside)
     to_the_bit = finished(sums.float(), s[sampled], t, bias, beside, activation, dtype)
