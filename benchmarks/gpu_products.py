@@ -16,8 +16,8 @@ from qcompiler.backends.triton.tuning.device import Device, device_of, known
 from qcompiler.backends.triton.tuning.families import FLOAT, KINDS, family_of, mode_of, space, written
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.products import contenders
+from qcompiler.backends.triton.tuning.ranking import ordered
 from qcompiler.backends.triton.tuning.residual import Residual
-from qcompiler.backends.triton.tuning.tuner import ordered
 
 Shape = tuple[int, int]
 SHAPES: tuple[Shape, ...] = (
