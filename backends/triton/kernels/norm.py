@@ -69,7 +69,7 @@ def norm_quantize(
         kept = values.to(stream.dtype.element_ty)
         tl.store(stream + row * stride_stream + at, kept, mask=here)
         values = kept.to(tl.float32)
-    count = columns.to(tl.float32)
+    count = columns * 1.0  # a length of 1 is no tensor, and has no type to be cast
     if CENTRED:
         values = tl.where(here, values - tl.div_rn(total(values, BLOCK, LEVELS), count), 0.0)
     variance = tl.div_rn(total(values * values, BLOCK, LEVELS), count)

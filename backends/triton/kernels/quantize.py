@@ -35,14 +35,20 @@ def scale_of(amax, LARGEST: tl.constexpr):
 
 
 @triton.jit
+def ratio_of(x, scale, LARGEST: tl.constexpr):
+    """x / s, at most LARGEST, and 0 where s is NaN."""
+    ratio = tl.div_rn(x, scale)
+    ratio = tl.where(scale <= HUGE, ratio, 0.0)
+    return tl.minimum(tl.maximum(ratio, -LARGEST), LARGEST)
+
+
+@triton.jit
 def codes_of(x, scale, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, NORMAL: tl.constexpr):
     """Numbers of the grid, still float32, at most LARGEST.
 
     MANTISSA: 0 for integers, else 2^-bits of a float format, whose normal numbers start from NORMAL.
     """
-    ratio = tl.div_rn(x, scale)
-    ratio = tl.where(scale <= HUGE, ratio, 0.0)
-    ratio = tl.minimum(tl.maximum(ratio, -LARGEST), LARGEST)
+    ratio = ratio_of(x, scale, LARGEST)
     if MANTISSA == 0:
         found = (ratio + MAGIC) - MAGIC
     else:

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qcompiler.backends.triton.kernels.quantize import FORMATS, codes_of, magnitude, scale_of
+from qcompiler.backends.triton.kernels.stochastic import drawn_codes_of, draws
 
 
 @triton.jit
@@ -56,7 +57,7 @@ def scales_of(amax, at, end, LARGEST: tl.constexpr):
     return scale_of(bits.to(tl.float32, bitcast=True), LARGEST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tensor",))
 def quantize_both(
     x,
     rows,
@@ -72,6 +73,11 @@ def quantize_both(
     stride_x,
     stride_codes,
     stride_turned,
+    key,
+    tensor,
+    ROW_PURPOSE: tl.constexpr,
+    COLUMN_PURPOSE: tl.constexpr,
+    EVEN: tl.constexpr,
     LARGEST: tl.constexpr,
     MANTISSA: tl.constexpr,
     NORMAL: tl.constexpr,
@@ -80,7 +86,9 @@ def quantize_both(
 ):
     """x [M, K] and what `amax_both` found  -->  codes [M, width], turned [K, turned_width], scales of both.
 
-    Behind the K-th and the M-th code of a row lie zeros. One program for each tile, which is read once.
+    Behind the K-th and the M-th code of a row lie zeros. One program for each tile, which is read once. With
+    a key codes are drawn: of x by elements m K + k, of its transpose by elements k M + m, for two purposes.
+    EVEN: whether 4 divides M and K.
     """
     across = tl.cdiv(width, BK)
     first_m, first_k = tl.program_id(0) // across * BM, tl.program_id(0) % across * BK
@@ -88,15 +96,23 @@ def quantize_both(
     values = tile(x, first_m, first_k, M, K, stride_x, BM, BK)
 
     scale = scales_of(rows, m, M, LARGEST)
-    found = codes_of(values, scale[:, None], LARGEST, MANTISSA, NORMAL).to(codes.dtype.element_ty)
+    if key is None:
+        found = codes_of(values, scale[:, None], LARGEST, MANTISSA, NORMAL)
+    else:
+        noise = draws(key, tensor, ROW_PURPOSE, first_m, first_k, K, BM, BK, EVEN)
+        found = drawn_codes_of(values, scale[:, None], noise, LARGEST, MANTISSA, NORMAL)
     here = (m < M)[:, None] & (k < width)[None, :]
-    tl.store(within(codes, first_m, stride_codes, k, BM), found, mask=here)
+    tl.store(within(codes, first_m, stride_codes, k, BM), found.to(codes.dtype.element_ty), mask=here)
     tl.store(scales + m, scale, mask=(m < M) & (first_k == 0))
 
     scale = scales_of(columns, k, K, LARGEST)
-    found = codes_of(values, scale[None, :], LARGEST, MANTISSA, NORMAL).to(codes.dtype.element_ty)
+    if key is None:
+        found = codes_of(values, scale[None, :], LARGEST, MANTISSA, NORMAL)
+    else:
+        noise = draws(key, tensor, COLUMN_PURPOSE, first_k, first_m, M, BK, BM, EVEN).T
+        found = drawn_codes_of(values, scale[None, :], noise, LARGEST, MANTISSA, NORMAL)
     here = (k < K)[:, None] & (m < turned_width)[None, :]
-    tl.store(within(turned, first_k, stride_turned, m, BK), found.T, mask=here)
+    tl.store(within(turned, first_k, stride_turned, m, BK), found.to(codes.dtype.element_ty).T, mask=here)
     tl.store(turned_scales + k, scale, mask=(k < K) & (first_m == 0))
 
 
@@ -107,12 +123,16 @@ def launch(
     turned: Tensor,
     turned_scales: Tensor,
     format: str,
+    key: Tensor | None,
+    tensor: int,
+    purposes: tuple[int, int],
     amax: Mapping[str, Any],
     quantize: Mapping[str, Any],
 ) -> None:
     """Fill codes [M, width], turned [K, turned_width] and scales [M] and [K] from x [M, K].
 
-    amax, quantize: constants and options of the kernels.
+    key: int64 [3], contiguous, or None for the nearest codes. purposes: of draws for codes and for turned
+    codes. amax, quantize: constants and options of the kernels.
     """
     M, K = x.shape
     width, turned_width = codes.shape[1], turned.shape[1]
@@ -122,6 +142,12 @@ def launch(
     )
     quantize_both[(triton.cdiv(turned_width, quantize["BM"]) * triton.cdiv(width, quantize["BK"]),)](
         x, rows, columns, codes, scales, turned, turned_scales, M, K, width, turned_width,
-        x.stride(0), codes.stride(0), turned.stride(0),
+        x.stride(0), codes.stride(0), turned.stride(0), key, signed(tensor),
+        ROW_PURPOSE=purposes[0], COLUMN_PURPOSE=purposes[1],
         **FORMATS[format], **quantize, enable_fp_fusion=False,
     )  # fmt: skip
+
+
+def signed(word: int) -> int:
+    """The int32 with the bits of a word of 32, so that all words are of one type."""
+    return (word + 2**31) % 2**32 - 2**31

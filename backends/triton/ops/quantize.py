@@ -3,24 +3,18 @@
 s = max |x| / L        q = clamp(rne(x / s), -L, L)        x ~ q s        L = 127, 448 or 57344
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from qcompiler.backends.triton.configurations import chosen
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.errors import InputError
-from qcompiler.numerics.fp8 import cast_fp8
+from qcompiler.numerics import row_codes
+from qcompiler.numerics.row_codes import CODES, scale_of
+
+__all__ = ["CODES", "codes_of", "quantize_rows", "scale_of"]
 
 MULTIPLE = 16  # codes of a row: tensor cores and the copy engine take 16 bytes at a time
-
-CODES: Mapping[str, tuple[torch.dtype, float]] = {
-    "int8": (torch.int8, 127.0),
-    "e4m3": (torch.float8_e4m3fn, 448.0),
-    "e5m2": (torch.float8_e5m2, 57344.0),
-}
-"""How codes of a format are held, and the largest."""
 
 
 @torch.library.custom_op("qcompiler::triton_quantize_rows", mutates_args=(), device_types="cpu")
@@ -53,19 +47,10 @@ def on_cuda(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
     return codes, scale
 
 
-def scale_of(x: Tensor, format: str) -> Tensor:
-    """Of each row of x [M, K] in float32: [M]."""
-    amax = x.abs().amax(1)
-    scale = (amax / CODES[format][1]).clamp(min=torch.finfo(torch.float32).tiny)
-    return scale.masked_fill(amax == 0, 1.0).masked_fill(~amax.isfinite(), torch.nan)
-
-
-def codes_of(x: Tensor, scale: Tensor, format: str) -> Tensor:
-    """Of x [M, K] in float32 with scales [M], zeros where a scale is NaN: [M, K rounded up to 16]."""
-    kind, largest = CODES[format]
-    ratio = (x / scale[:, None]).masked_fill(scale.isnan()[:, None], 0.0).clamp(-largest, largest)
-    codes = torch.zeros((len(x), padded(x.shape[1])), dtype=kind)
-    codes[:, : x.shape[1]] = ratio.round().to(kind) if format == "int8" else cast_fp8(ratio, format)
+def codes_of(x: Tensor, scale: Tensor, format: str, noise: Tensor | None = None) -> Tensor:
+    """The codes of rows, and zeros behind them: x [M, K]  -->  [M, K rounded up to 16]."""
+    codes = torch.zeros((len(x), padded(x.shape[1])), dtype=CODES[format][0])
+    codes[:, : x.shape[1]] = row_codes.codes_of(x, scale, format, noise)
     return codes
 
 

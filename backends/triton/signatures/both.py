@@ -6,16 +6,20 @@ from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.signatures import rows
 from qcompiler.backends.triton.signatures.base import Signature, Use
 from qcompiler.backends.triton.static import Types
+from qcompiler.numerics.philox import Purpose
 
 SIZES = ("M", "K", "width", "turned_width", "stride_x", "stride_codes", "stride_turned")
 BITS = {"rows": "*i32", "columns": "*i32"}
 
 
-def types(codes: str) -> Types:
+def types(codes: str, *, drawn: bool) -> Types:
     """Of codes and turned codes; M is any, other sizes are multiples of 16."""
     scales = {"scales": "*fp32", "turned_scales": "*fp32"}
     pointers = {"x": "*bf16", **BITS, "codes": codes, "turned": codes, **scales}
-    return Types(arguments={**pointers, **dict.fromkeys(SIZES, "i32")}, aligned=frozenset(SIZES) - {"M"})
+    draws = {"key": "*i64" if drawn else None, "tensor": "i32"}
+    return Types(
+        arguments={**pointers, **dict.fromkeys(SIZES, "i32"), **draws}, aligned=frozenset(SIZES) - {"M"}
+    )
 
 
 def amax_uses(row: Configuration, capability: int) -> list[Use]:
@@ -24,11 +28,17 @@ def amax_uses(row: Configuration, capability: int) -> list[Use]:
 
 
 def uses(row: Configuration, capability: int) -> list[Use]:
+    """The nearest codes of either kind; of those that are drawn, integers."""
     from qcompiler.backends.triton.kernels.quantize import FORMATS
 
+    purposes = {"ROW_PURPOSE": int(Purpose.GRAD_INPUT), "COLUMN_PURPOSE": int(Purpose.GRAD_WEIGHT)}
     return [
-        Use(name=name, types=types(rows.POINTERS[name]), constants=FORMATS[name])
-        for name in rows.formats(capability)
+        Use(
+            name=name,
+            types=types(rows.POINTERS[name], drawn=bool(row.mode)),
+            constants={**FORMATS[name], **purposes},
+        )
+        for name in (["int8"] if row.mode else rows.formats(capability))
     ]
 
 

@@ -22,7 +22,11 @@ def types(codes: str, out: str, *, bias: bool = False, residual: bool = False) -
 def uses(row: Configuration, capability: int) -> list[Use]:
     """Layers in bfloat16; gradients in float32, which are added to what is there by a heavy epilogue."""
     codes, plain = CODES[row.kernel], {"ACTIVATION": "none"}
-    gradient = Use(name="gradient", types=types(codes, "*fp32", residual=row.heavy), constants=plain)
+    gradient = Use(
+        name="gradient added" if row.heavy else "gradient",
+        types=types(codes, "*fp32", residual=row.heavy),
+        constants=plain,
+    )
     gradients = [] if row.mode == "fast" else [gradient]  # "fast" is not the default of backward
     if not row.heavy:
         return [Use(types=types(codes, "*bf16", bias=True), constants=plain), *gradients]

@@ -64,8 +64,10 @@ def test_codes_of_both_orders_are_those_of_the_cpu(format: str, dtype: torch.dty
     if format == "e4m3":
         needs_fp8()
     x = hard_matrix(M, K, dtype)
-    for found, wanted in zip(quantize_both(x.cuda(), format), quantize_both(x, format), strict=True):
-        assert same(found.cpu(), wanted)
+    for key in (None, noise_key(5, 6)):
+        on_device = quantize_both(x.cuda(), format, None if key is None else key.cuda(), 7)
+        for found, wanted in zip(on_device, quantize_both(x, format, key, 7), strict=True):
+            assert same(found.cpu(), wanted)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (12, 768), (3, 9000), (5, 33)])

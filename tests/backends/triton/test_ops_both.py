@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from qcompiler.backends.triton.ops import int8_linear, quantize_both
+from qcompiler.backends.triton.ops import quantize_both
 from qcompiler.errors import InputError
+from qcompiler.numerics import Purpose, noise_key, uniform
+from qcompiler.numerics.operands import OPERANDS
 
 
 @pytest.mark.parametrize(("format", "largest"), [("int8", 127), ("e4m3", 448), ("e5m2", 57344)])
@@ -30,29 +31,30 @@ def test_nan_stays_in_its_row_and_its_column() -> None:
     assert turned_scales.isnan().nonzero().tolist() == [[5]] and not turned[5].any()
 
 
+def test_drawn_codes_are_those_of_low_bit_products() -> None:
+    x, key = torch.randn(9, 14), noise_key(3, 4, 5)
+    codes, _, turned, _ = quantize_both(x, "int8", key, 6)
+    given = ((codes, x, Purpose.GRAD_INPUT), (turned, x.t(), Purpose.GRAD_WEIGHT))
+    for found, y, purpose in given:
+        wanted = OPERANDS["int8"](y, (-1,), uniform(y.numel(), key, tensor=6, purpose=purpose))
+        assert torch.equal(found[:, : y.shape[1]], wanted.values)
+
+
+@pytest.mark.parametrize(("format", "step"), [("int8", 1), ("e4m3", 32), ("e5m2", 8192)])
+def test_drawn_codes_have_no_bias(format: str, step: int) -> None:
+    """Of equal rows each draws anew; the variance of a draw is at most a quarter of a step squared."""
+    x, count = torch.randn(1, 16).expand(400, 16).contiguous(), 400
+    codes, scales, _, _ = quantize_both(x, format, noise_key(1))
+    steps = codes.double()
+    assert ((steps.mean(0) - x[0].double() / scales[0]).abs() <= 5 * step / 2 / count**0.5).all()
+    assert (steps.std(0) > 0).sum() >= 15  # the largest is a code
+
+
 def test_it_says_the_truth_about_itself() -> None:
-    torch.library.opcheck(quantize_both, (torch.randn(4, 33), "int8"), test_utils=("test_schema",))
+    torch.library.opcheck(
+        quantize_both, (torch.randn(4, 33), "int8", noise_key(1)), test_utils=("test_schema",)
+    )
     torch.library.opcheck(quantize_both, (torch.randn(4, 33), "e4m3"), test_utils=("test_faketensor",))
-
-
-def test_a_gram_matrix_compiles_as_one_graph_of_any_batch() -> None:
-    """x^T x from turned codes, of which a product sums over the batch."""
-
-    def gram(x: Tensor) -> Tensor:
-        _, _, turned, scales = torch.ops.qcompiler.triton_quantize_both(x, "int8")
-        found: Tensor = int8_linear(turned, scales, turned, scales, None, None, "none", x.dtype)
-        return found
-
-    compiled = torch.compile(gram, fullgraph=True, backend="aot_eager", dynamic=True)
-    for batch in (3, 18):
-        x = torch.randn(batch, 8)
-        found = compiled(x)
-        assert torch.equal(found, gram(x))
-        size = x.norm(dim=0)
-        error = batch**0.5 * 0.5 / 127 * x.abs().amax(0) * (1 + 2**-15)  # at most, of a column as a vector
-        bound = size[:, None] * error + error[:, None] * size + error[:, None] * error
-        sums = (batch + 8) * 2**-24 * size[:, None] * size  # rounded once for each term, and in the end
-        assert ((found - x.t() @ x).abs() <= bound + sums).all()
 
 
 def test_refusals() -> None:
@@ -62,3 +64,5 @@ def test_refusals() -> None:
         quantize_both(torch.ones(2, 2), "int3")
     with pytest.raises(InputError, match="side by side"):
         quantize_both(torch.ones(2, 3).t(), "int8")
+    with pytest.raises(InputError, match=r"a noise key of torch.float32"):
+        quantize_both(torch.ones(2, 2), "int8", torch.ones(3))

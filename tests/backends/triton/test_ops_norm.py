@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from qcompiler.backends.triton.ops import int8_linear, norm_quantize, quantize_rows
+from qcompiler.backends.triton.ops import norm_quantize, quantize_rows
 from qcompiler.backends.triton.ops.held import LONGEST
 from qcompiler.backends.triton.ops.norm import total
 from qcompiler.errors import InputError
@@ -81,19 +80,6 @@ def test_it_says_the_truth_about_itself() -> None:
     given = (torch.randn(4, 33), torch.randn(4, 33), torch.rand(33), torch.rand(33), None, "layer", EPS)
     torch.library.opcheck(norm_quantize, (*given, "int8", True), test_utils=("test_schema",))
     torch.library.opcheck(norm_quantize, (*given, "e4m3", False), test_utils=("test_faketensor",))
-
-
-def test_a_norm_and_a_layer_compile_as_one_graph() -> None:
-    w, t = quantize_rows(torch.randn(32, 48), "int8")
-    weight = torch.rand(48)
-
-    def block(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        codes, scales, stream, _ = norm_quantize(x, residual, weight, None, None, "rms", EPS, "int8", False)
-        return int8_linear(codes, scales, w, t, None, None, "silu", x.dtype), stream
-
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
-    given = torch.randn(3, 48), torch.randn(3, 48)
-    assert all(torch.equal(one, other) for one, other in zip(compiled(*given), block(*given), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from qcompiler.backends.triton.ops import (
 from qcompiler.backends.triton.ops.accumulate import DEEP, product
 from qcompiler.backends.triton.ops.linear import fp8_linear, int8_linear
 from qcompiler.errors import InputError
+from qcompiler.numerics import noise_key
 
 FORMATS = ("int8", "e4m3")
 
@@ -107,6 +108,20 @@ def test_what_is_frozen_gets_nothing_and_changes_nothing(frozen: str) -> None:
     assert given[frozen].grad is None and gradient is not None and torch.equal(gradient, wanted[other])
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_with_a_key_gradients_are_products_of_drawn_codes(frozen: bool) -> None:
+    x, w, _, dy = layer()
+    w.requires_grad_(not frozen)
+    key = noise_key(1, 2)
+    torch.autograd.backward(low_bit_linear(x, w, key=key, tensor=9), dy)
+    q, s, r, t = quantize_both(dy, "int8", key, 9)
+    _, _, v, u = quantize_both(w.detach(), "int8")
+    assert x.grad is not None and torch.equal(x.grad, product((q, s), (v, u), "fast", x.dtype))
+    _, _, v, u = quantize_both(x.detach(), "int8")
+    assert frozen == (w.grad is None)
+    assert w.grad is None or torch.equal(w.grad, product((r, t), (v, u), "fast", x.dtype))
+
+
 def test_micro_batches_share_the_codes_of_a_weight_and_add_to_one_gradient() -> None:
     x, w, _, dy = layer()
     x = x.detach()
@@ -144,7 +159,7 @@ def test_sums_too_long_for_int32_are_added_part_by_part() -> None:
 def arguments(format: str) -> tuple[Any, ...]:
     x, w, bias, _ = layer(5, 16, 33)
     both = (quantize_both(one.detach(), format) for one in (x, w))
-    return (x, w, bias, *both, "fast", "promote128", None)
+    return (x, w, bias, *both, "fast", "promote128", None, noise_key(3), 5)
 
 
 def test_the_ops_say_the_truth_about_themselves() -> None:
@@ -156,8 +171,10 @@ def test_the_ops_say_the_truth_about_themselves() -> None:
 
 
 def test_forward_and_backward_compile_as_one_graph_of_any_batch() -> None:
+    key = noise_key(4)
+
     def linear(x: Tensor, w: Tensor, bias: Tensor, into: Tensor) -> Tensor:
-        return low_bit_linear(x[None], w, bias, into=into)[0]
+        return low_bit_linear(x[None], w, bias, into=into, key=key)[0]
 
     def run(function: Any, batch: int) -> list[Tensor]:
         torch.manual_seed(batch)
@@ -173,10 +190,18 @@ def test_forward_and_backward_compile_as_one_graph_of_any_batch() -> None:
             assert torch.equal(found, wanted)
 
 
-def test_refusals() -> None:
+@pytest.mark.parametrize(
+    ("rows", "format", "sentence"),
+    [
+        (5, "e5m2", r"codes of x \[5, 33\] of torch.float8_e5m2"),
+        (6, "int8", r"codes of x \[5, 33\] of torch.int8 with shapes \[\[6, 48\], \[6\], \[33, 16\]"),
+    ],
+)
+def test_codes_of_something_else_are_refused(rows: int, format: str, sentence: str) -> None:
     given = [*arguments("int8")]
-    given[3] = given[3][:2]
-    with pytest.raises(InputError, match="codes and scales of rows and of columns are wanted"):
+    given[3] = quantize_both(torch.ones(rows, 33), format)
+    with pytest.raises(InputError, match=sentence):
         trained_linear(*given)
-    with pytest.raises(InputError, match=r"a linear layer on .*e5m2"):
-        trained_linear(*arguments("e5m2"))
+    given[3] = given[3][:2]
+    with pytest.raises(InputError, match="codes and scales of its rows and of its columns are wanted"):
+        trained_linear(*given)
