@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import torch
@@ -99,7 +99,9 @@ def cell(problem: Problem, peers: tuple[str, ...], fitted: Fitted | None) -> Cel
 
 def candidates(problem: Problem, device: Device) -> Fit:
     """The default and the most promising ones on paper, by name."""
-    return {written(one): one for one in ordered(problem, device, Residual())[:TRIALS]}
+    first = space(problem, device.capability)[:1]
+    found = {written(one): one for one in (*first, *ordered(problem, device, Residual()))}
+    return dict(islice(found.items(), TRIALS))
 
 
 def default(problem: Problem) -> Fit:

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import gpu, gpu_contest, gpu_gates
+from benchmarks import gpu, gpu_contest, gpu_gates, gpu_products
 from benchmarks.gpu import STAGES, Run, Stage, contest, main, perform, rows
 from benchmarks.gpu_ceilings import Ceilings, beyond, shares
 from benchmarks.gpu_contest import ABSENT, OK, SKIPPED, WRONG, Cell, Figure
 from benchmarks.gpu_page import word
+from benchmarks.gpu_products import Outcome
 from benchmarks.gpu_verdicts import DECIDED_BY, TARGETS, default, verdict
 from qcompiler.backends.triton.tuning.bench import Contenders
 from qcompiler.backends.triton.tuning.device import DEVICES
@@ -77,6 +78,16 @@ def test_a_wrong_kernel_is_not_timed_and_the_process_says_so(
     assert {one["status"] for one in products if one["op"] == "fp8_linear"} == {OK}
     assert not any(one["seconds"] for one in products if one["op"] == "int8_linear")
     assert "## Failed gates" in (tmp_path / "gpu.md").read_text()
+
+
+def test_candidates_are_few_with_the_default_first_and_each_is_compiled_once() -> None:
+    asked = gpu_products.tasks(False, DEVICES[0])
+    for problem in gpu_products.problems(False):
+        names = [*gpu_products.candidates(problem, DEVICES[0])]
+        assert len(names) == gpu_products.TRIALS and names[0] == next(iter(gpu_products.default(problem)))
+        assert {(problem.op, problem.scheme, name) for name in names} <= asked.keys()
+    fitted = gpu_products.fitted_by({key: Outcome(status=WRONG) for key in asked}, DEVICES[0])
+    assert fitted(gpu_products.problems(False)[0]) == {}
 
 
 # ---------------------------------------------------------------- time
