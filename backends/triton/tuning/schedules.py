@@ -1,6 +1,7 @@
 """What the rows of a device say of a problem: which contender is the fastest, and by how much.
 
-Rows are of buckets of M, and of some M between two that disagree. A problem without a row gets the configuration of the tables, and that is said once.
+Rows are of buckets of M, and of some M between two that disagree. A problem without a row gets the
+configuration of the tables, and that is said once.
 """
 
 import math
