@@ -1,4 +1,4 @@
-"""`qcompiler tune`: measure the schedules of a model's layers, so that backend "tvm" takes the fastest."""
+"""`qcompiler tune`: measure the kernels of a model's layers, so that a backend takes the fastest."""
 
 import time
 from dataclasses import asdict
@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.cli import options
+from qcompiler.cli import options, tune_gpu
 from qcompiler.cli.screen import complain, say, show, write_json
 from qcompiler.errors import InputError
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from qcompiler.backends.tvm.floatpath.tuning import Tuned as TunedFloats
     from qcompiler.backends.tvm.tuning import Tuned
 
-BACKEND = "tvm"
+BACKEND, GPU = "tvm", "triton"
+ROWS = (1, 16, 64, 256, 1024, 4096)  # one token, a few, and prompts or batches
 
 
 def run(
@@ -36,6 +37,14 @@ def run(
                      show_default=False),
     ] = None,
     key: Annotated[str, typer.Option("--key", help="Of the servers at the tracker.")] = "cpu",
+    rows: Annotated[
+        list[int] | None,
+        typer.Option("--rows", metavar="M", min=1, show_default="1, 16, 64, 256, 1024, 4096",
+                     help="Rows of a linear's input, on target 'cuda'; may be given often."),
+    ] = None,
+    no_device: Annotated[
+        bool, typer.Option("--no-device", help="Predict and compile for target 'cuda', and measure nothing.")
+    ] = False,
     calibration: options.Calibration = None,
     override: options.Overrides = None,
     batch: options.Batch = None,
@@ -53,28 +62,48 @@ def run(
     from qcompiler.tune.database import default_path, open_database
 
     wanted, aim = chosen_recipe(recipe, override), find_target(target, BACKEND)
-    if aim.backend != BACKEND:
+    if aim.backend not in (BACKEND, GPU):
         raise InputError(f"there is nothing to tune for '{target}'", why="its kernels are not generated")
+    is_gpu = aim.backend == GPU
+    if not is_gpu and (rows or no_device):
+        raise InputError("--rows and --no-device are of GPUs", fix="add --target cuda")
     if json is not None and str(json) != "-":
         artifact.check_writable_file(json)
     source = find_source(model, calibration=calibration, batch=batch)
-    with open_database(database or default_path()) as rows:
-        if rows.remark:
-            complain(rows.remark, kind="warning")
+    with open_database(database or default_path()) as kept:
+        if kept.remark:
+            complain(kept.remark, kind="warning")
         began, worked = time.monotonic(), time.process_time()
         budget = float("inf") if time_budget is None else time_budget
-        known, floats, left, peak = measured(source, wanted, aim, rows, (tracker, key), trials, budget, seed)
+        if is_gpu:
+            linears = tune_gpu.linears_of(source, wanted, aim, seed)
+            sizes = rows or ROWS
+            found = (
+                tune_gpu.foreseen(linears, sizes, aim) if no_device
+                else tune_gpu.measured(linears, sizes, kept, trials, budget)
+            )  # fmt: skip
+        else:
+            found = on_cpu(source, wanted, aim, kept, (tracker, key), trials, budget, seed)
         told = {
-            "model": model, "database": str(rows.path), "seconds": round(time.monotonic() - began, 1),
-            "cpu_seconds": round(time.process_time() - worked, 1), "left": left,
-            "peak_gops": None if peak is None else peak / 1e9,
-            "layers": [figures(layer, peak) for layer in known],
-            "floats": [asdict(group) for group in floats],
+            "model": model, "database": str(kept.path), "seconds": round(time.monotonic() - began, 1),
+            "cpu_seconds": round(time.process_time() - worked, 1), **found,
         }  # fmt: skip
     if json is not None:
         write_json(told, json)
     if str(json) != "-":
-        draw(told)
+        tune_gpu.draw(told) if is_gpu else draw(told)
+
+
+def on_cpu(
+    source: Any, recipe: Any, aim: Any, rows: Any, where: tuple[str | None, str], trials: int, budget: float,
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What is known of layers and float ops afterwards, as plain values."""
+    known, floats, left, peak = measured(source, recipe, aim, rows, where, trials, budget, seed)
+    return {
+        "left": left, "peak_gops": None if peak is None else peak / 1e9,
+        "layers": [figures(layer, peak) for layer in known], "floats": [asdict(group) for group in floats],
+    }  # fmt: skip
 
 
 def measured(

@@ -14,9 +14,6 @@ from qcompiler.backends.triton.tuning.tuner import TRIALS, Judge, Prepare, tune
 from qcompiler.progress import Tell, silent
 from qcompiler.tune.database import Database
 
-ROWS = (1, 16, 64, 256, 1024, 4096)
-"""Of x: one token, a few, and prompts or batches."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
@@ -34,7 +31,7 @@ def tune_linears(
     judge: Judge,
     prepare: Prepare,
     *,
-    rows: Sequence[int] = ROWS,
+    rows: Sequence[int],
     trials: int = TRIALS,
     until: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,

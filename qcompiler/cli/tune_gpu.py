@@ -1,0 +1,150 @@
+"""`qcompiler tune --target cuda`: what computes each linear of a model fastest, by the number of its rows.
+
+Without a GPU, `--no-device` does what needs none: it orders candidates on paper, compiles the first of each
+problem where Triton is installed, and says what it found.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.cli.screen import complain, say, show
+from qcompiler.errors import InputError
+
+if TYPE_CHECKING:
+    from qcompiler.backends.triton.decisions import Problem as Linear
+    from qcompiler.target import Target
+    from qcompiler.tune.database import Database
+
+SHOWN = 3  # candidates of a problem that are compiled and listed where nothing is measured
+
+
+def linears_of(source: Any, recipe: Any, aim: "Target", seed: int) -> "list[Linear]":
+    """The linears on codes of a model, each once."""
+    import torch
+
+    from qcompiler.backends.triton.engine.layers import layers_of
+    from qcompiler.job import take
+    from qcompiler.passes.decide import decide
+    from qcompiler.passes.forms import forms
+    from qcompiler.proof import quantized
+    from qcompiler.steps import Steps
+
+    with Steps(visible=True) as steps, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        job = take(
+            source.model, source.example_inputs, source.calibration, steps.tell, forms=forms(recipe, aim),
+            floats=aim.floats,
+        )  # fmt: skip
+        graph = quantized(decide(job.original, job.data, recipe, aim, tell=steps.tell))
+    found = [*dict.fromkeys(layer.problem for layer in layers_of(graph, aim).found)]
+    if not found:
+        raise InputError(
+            f"there is nothing to tune for '{aim.name}'",
+            why=f"recipe '{recipe.name}' leaves no linear of the model on codes of its rows",
+            fix="use --recipe int8-dynamic",
+        )
+    return found
+
+
+def measured(
+    linears: "Sequence[Linear]", rows: Sequence[int], database: "Database", trials: int, budget: float
+) -> dict[str, Any]:
+    """Measure on the GPU that is here, and say what decides from now on."""
+    import torch
+
+    from qcompiler.backends.triton.tuning.bench import CudaBench
+    from qcompiler.backends.triton.tuning.compiling import judged, pool
+    from qcompiler.backends.triton.tuning.device import device_of
+    from qcompiler.backends.triton.tuning.model import tune_linears
+    from qcompiler.backends.triton.tuning.products import contenders
+    from qcompiler.steps import Steps
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            "there is no GPU here to measure on", fix="use --no-device to see what would be measured"
+        )
+    cuda = torch.device("cuda", torch.cuda.current_device())
+    device = device_of(cuda)
+    with Steps(visible=True) as steps, pool() as executor:
+        tuned = tune_linears(
+            linears, database, device,
+            lambda problem, candidates: judged(problem, candidates, device.capability, executor, None),
+            lambda problem, fit, peers: CudaBench(contenders(problem, fit, peers, cuda)),
+            rows=rows, trials=trials, until=time.monotonic() + budget, tell=steps.tell,
+        )  # fmt: skip
+    return {
+        "device": device.name, "left": tuned.left,
+        "linears": [
+            {"format": linear.format, "N": linear.N, "K": linear.K, "decisions": str(decisions)}
+            for linear, decisions in tuned.table.items()
+        ],
+    }  # fmt: skip
+
+
+def foreseen(linears: "Sequence[Linear]", rows: Sequence[int], aim: "Target") -> dict[str, Any]:
+    """What would be measured first, on a device of the target's kind."""
+    from importlib.util import find_spec
+
+    from qcompiler.backends.triton.engine.predict import device_for
+    from qcompiler.backends.triton.tuning.compiling import judged, pool
+    from qcompiler.backends.triton.tuning.decided import problem_of
+    from qcompiler.backends.triton.tuning.families import family_of, written
+    from qcompiler.backends.triton.tuning.predict import predicted
+    from qcompiler.backends.triton.tuning.ranking import ordered
+    from qcompiler.backends.triton.tuning.residual import Residual
+    from qcompiler.steps import Steps
+
+    device, compiles = device_for(aim), find_spec("triton") is not None
+    problems = [problem_of(linear, M) for linear in linears for M in rows]
+    found = []
+    with ExitStack() as stack:
+        steps = stack.enter_context(Steps(visible=True))
+        executor = stack.enter_context(pool()) if compiles else None
+        for done, problem in enumerate(problems):
+            steps.tell(problem.text, done, len(problems))
+            first = ordered(problem, device, Residual())[:SHOWN]
+            verdicts = judged(problem, first, device.capability, executor, None) if executor else ()
+            faults = [verdict.fault for verdict in verdicts] or [None] * len(first)
+            for one, fault in zip(first, faults, strict=True):
+                paper = predicted(family_of(problem).work(problem, one), device)
+                found.append({
+                    "problem": problem.text, "configuration": written(one), "us": paper.seconds * 1e6,
+                    "limit": paper.limit, "fault": fault,
+                })  # fmt: skip
+    return {"device": device.name, "is_compiled": compiles, "candidates": found}
+
+
+def draw(told: dict[str, Any]) -> None:
+    """Decisions by linear, or candidates by problem."""
+    table = Table(box=None, pad_edge=False)
+    if "linears" in told:
+        for name in ("linear", "computed by"):
+            table.add_column(name, overflow="fold", header_style="dim")
+        for linear in told["linears"]:
+            table.add_row(Text(f"{linear['format']} {linear['N']}x{linear['K']}"), Text(linear["decisions"]))
+        show(table)
+        say(f"Measured on {told['device']}; rows in {told['database']}; {told['seconds']:.0f} s")
+        if told["left"]:
+            complain(
+                f"{told['left']} problems were not reached in time; run it again, and it goes on",
+                kind="warning",
+            )
+        return
+    for name in ("problem", "candidate"):
+        table.add_column(name, overflow="fold", header_style="dim")
+    for name in ("us on paper", "waits for", "compiles"):
+        table.add_column(name, justify="right", header_style="dim")
+    for one in told["candidates"]:
+        verdict = {None: "", "": "yes"}.get(one["fault"], one["fault"])
+        table.add_row(
+            Text(one["problem"]), Text(one["configuration"]), f"{one['us']:.1f}", one["limit"], Text(verdict)
+        )
+    show(table)
+    say(f"Predicted for {told['device']}, and measured nowhere; {told['seconds']:.0f} s")
+    if not told["is_compiled"]:
+        complain("Triton is not installed, so nothing was compiled", kind="warning")

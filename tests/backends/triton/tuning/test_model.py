@@ -1,0 +1,60 @@
+"""The linears of a model: measured at some numbers of rows, and between those that disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.tuning.decided import decisions, problem_of, table
+from qcompiler.backends.triton.tuning.device import DEVICES
+from qcompiler.backends.triton.tuning.model import Tuned, tune_linears
+from qcompiler.backends.triton.tuning.problem import Problem, parsed
+from qcompiler.backends.triton.tuning.schedules import schedules_of
+from qcompiler.tune.database import open_database
+from tests.backends.triton.tuning.test_tuner import Planned, fit
+
+H100 = DEVICES[0]
+LINEAR = Linear(format="int8", N=4096, K=1024)
+TURN = 200  # rows from which on our kernel is the faster
+
+
+class ByRows(Planned):
+    """A bench on which ours are the faster from `TURN` rows on."""
+
+    def __call__(self, problem: Problem, fit: Mapping[str, Configuration], peers: Sequence[str]) -> ByRows:
+        self.seconds = lambda name: 1e-4 if name in peers else 9e-5 if problem.M >= TURN else 2e-4
+        self.asked += [f"{problem.M} {name}" for name in (*fit, *peers)]
+        return self
+
+
+def tuned(path: Path, bench: ByRows, *rows: int) -> Tuned:
+    with open_database(path) as database:
+        return tune_linears([LINEAR], database, H100, fit, bench, rows=rows, trials=2)
+
+
+def test_the_border_is_sought_between_rows_that_disagree(tmp_path: Path) -> None:
+    bench = ByRows(seconds=lambda name: 1.0)
+    found = tuned(tmp_path / "rows.db", bench, 16, 64, 1024)
+    made = found.table[LINEAR]
+    assert made.measured and made.names == ("float", "int8_linear")
+    assert abs(made.borders[0] - TURN) <= 16
+    assert made.choose(64) == "float" and made.choose(1024) == "int8_linear"
+    assert {int(asked.split()[0]) for asked in bench.asked} > {16, 64, 1024}
+    again = ByRows(seconds=lambda name: 1.0)
+    assert tuned(tmp_path / "rows.db", again, 16, 64, 1024).table == found.table and again.asked == []
+
+
+def test_rows_of_other_linears_and_kernels_decide_nothing(tmp_path: Path) -> None:
+    with open_database(tmp_path / "rows.db") as database:
+        tune_linears([LINEAR], database, H100, fit, ByRows(seconds=lambda name: 1.0), rows=(16,), trials=2)
+        rows = database.rows()
+    found = schedules_of(rows, H100.core, H100.capability)
+    other = Linear(format="int8", N=1024, K=4096)
+    assert [*table([LINEAR, other], found)] == [LINEAR]
+    problem = parsed(rows[0].workload)
+    assert problem is not None and problem == problem_of(LINEAR, 16)
+    aged = [replace(row, compiler="triton 2.0, source 0") for row in rows]
+    assert decisions(LINEAR, schedules_of(aged, H100.core, H100.capability)) is None
