@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops.device import capability
+from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 from qcompiler.errors import InputError
 from qcompiler.numerics.formats import parse_format
 from qcompiler.numerics.fp8 import cast_fp8
@@ -46,14 +47,25 @@ def _(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
 
 @quantize_rows.register_kernel("cuda")
 def on_cuda(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    checked(x, format)
+    row = configuration(padded(x.shape[1]), capability(x.device))
+    return launched(x, format, scheduled(of_rows("quantize_rows", format, x), x.device, row))
+
+
+def launched(x: Tensor, format: str, row: Configuration) -> tuple[Tensor, Tensor]:
+    """The same by a kernel, compiled as a row says."""
     from qcompiler.backends.triton.kernels.quantize import launch
 
-    checked(x, format)
-    configuration = chosen("quantize_rows", capability(x.device))
     codes, scale = empty(x, format)
     with torch.cuda.device(x.device):
-        launch(x, codes, scale, format, configuration.constants["BLOCK"], configuration.options)
+        launch(x, codes, scale, format, row.constants["BLOCK"], row.options)
     return codes, scale
+
+
+def configuration(width: int, capability: int) -> Configuration:
+    """The one that holds a row of codes, or else the one that reads it twice."""
+    whole = chosen("quantize_rows", capability)
+    return whole if width <= whole.constants["BLOCK"] else chosen("quantize_long_rows", capability)
 
 
 def scale_of(x: Tensor, format: str) -> Tensor:
@@ -70,7 +82,7 @@ def codes_of(x: Tensor, scale: Tensor, format: str, noise: Tensor | None = None)
     """
     kind, largest = CODES[format]
     ratio = (x / scale[:, None]).masked_fill(scale.isnan()[:, None], 0.0).clamp(-largest, largest)
-    codes = torch.zeros((len(x), padded(x.shape[1])), dtype=kind)
+    codes = x.new_zeros((len(x), padded(x.shape[1])), dtype=kind)
     if noise is not None:
         grid = parse_format(format)
         ratio = grid.round(ratio, noise) if isinstance(grid, FloatFormat) else stochastic(ratio, noise)

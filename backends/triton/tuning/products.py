@@ -41,14 +41,14 @@ def contenders(
     """Of an int8 or FP8 product on codes that are there already."""
     M, N, K, dtype = problem.M, problem.N, problem.K, DTYPES[problem.out]
     format = problem.scheme.partition(" ")[0]
-    copies = copies_of(N * K)
+    copies = copies_of(N * K, device)
     x, bias = activations(M, K, dtype, device), torch.randn(N, device=device)
     residual = torch.randn(M, N, device=device).to(dtype) if problem.heavy else None
     activation = "gelu" if problem.heavy else "none"
     a, s = quantize_rows(x, format)
     b, t = quantize_rows(weights(N, K, dtype, device), format)
     codes = [b.clone() for _ in range(copies)]
-    floats = [weights(N, K, dtype, device) for _ in range(copies_of(N * K * WIDTHS[problem.out]))]
+    floats = [weights(N, K, dtype, device) for _ in range(copies_of(N * K * WIDTHS[problem.out], device))]
     out = torch.empty(M, N, dtype=dtype, device=device)
 
     def ours(configuration: Configuration) -> Callable[[int], Tensor]:

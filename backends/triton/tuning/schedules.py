@@ -42,9 +42,13 @@ class Schedules:
 
     def choice(self, problem: Problem, *, peers: bool = True) -> Choice | None:
         """The fastest contender of a problem's bucket, ours alone or with its peers; None without rows."""
-        bucketed, now = problem.bucketed, versions(problem)
+        bucketed = problem.bucketed
+        held = self.rows.get(bucketed.text)
+        if not held:
+            return None
+        now = versions(problem)
         ours = {written(one): one for one in space(bucketed, self.capability)}
-        rows = ranked(self.rows.get(bucketed.text, ()), now)
+        rows = ranked(held, now)
         rows = [row for row in rows if is_of(row, now)] or rows
         seconds = {row.configuration: row.seconds for row in rows}
         others = family_of(problem).peers if peers else ()
