@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what lies beside this is imported through it, and kernels w
 BACKENDS = {
     "ort": ("qcompiler.backends.ort", "Ort"),
     "tvm": ("qcompiler.backends.tvm", "Tvm"),
+    "triton": ("qcompiler.backends.triton.engine.backend", "Triton"),
     "reference": ("qcompiler.backends.reference", "Reference"),
 }
 AUTO = "auto"

@@ -26,12 +26,14 @@ class Executed:
 class Execution:
     """What an engine made of a graph.
 
-    stray: quantize and dequantize nodes that touch neither a graph edge nor a planned float op.
+    stray: quantize and dequantize nodes that touch neither a graph edge nor a planned float op. remarks: what
+    one should know of how it runs, in sentences.
     """
 
     layers: tuple[Executed, ...]
     kernels: Mapping[str, int] = field(default_factory=dict)  # every kernel of the engine's graph, counted
     stray: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,33 @@ class Engine(Executable, Protocol):
 
         Kernels of floats against a bound that they state, where they state one.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Layers that are quantized or float together: microseconds of both on a device that is not here.
+
+    why: the verdict in words, with its figures.
+    """
+
+    nodes: tuple[str, ...]
+    labels: tuple[str, ...]
+    why: str
+    us: float
+    float_us: float
+    device: str
+    kept: bool
+
+
+@runtime_checkable
+class Travelling(Engine, Protocol):
+    """An engine for a device that may be absent: it then runs on references, and timing it tells nothing."""
+
+    def at_home(self) -> Engine | None:
+        """The same on its device, to be timed there; None where that is absent."""
+
+    def predicted(self, inputs: Sequence[Tensor]) -> Sequence[Prediction]:
+        """What is expected of layers on codes for calls of these shapes, where nothing can be timed."""
 
 
 @runtime_checkable

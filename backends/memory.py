@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from qcompiler.backends.base import Executable
 from qcompiler.errors import InputError
-from qcompiler.ir import Graph, spec
+from qcompiler.ir import Graph, TensorSpec, spec
 
 qc = torch.ops.qcompiler
 
@@ -50,7 +50,9 @@ class HeldMemory:
 
     def __init__(self, executable: Executable) -> None:
         self.executable = executable
-        self.cache = [torch.zeros(1, *shape[1:]) for shape in cache_shapes(executable.graph)]
+        self.cache = [
+            torch.zeros(1, *found.shape[1:], dtype=found.dtype) for found in cache_specs(executable.graph)
+        ]
         self.length = 0
 
     def fill(self, cache: Sequence[Tensor], length: int) -> None:
@@ -72,9 +74,13 @@ def memory_of(executable: Executable) -> Memory:
     return HeldMemory(executable)
 
 
+def cache_specs(graph: Graph) -> list[TensorSpec]:
+    """What a decoder's inputs behind tokens and start are."""
+    return [found for node in graph.inputs[2:] if (found := spec(node)) is not None]
+
+
 def cache_shapes(graph: Graph) -> list[tuple[int, ...]]:
-    """The shapes of a decoder's inputs behind tokens and start."""
-    return [found.shape for node in graph.inputs[2:] if (found := spec(node)) is not None]
+    return [found.shape for found in cache_specs(graph)]
 
 
 def writes_in_place(graph: Graph) -> bool:

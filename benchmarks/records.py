@@ -43,7 +43,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def write_down(result: Any, page: str, out: Path) -> None:
     """The JSON at a path, its page as Markdown beside it, and the page on the screen."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    out.with_suffix(".md").write_text(page)
+    keep(result, page, out)
     print(page)
+
+
+def keep(result: Any, page: str, out: Path) -> None:
+    """The JSON at a path, and its page as Markdown beside it: whole whenever the process ends."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    texts = {".json": json.dumps(result, indent=1, sort_keys=True) + "\n", ".md": page}
+    for suffix, text in texts.items():
+        file = out.with_suffix(suffix)
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(text)
+        new.replace(file)

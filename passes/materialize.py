@@ -7,6 +7,7 @@ f(x, w, b)  -->  f(dq(q(x)), dq(w'), b)             where the kernel returns flo
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.fx import Node
 
 from qcompiler.errors import PlanError
 from qcompiler.ir import Draft, Graph, arguments
-from qcompiler.ir.spec import module_path
+from qcompiler.ir.spec import module_path, spec
 from qcompiler.numerics import (
     FloatFormat,
     Format,
@@ -83,7 +84,7 @@ def insert_pair(draft: Draft, value: Node, planned: ValueSpec) -> Pair:
         place = place.next
     readers = [user for user in value.users if not planned.readers or user.name in planned.readers]
     if planned.dynamic:
-        codes, scale, zero = unpack_dynamic(draft, value, place)
+        codes, scale, zero = unpack_dynamic(draft, value, planned, place)
     else:
         format = parse_format(planned.format)
         scale = draft.constant(f"{value.name}.scale", torch.tensor(planned.scale), before=place)
@@ -95,16 +96,35 @@ def insert_pair(draft: Draft, value: Node, planned: ValueSpec) -> Pair:
             name=f"{value.name}_q",
         )  # fmt: skip
     dequantized = draft.call(
-        qc.dequantize.default, codes, scale, zero, planned.format, before=place, origin=value,
-        name=f"{value.name}_dq",
+        qc.dequantize.default, codes, scale, zero, planned.format,
+        *((-1, width(value)) if planned.by_row else ()),
+        before=place, origin=value, name=f"{value.name}_dq", **kept_type(value),
     )  # fmt: skip
     draft.replace(value, dequantized, only=readers)
     return Pair(dequantized=dequantized, scale=None if planned.dynamic else planned.scale)
 
 
-def unpack_dynamic(draft: Draft, value: Node, place: Node) -> tuple[Node, Node, Node]:
-    """Codes, scale and zero point of a value whose range is taken at run time."""
-    triple = draft.call(qc.dynamic_quantize.default, value, before=place, name=f"{value.name}_q")
+def width(value: Node) -> int:
+    """Elements of a row."""
+    found = spec(value)
+    assert found is not None
+    return int(found.shape[-1])
+
+
+def kept_type(value: Node) -> dict[str, Any]:
+    """What a decoding is told, so that it has the type of the float value whose place it takes."""
+    found = spec(value)
+    assert found is not None
+    return {} if found.dtype == torch.float32 else {"dtype": found.dtype}
+
+
+def unpack_dynamic(draft: Draft, value: Node, planned: ValueSpec, place: Node) -> tuple[Node, Node, Node]:
+    """Codes, scale and zero point of a value whose range, or that of each row, is taken at run time."""
+    given = (qc.quantize_rows.default, value, planned.format)
+    triple = draft.call(
+        *(given if planned.by_row else (qc.dynamic_quantize.default, value)),
+        before=place, name=f"{value.name}_q",
+    )  # fmt: skip
     codes, scale, zero = (draft.call(operator.getitem, triple, index, before=place) for index in range(3))
     return codes, scale, zero
 
@@ -149,7 +169,7 @@ def reach(node: Node) -> set[str]:
 
 def insert_weight(draft: Draft, layer: Node, planned: WeightSpec, pairs: dict[str, Pair]) -> None:
     weight = arguments(layer)[planned.argument]
-    tensor = draft.tensors[str(weight.target)]
+    tensor = draft.tensors[str(weight.target)].float()
     params = weight_params(tensor, planned)
     source = layer.args[0]
     input_scale = next((pair.scale for pair in pairs.values() if pair.dequantized is source), None)
@@ -161,14 +181,15 @@ def insert_weight(draft: Draft, layer: Node, planned: WeightSpec, pairs: dict[st
     codes = quantize(tensor, params)
     stored = store(
         draft, layer, f"{module_path(layer) or layer.name}.{planned.argument}", codes, params,
-        planned.axis if not planned.group_size else 1, planned.group_size,
+        planned.axis if not planned.group_size else 1, planned.group_size, **kept_type(weight),
     )  # fmt: skip
     layer.replace_input_with(weight, stored)
 
 
 def store(
-    draft: Draft, layer: Node, name: str, codes: Tensor, params: QuantParams, axis: int | None, block: int
-) -> Node:
+    draft: Draft, layer: Node, name: str, codes: Tensor, params: QuantParams, axis: int | None, block: int,
+    **types: Any,
+) -> Node:  # fmt: skip
     """Constants for codes, scale and zero point, and the dequantize that reads them."""
     dtype = storage(params.format)
     kept = codes.view(dtype) if isinstance(params.format, FloatFormat) else codes
@@ -185,6 +206,7 @@ def store(
         block,
         before=layer,
         origin=layer,
+        **types,
     )
 
 

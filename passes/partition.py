@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import Node
 
-from qcompiler.ir import Graph, arguments
+from qcompiler.ir import Graph, arguments, spec
 from qcompiler.passes.fuse import absorbed, addend, residual_of
 from qcompiler.passes.profit import Fusion, pays, weigh
 from qcompiler.target import KernelRow, Target
@@ -45,32 +45,34 @@ def partition(graph: Graph, target: Target) -> Mapping[Node, Region]:
     regions: dict[Node, Region] = {}
     for node in graph.fx.nodes:
         row = target.row(node) if node.op == "call_function" else None
-        found = region_at(node, row) if row is not None and row.formula != "move" else None
+        found = region_at(node, row, target) if row is not None and row.formula != "move" else None
         if found is not None:
             region = with_addend(found, target)
             regions[region.result] = region
     return regions
 
 
-def region_at(anchor: Node, row: KernelRow) -> Region | None:
+def region_at(anchor: Node, row: KernelRow, target: Target) -> Region | None:
     """The region around an op, or None if it computes in float."""
     given = arguments(anchor)
     operands = operand_nodes(given, row)
     weight = given.get(row.weight) if row.weight else None
     bias = given.get(row.bias) if row.bias else None
     reads = [*operands, *([weight] if row.weight else [])]
-    if not reads or not all(is_integer(node) for node in reads):
+    if not reads or not all(are_codes(node, target) for node in reads):
         return None
     chain = absorbed(anchor, row)
     residual = residual_of(anchor, chain)
-    if residual is not None and not is_integer(residual):
+    if residual is not None and not are_codes(residual, target):
         return None
     last = chain[-1] if chain else anchor
     (reader,) = last.users if len(last.users) == 1 else (None,)
     # Behind a range that is taken at run time there is no multiplier yet, and the bias is one of floats.
     known = all(arguments(operand)["scale"].op == "get_attr" for operand in operands)
-    returns_codes = known and reader is not None and reader.target is qc.quantize.default
-    if not returns_codes and row.output != "optional":
+    returns_codes = (
+        known and row.output != "never" and reader is not None and reader.target is qc.quantize.default
+    )
+    if not returns_codes and row.output not in ("optional", "never"):
         return None
     if not returns_codes or reader is None:
         return Region(
@@ -120,9 +122,14 @@ def operand_nodes(given: Mapping[str, object], row: KernelRow) -> list[Node]:
     return found
 
 
-def is_integer(node: object) -> bool:
-    """Whether a value is the decoding of integer codes with one scale per tensor or channel."""
+def are_codes(node: object, target: Target) -> bool:
+    """Whether a value is the decoding of codes that are multiplied as they are.
+
+    Integers, or what the target has kernels for, with one scale per tensor, channel or row.
+    """
     if not isinstance(node, Node) or node.target is not qc.dequantize.default:
         return False
-    given = arguments(node)
-    return "int" in given["format"] and not given["block"]
+    given, found = arguments(node), spec(node)
+    assert found is not None
+    by_row = target.range_of == "row" and given["axis"] == -1 and given["block"] == found.shape[-1]
+    return target.computes(given["format"]) and (by_row or not given["block"])

@@ -15,6 +15,7 @@ from torch.fx import Node
 from qcompiler.errors import PlanError
 from qcompiler.ir import Graph, arguments, is_float, label, spec
 from qcompiler.ir.spec import module_path
+from qcompiler.numerics import parse_format
 from qcompiler.passes.fuse import Group
 from qcompiler.recipe import Recipe
 from qcompiler.target import Target
@@ -82,7 +83,7 @@ def start(group: Group, recipe: Recipe, target: Target, floats: Mapping[str, str
         return choice("float", "its input has no batch dimension")
     is_linear = group.row.formula == "linear"
     if layer.activations is None or layer.dynamic:
-        refuse_other_dynamic(layer, group)
+        refuse_other_dynamic(layer, group, target)
         if not is_linear:
             return choice("float", f"recipe '{layer.name}' quantizes linears only")
         if layer.dynamic and layer.activations:
@@ -92,6 +93,11 @@ def start(group: Group, recipe: Recipe, target: Target, floats: Mapping[str, str
         if why := uneven(group, recipe, target):
             return choice("float", why)
         return choice("weight-only", "weight stored in few bits")
+    if not target.calibrated:
+        return choice(
+            "float",
+            f"target '{target.name}' has kernels for ranges taken at run time alone: use a dynamic recipe",
+        )
     bias = given.get(str(group.row.bias))
     if isinstance(bias, Node) and bias.op != "get_attr":
         return choice("float", "its bias is computed at run time")
@@ -104,13 +110,15 @@ def rank(value: Node) -> int:
     return len(found.shape) if found is not None else 0
 
 
-def refuse_other_dynamic(layer: Recipe, group: Group) -> None:
-    """Ranges taken at run time exist for one format only."""
-    if layer.dynamic and layer.activations not in (None, "target", "uint8"):
+def refuse_other_dynamic(layer: Recipe, group: Group, target: Target) -> None:
+    """Ranges taken at run time exist for some formats only."""
+    formats = target.dynamic_formats
+    wanted = layer.activations
+    if layer.dynamic and wanted not in (None, "target") and parse_format(wanted).name not in formats:
         raise PlanError(
-            f"activations in '{layer.activations}' cannot take their range at run time",
+            f"activations in '{wanted}' cannot take their range at run time",
             node=label(group.anchor),
-            why="the kernel for that quantizes to uint8",
+            why=f"the kernel for that quantizes to {' or '.join(formats)}",
             fix="leave activations out of a dynamic recipe",
         )
 

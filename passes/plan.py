@@ -66,7 +66,7 @@ def make_plan(
         for choice in choices.values()
         if choice.mode != "float" and choice.group.row.weight
     )
-    values = (*plan_values(choices, ranges, target, graph), *plan_dynamic(choices))
+    values = (*plan_values(choices, ranges, target, graph), *plan_dynamic(choices, target))
     placed = (describe(choice, target) for choice in choices.values() if is_layer(choice))
     order = {node.name: position for position, node in enumerate(graph.fx.nodes)}
     plan = Plan(
@@ -98,8 +98,8 @@ def describe(choice: Choice, target: Target) -> LayerPlan:
         precision = activation_format(layer, target).name
     elif choice.mode != "float":
         precision = weight_format(layer, target).name
-    # Minifloats are stored in few bits and computed in float.
-    kernel = kernels.get(choice.mode, "float") if "float" not in precision else "float"
+    # Minifloats without a kernel are stored in few bits and computed in float.
+    kernel = kernels.get(choice.mode, "float") if target.computes(precision) else "float"
     return LayerPlan(
         node=choice.group.anchor.name,
         label=label(choice.group.anchor),
@@ -274,13 +274,16 @@ def class_format(members: Sequence[Node], choices: Mapping[Node, Choice], target
     }
     explicit = {format for format in wanted if format.name != target.activation}
     if len(explicit) > 1:
-        names = ", ".join(sorted(format.name for format in explicit))
-        raise PlanError(
-            f"the layers around '{label(members[0])}' want its value as {names}",
-            why="one tensor has one format",
-            fix="give these layers the same activations in the recipe",
-        )
+        raise one_format(members[0], {format.name for format in explicit})
     return next(iter(explicit or wanted))
+
+
+def one_format(value: Node, wanted: Iterable[str]) -> PlanError:
+    return PlanError(
+        f"the layers around '{label(value)}' want its value as {', '.join(sorted(wanted))}",
+        why="one tensor has one format",
+        fix="give these layers the same activations in the recipe",
+    )
 
 
 def affine(lo: float, hi: float, format: Format, scheme: Scheme, bound: float | None) -> tuple[float, int]:
@@ -337,16 +340,21 @@ def reason(value: Node, choices: Mapping[Node, Choice], target: Target, format: 
     return f"read as codes by {count} kernel{'s' if count > 1 else ''}, by the others as float{limits}"
 
 
-def plan_dynamic(choices: Mapping[Node, Choice]) -> Iterable[ValueSpec]:
+def plan_dynamic(choices: Mapping[Node, Choice], target: Target) -> Iterable[ValueSpec]:
     """Inputs of dynamically quantized linears; one value read by several is quantized once."""
-    readers: dict[Node, list[str]] = {}
+    readers: dict[Node, dict[str, str]] = {}
     for anchor, choice in choices.items():
         if choice.mode == "dynamic":
-            readers.setdefault(operands(choice.group)[0], []).append(anchor.name)
-    for value, names in readers.items():
+            found = readers.setdefault(operands(choice.group)[0], {})
+            found[anchor.name] = activation_format(choice.recipe, target).name
+    by_row = target.range_of == "row"
+    for value, formats in readers.items():
+        if len(set(formats.values())) > 1:
+            raise one_format(value, set(formats.values()))
         yield ValueSpec(
-            value=value.name, label=label(value), format="uint8", why="range taken at run time",
-            readers=tuple(names), dynamic=True, observer="run time",
+            value=value.name, label=label(value), format=next(iter(formats.values())),
+            why=f"range {'of each row ' if by_row else ''}taken at run time",
+            readers=tuple(formats), dynamic=True, by_row=by_row, observer="run time",
         )  # fmt: skip
 
 

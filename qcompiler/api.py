@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from qcompiler import artifact, manifest
+from qcompiler import artifact, evidence, manifest
 from qcompiler.backends import AUTO, check_threads, find_backend
-from qcompiler.backends.base import Backend, Engine, Executable
+from qcompiler.backends.base import Backend, Executable, Prediction, Travelling
 from qcompiler.backends.guard import Verdict, guard
 from qcompiler.engines import Entry, fastest, is_worth_trying
 from qcompiler.errors import ContractError, QCompilerError, TargetError, TraceError
@@ -28,7 +28,7 @@ from qcompiler.passes.decide import Decision, decide
 from qcompiler.passes.forms import forms
 from qcompiler.plan import Plan
 from qcompiler.progress import Tell
-from qcompiler.proof import Proof, facts, prove, proven, quantized
+from qcompiler.proof import Proof, at_home, facts, prove, proven, quantized
 from qcompiler.recipe import Recipe, find_recipe
 from qcompiler.report import Report
 from qcompiler.report.summary import headline
@@ -105,10 +105,10 @@ def compile(
     example_inputs: a tensor, a tuple of arguments or a dict of keywords, on which the model is traced and
         timed; an exported program has its own.
     calibration: iterable of batches in the same forms; the example inputs if absent, and the report says so.
-    recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", a .json file, a
-        mapping or a Recipe.
-    backend: "ort", "tvm", "reference", or "auto": the target's own, and where the model is large enough
-        also the machine's others, of which the fastest is kept.
+    recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", "fp8-dynamic", a
+        .json file, a mapping or a Recipe.
+    backend: "ort", "tvm", "triton", "reference", or "auto": the target's own, and where the model is large
+        enough also the machine's others, of which the fastest is kept.
     strict: a layer planned in integers that the engine runs in float is an error (ContractError).
     whole: a model that cannot be traced as a whole is an error (TraceError), as it is under `strict`; else
         one whose path depends on its data is compiled region by region.
@@ -123,7 +123,9 @@ def compile(
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
+            job = take(
+                model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim), floats=aim.floats
+            )
         except TraceError as error:
             if strict or whole or not error.is_control_flow or not isinstance(model, nn.Module):
                 raise
@@ -149,7 +151,9 @@ def compile(
                 torch.manual_seed(seed)
                 other, tell = find_target(kin), named(name, steps.tell)
                 data = job.data if job.has_data else None
-                again = take(model, example_inputs, data, tell, forms=forms(chosen, other))
+                again = take(
+                    model, example_inputs, data, tell, forms=forms(chosen, other), floats=other.floats
+                )
                 found.append(made(again, other, find_backend(name, other), tell))
             except QCompilerError as error:
                 refused[name] = str(error)
@@ -173,7 +177,9 @@ def explain(
     chosen, aim = find_recipe(recipe), find_target(target)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
+        job = take(
+            model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim), floats=aim.floats
+        )
         return decide(job.original, job.data, chosen, aim, tell=steps.tell)
 
 
@@ -205,7 +211,9 @@ def export_onnx(
     artifact.check_onnx_file(path)
     with Steps(visible=progress) as steps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        job = take(model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim))
+        job = take(
+            model, example_inputs, calibration, steps.tell, forms=forms(chosen, aim), floats=aim.floats
+        )
         decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)
         return written_onnx(
             job, decision, path, opset=opset, portable=portable, strict=strict, tell=steps.tell
@@ -284,19 +292,27 @@ def written_onnx(
 
 @dataclass(frozen=True, kw_only=True)
 class Race:
-    """The speed guard's verdict, and the proof of what ships."""
+    """The proof of what ships, and what has decided: the speed guard's verdict, or predictions.
 
-    verdict: Verdict
+    kept: "quantized", "partly" or "float".
+    """
+
     shipped: Proof
+    kept: str
+    verdict: Verdict | None = None
+    predictions: Sequence[Prediction] = ()
 
 
 def raced(
     job: Job, proof: Proof, backend: Backend, *, threads: int | None, strict: bool, tell: Tell
 ) -> Race | None:
     """Let the speed guard decide what ships, where the backend is meant to be fast."""
-    fast = proof.executable
-    floating = backend.lower(job.original, threads=threads) if isinstance(fast, Engine) else None
-    if not isinstance(fast, Engine) or not isinstance(floating, Engine):
+    fast = at_home(proof.executable)
+    if fast is None and isinstance(proof.executable, Travelling):
+        return foretold(job, proof, proof.executable, backend, threads=threads, strict=strict, tell=tell)
+    lowered = backend.lower(job.original, threads=threads) if fast is not None else None
+    floating = at_home(lowered) if lowered is not None else None
+    if fast is None or lowered is None or floating is None:
         return None
     proofs = {"quantized": proof}
 
@@ -306,7 +322,7 @@ def raced(
             proofs["partly"] = prove(job, decision, backend, threads=threads, strict=strict, tell=tell)
         except ContractError:
             return None
-        return proofs["partly"].executable
+        return at_home(proofs["partly"].executable)
 
     tell("timing", 0, None)
     verdict = guard(
@@ -314,8 +330,27 @@ def raced(
     )
     if verdict.kept == "float":
         kept = proof.decision.all_float(job.original, verdict.given_up[0].why)
-        proofs["float"] = proven(job, kept, floating, strict=strict, tell=tell)
-    return Race(verdict=verdict, shipped=proofs[verdict.kept])
+        proofs["float"] = proven(job, kept, lowered, strict=strict, tell=tell)
+    return Race(shipped=proofs[verdict.kept], kept=verdict.kept, verdict=verdict)
+
+
+def foretold(
+    job: Job, proof: Proof, engine: Travelling, backend: Backend, *, threads: int | None, strict: bool,
+    tell: Tell,
+) -> Race:  # fmt: skip
+    """Let predictions decide what ships, where the engine's device is absent."""
+    found = engine.predicted(job.timed)
+    planned = {layer.node for layer in proof.decision.plan.layers if layer.precision != "float"}
+    losing = {name: each.why for each in found if not each.kept for name in each.nodes if name in planned}
+    if not losing:
+        return Race(shipped=proof, kept="quantized", predictions=found)
+    if planned - set(losing):
+        fewer = proof.decision.keeping_float(losing)
+        partly = prove(job, fewer, backend, threads=threads, strict=strict, tell=tell)
+        return Race(shipped=partly, kept="partly", predictions=found)
+    kept = proof.decision.all_float(job.original, next(iter(losing.values())))
+    floating = proven(job, kept, backend.lower(job.original, threads=threads), strict=strict, tell=tell)
+    return Race(shipped=floating, kept="float", predictions=found)
 
 
 def assembled(
@@ -326,9 +361,11 @@ def assembled(
     The report speaks of the model that ships; where that is float, of the quantized one that was given up.
     """
     shipped = race.shipped if race else proof
-    kept = race.verdict.kept if race else "quantized"
+    kept = race.kept if race else "quantized"
     told = proof if kept == "float" else shipped
     data = facts(job, told, race.verdict if race else None, threads=threads)
+    if race and race.verdict is None:
+        data["speed"] = evidence.foretold(race.predictions, kept)
     made = manifest.describe(job, shipped, backend, kept=kept, threads=threads, seed=seed)
     return Compiled(
         graph=shipped.graph, plan=shipped.decision.plan, backend=backend, executable=shipped.executable,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from qcompiler.backends.base import Prediction
 from qcompiler.backends.guard import Verdict
 from qcompiler.backends.reference import ReferenceExecutable
 from qcompiler.ir import Graph, evaluate
@@ -173,6 +174,21 @@ def speed(verdict: Verdict, *, threads: int | None, batch: int) -> dict[str, Any
         "kept": kept,
         "given_up": [{"labels": list(loss.layers), "why": loss.why} for loss in verdict.given_up],
     }
+
+
+def foretold(predictions: Sequence[Prediction], kept: str) -> dict[str, Any]:
+    """What stands for a speed where the device is absent: nothing was timed, and predictions have decided."""
+    return {
+        "predicted": [
+            {"labels": list(each.labels), "why": each.why, "us": each.us, "float_us": each.float_us,
+             "device": each.device, "kept": each.kept}
+            for each in predictions
+        ],
+        "kept": kept,
+        "given_up": [
+            {"labels": list(each.labels), "why": each.why} for each in predictions if not each.kept
+        ],
+    }  # fmt: skip
 
 
 def refused(graph: Graph) -> list[dict[str, str]]:

@@ -1,11 +1,12 @@
 """What one compilation works on: the canonical graph, its data, and how it was asked for."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -52,13 +53,17 @@ def take(
     *,
     forms: Pipeline = (),
     dynamic: Axes | None = None,
+    floats: Collection[torch.dtype] = (torch.float32,),
 ) -> Job:
-    """Trace a model into its canonical form, then into `forms`, and settle what it is calibrated on."""
+    """Trace a model into its canonical form, then into `forms`, and settle what it is calibrated on.
+
+    floats: the types that a model for this target may compute in.
+    """
     tell("tracing", 0, None)
     name = Path(model).name if isinstance(model, str | Path) else type(model).__name__
     if isinstance(model, str | Path):
         model = load_program(Path(model))
-    graph = run((*CANONICAL, *forms), trace(model, example_inputs, dynamic=dynamic))
+    graph = run((*CANONICAL, *forms), trace(model, example_inputs, dynamic=dynamic, floats=floats))
     data = settled(model, example_inputs, calibration)
     given = calibration is not None
     return Job(name=name, original=graph, data=data, example=example_inputs, has_data=given)

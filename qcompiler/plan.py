@@ -15,7 +15,8 @@ class ValueSpec:
     """One activation tensor that is quantized.
 
     `readers` are the nodes that read the quantized value (all others read float); empty means all.
-    A dynamic value has no range: scale and zero point are computed at run time.
+    A dynamic value has no range: scale and zero point are computed at run time, those of each row by
+    themselves where it says `by_row`.
     Values with the same `shared` name have one scale and zero point.
     """
 
@@ -25,6 +26,7 @@ class ValueSpec:
     why: str
     readers: tuple[str, ...] = ()
     dynamic: bool = False
+    by_row: bool = False
     shared: str = ""
     observer: str = ""
     lo: float = 0.0

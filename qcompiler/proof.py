@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompiler import evidence
-from qcompiler.backends.base import Backend, Engine, Executable, NodeDistance, Weighing
+from qcompiler.backends.base import Backend, Engine, Executable, NodeDistance, Travelling, Weighing
 from qcompiler.backends.guard import Verdict
 from qcompiler.backends.reference import Reference
 from qcompiler.errors import ContractError
@@ -35,6 +35,7 @@ class Proof:
     kernels: Mapping[str, int]
     distance: Distance
     nodes: Sequence[NodeDistance]
+    remarks: Sequence[str] = ()
 
     @property
     def graph(self) -> Graph:
@@ -64,12 +65,20 @@ def proven(job: Job, decision: Decision, executable: Executable, *, strict: bool
     tell("comparing with the reference", 0, None)
     found = compare(job, executable, decision.target)
     found.enforce()
-    nodes = executable.verify(job.samples(1)[0]) if isinstance(executable, Engine) else ()
+    engine = at_home(executable) or executable
+    nodes = engine.verify(job.samples(1)[0]) if isinstance(engine, Engine) else ()
     enforce_nodes(nodes, decision)
     return Proof(
         decision=decision, executable=executable, contract=promised, kernels=ran.kernels, distance=found,
-        nodes=nodes,
+        nodes=nodes, remarks=ran.remarks,
     )  # fmt: skip
+
+
+def at_home(executable: Executable) -> Engine | None:
+    """What times an executable where it is meant to run; None where that cannot be, or nothing is timed."""
+    if isinstance(executable, Travelling):
+        return executable.at_home()
+    return executable if isinstance(executable, Engine) else None
 
 
 def compare(job: Job, executable: Executable, target: Target) -> Distance:
@@ -109,7 +118,7 @@ def facts(job: Job, proof: Proof, verdict: Verdict | None, *, threads: int | Non
     accuracy = evidence.accuracy(proof.distance, proof.nodes, labels, proof.kernels)
     lowered = proof.executable.fusions(job.timed) if isinstance(proof.executable, Weighing) else ()
     return {
-        "coverage": evidence.coverage(proof.contract, proof.kernels),
+        "coverage": {**evidence.coverage(proof.contract, proof.kernels), "remarks": list(proof.remarks)},
         "accuracy": {**accuracy, "ranges_from_example": observed and not job.has_data},
         "layers": evidence.layers(decision, proof.contract, quality, verdict, machine, job.batch),
         "speed": evidence.speed(verdict, threads=threads, batch=job.batch) if verdict else None,

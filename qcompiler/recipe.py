@@ -184,6 +184,7 @@ RECIPES: dict[str, Recipe] = {
             weight_method="best",
         ),
         Recipe(name="fp8", weights="float8_e4m3fn", activations="float8_e4m3fn", observers=("minmax",)),
+        Recipe(name="fp8-dynamic", weights="float8_e4m3fn", activations="float8_e4m3fn", dynamic=True),
     )
 }
 

@@ -16,7 +16,7 @@ from torch.fx import Node
 from qcompiler.backends.base import Executed, Execution
 from qcompiler.backends.reference.formulas import FORMULAS
 from qcompiler.backends.reference.kernels import Call, Codes, Output, weight_only_linear
-from qcompiler.ir import Graph, arguments, evaluate
+from qcompiler.ir import Graph, arguments, evaluate, spec
 from qcompiler.ir.graph import operator_of
 from qcompiler.passes.partition import Region, partition
 from qcompiler.plan import Plan
@@ -65,7 +65,9 @@ class ReferenceExecutable:
         if region is not None and node is region.anchor:
             residual = None if region.residual is None else values[region.residual]
             addend = None if region.addend is None else decoded(values[region.addend])
-            return compute_region(region, self.graph, args, kwargs, residual, addend)
+            result = compute_region(region, self.graph, args, kwargs, residual, addend)
+            held = spec(region.result)
+            return result if region.returns_codes or held is None else result.to(held.dtype)
         if region is not None:  # the anchor has already returned the codes that leave the region
             return values[region.anchor] if node in region.anchor.users else args[0]
         if node.target is qc.dequantize.default:
@@ -173,7 +175,7 @@ def coded(decoding: Node, held: Callable[[Node], Any]) -> Codes:
     given = arguments(decoding)
     return Codes(
         values=held(given["q"]), scale=held(given["scale"]), zero_point=held(given["zero_point"]),
-        format=given["format"], axis=given["axis"], block=given["block"],
+        format=given["format"], axis=given["axis"], block=given["block"], dtype=given["dtype"],
     )  # fmt: skip
 
 

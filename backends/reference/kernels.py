@@ -7,6 +7,9 @@
     y    = fma(float32(acc), float32(s_x s_w[c]), a)            and adds another float to it,
     y    = float32(acc) float32(s_x s_w[c]) + b[c]              or a bias of floats, where ranges are taken
     y    = fma(float32(acc), float32(s_x s_w[c]), b[c] + a)     at run time; or both
+    y    = (float32(acc) s_x[r]) s_w[c] + b[c]                  where each row r has a range of its own
+
+Codes of FP8 are numbers, and are summed as integers are: exactly, but for what float64 rounds.
 
 Sums are formed in float64, which holds every int32 accumulator exactly.
 """
@@ -24,7 +27,10 @@ from qcompiler.numerics import IntFormat, parse_format
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Codes:
-    """A quantized tensor: x = scale * (values - zero_point), one scale per tensor or per index of `axis`."""
+    """A quantized tensor: x = scale * (values - zero_point), one scale per tensor or per index of `axis`.
+
+    dtype: of the floats that it stands for, float32 if None.
+    """
 
     values: Tensor
     scale: Tensor
@@ -32,20 +38,29 @@ class Codes:
     format: str
     axis: int | None = None
     block: int = 0
+    dtype: torch.dtype | None = None
+
+    @property
+    def is_by_row(self) -> bool:
+        """Whether each row of the last axis has a scale of its own."""
+        return self.axis == -1 and self.block == self.values.shape[-1]
 
     @property
     def centered(self) -> Tensor:
         """values - zero_point in float64, exact."""
         zero = self.zero_point.double()
+        if self.is_by_row:
+            return self.values.double() - zero
         shape = [1] * self.values.dim()
         if zero.dim():
             shape[self.axis or 0] = -1
         return self.values.double() - zero.reshape(shape)
 
     def decoded(self) -> Tensor:
-        """The float32 values."""
-        decode = torch.ops.qcompiler.dequantize.default
-        result: Tensor = decode(self.values, self.scale, self.zero_point, self.format, self.axis, self.block)
+        """The float values."""
+        result: Tensor = torch.ops.qcompiler.dequantize.default(
+            self.values, self.scale, self.zero_point, self.format, self.axis, self.block, dtype=self.dtype
+        )
         return result
 
 
@@ -91,6 +106,10 @@ def along_channels(vector: Tensor, result: Tensor, axis: int) -> Tensor:
 def finish(call: Call, accumulator: Tensor, axis: int) -> Tensor:
     """Add the bias, then requantize or scale to float."""
     assert call.weight is not None
+    if call.operands[0].is_by_row:
+        steps = along_channels(call.weight.scale, accumulator, axis)
+        result = accumulator.float() * call.operands[0].scale * steps
+        return result + call.bias.float() if isinstance(call.bias, Tensor) else result
     scale = call.operands[0].scale.float() * call.weight.scale.float()
     if isinstance(call.bias, Codes):
         accumulator = accumulator + along_channels(call.bias.values.double(), accumulator, axis)

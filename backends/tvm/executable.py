@@ -17,6 +17,7 @@ from torch.fx import Node
 from qcompiler.backends.base import Executed, Execution, NodeDistance
 from qcompiler.backends.memory import HeldMemory, Memory, cache_shapes
 from qcompiler.backends.reference import decoded
+from qcompiler.backends.shapes import Shapes, shapes_of
 from qcompiler.backends.tvm.floatpath.steps import KERNEL
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
@@ -32,13 +33,10 @@ from qcompiler.backends.tvm.verify import (
     distance_of_floats,
     rounded_sources,
 )
-from qcompiler.errors import TargetError
-from qcompiler.ir import Graph, label, value
+from qcompiler.ir import Graph, value
 from qcompiler.passes.profit import Fusion
 from qcompiler.plan import Plan
 from qcompiler.target import Target
-
-Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,32 +167,3 @@ class TvmExecutable:
             for layer in plan.layers
         )
         return Execution(layers=layers, kernels=Counter(kernel or "reference" for kernel in kernels.values()))
-
-
-def shapes_of(graph: Graph, inputs: Sequence[Tensor] = ()) -> dict[Node, tuple[int, ...]]:
-    """The shapes of all tensors in a call, its symbolic sizes being those of the inputs; or as traced.
-
-    Raises TargetError where a size is known only once a value is.
-    """
-    sizes: dict[Any, int] = {}
-    for node, given in zip(graph.inputs, inputs, strict=bool(inputs)):
-        for size, found in zip(value(node).shape, given.shape, strict=True):
-            if isinstance(size, torch.SymInt):
-                sizes[size.node.expr] = found
-
-    def known(size: Any, node: Node) -> int:
-        if not isinstance(size, torch.SymInt):
-            return int(size)
-        found = size.node.expr.subs(sizes) if sizes else size.node.hint
-        if found is None or getattr(found, "free_symbols", None):
-            raise TargetError(
-                "a size depends on the values of a tensor", node=label(node),
-                why="kernels of our own are compiled for sizes", fix="use backend='ort'",
-            )  # fmt: skip
-        return int(found)
-
-    return {
-        node: tuple(known(size, node) for size in held.shape)
-        for node in graph.fx.nodes
-        if isinstance(held := value(node) if node.op != "output" else None, Tensor)
-    }

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from qcompiler.backends.tvm.executable import shapes_of
+from qcompiler.backends.shapes import shapes_of
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.lower import lower
 from qcompiler.backends.tvm.schedules import (

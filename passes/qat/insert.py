@@ -19,9 +19,6 @@ from qcompiler.errors import PlanError
 from qcompiler.ir import Graph, arguments, label
 from qcompiler.ir.graph import operator_of
 from qcompiler.numerics import (
-    PerTensor,
-    QuantParams,
-    dequantize,
     parse_format,
     pass_through,
     quantize_through,
@@ -126,7 +123,9 @@ class Builder:
     def value(self, node: Node, spec: ValueSpec) -> None:
         copy = self.copies[node]
         if spec.dynamic:
-            self.rounded[node.name, True] = self.new.call_function(quantize_dynamic, (copy,))
+            self.rounded[node.name, True] = self.new.call_function(
+                quantize_dynamic, (copy, spec.format, spec.by_row)
+            )
         elif spec.shared and spec.shared != spec.value:
             self.rounded[node.name, False], self.scales[node.name] = copy, self.scales[spec.shared]
         else:
@@ -180,15 +179,10 @@ def quantize_constant(tensor: Tensor, format: str) -> Tensor:
     return quantize_through(tensor, params_of_constant(tensor.detach(), parse_format(format)))
 
 
-def quantize_dynamic(x: Tensor) -> Tensor:
-    """A value whose range is taken at run time: nothing of it is beyond."""
+def quantize_dynamic(x: Tensor, format: str, by_row: bool) -> Tensor:
+    """A value whose range, or that of each row, is taken at run time: nothing of it is beyond."""
     with torch.no_grad():
-        codes, scale, zero = qc.dynamic_quantize(x.detach())
-        params = QuantParams(
-            scale=scale,
-            zero_point=zero.to(torch.int32),
-            format=parse_format("uint8"),
-            granularity=PerTensor(),
-        )
-        rounded = dequantize(codes, params)
+        given = x.detach()
+        triple = qc.quantize_rows(given, format) if by_row else qc.dynamic_quantize(given)
+        rounded = qc.dequantize(*triple, format, *((-1, x.shape[-1]) if by_row else ()))
     return pass_through(x, rounded)

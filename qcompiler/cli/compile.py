@@ -19,7 +19,7 @@ def run(
     model: options.Model,
     recipe: options.RecipeName = "int8",
     target: options.TargetName = "cpu",
-    backend: Annotated[str, typer.Option("--backend", help="auto, ort, tvm or reference.")] = "auto",
+    backend: Annotated[str, typer.Option("--backend", help="auto, ort, tvm, triton or reference.")] = "auto",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Write the artifact here.", show_default=False),

@@ -36,7 +36,7 @@ def run() -> None:
     Exit code 1 if something needed is missing, too old or broken.
     """
     python = Finding(what="python", found=platform.python_version(), state="ok")
-    findings = [python, *packages(), *machine(), *kernels()]
+    findings = [python, *packages(), *machine(), *kernels(), *gpu()]
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         state = Text(finding.state, style=COLOURS[finding.state])
@@ -122,3 +122,22 @@ def kernels() -> Iterator[Finding]:
             yield Finding(what=f"  {name}", found="", state="ok", remark=test(isa))
         except EngineError as error:
             yield Finding(what=f"  {name}", found="", state="broken", remark=str(error))
+
+
+def gpu() -> Iterator[Finding]:
+    """Whether models for target 'cuda' run here on their device, or are only checked on the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding(
+            what="gpu", found="–", state="optional",
+            remark="models for target 'cuda' are checked on the CPU, and not timed",
+        )  # fmt: skip
+        return
+    major, minor = torch.cuda.get_device_capability()
+    fit = (major, minor) >= (8, 0)
+    yield Finding(
+        what="gpu", found=torch.cuda.get_device_name(), state="ok" if fit else "optional",
+        remark=f"compute capability {major}.{minor}; kernels of backend 'triton' "
+        + ("run here" if fit else "want 8.0"),
+    )  # fmt: skip

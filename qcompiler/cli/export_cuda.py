@@ -14,7 +14,7 @@ from qcompiler.errors import InputError
 
 def export_cuda(source: Source, folder: Path, architecture: str) -> None:
     """The float graph's groups, one file each, for the shapes of the example."""
-    from qcompiler.backends.tvm.executable import shapes_of
+    from qcompiler.backends.shapes import shapes_of
     from qcompiler.backends.tvm.floatpath.cuda import emitted, write
     from qcompiler.ir import trace
     from qcompiler.passes.canonicalize import CANONICAL

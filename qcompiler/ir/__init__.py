@@ -2,6 +2,7 @@
 
 from qcompiler.ir import attention as attention  # this and `ops` register torch.ops.qcompiler
 from qcompiler.ir import ops as ops
+from qcompiler.ir import rows as rows
 from qcompiler.ir.call import flatten_inputs
 from qcompiler.ir.edit import Draft, arguments, normalize_arguments, with_tensors
 from qcompiler.ir.graph import Graph, Note, Signature, evaluate

@@ -53,18 +53,32 @@ def _(
 
 @torch.library.custom_op("qcompiler::dequantize", mutates_args=())
 def dequantize(
-    q: Tensor, scale: Tensor, zero_point: Tensor, format: str, axis: int | None = None, block: int = 0
+    q: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    format: str,
+    axis: int | None = None,
+    block: int = 0,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """s * (q - z) in float32, shape of q."""
+    """s * (q - z) in float32, or rounded to another type once; shape of q."""
     codes = q.view(torch.uint8) if q.dtype in FLOAT8 else q
-    return decode(codes, parameters(scale, zero_point, format, axis, block)).to(torch.float32)
+    return decode(codes, parameters(scale, zero_point, format, axis, block)).to(dtype or torch.float32)
 
 
 @dequantize.register_fake
 def _(
-    q: Tensor, scale: Tensor, zero_point: Tensor, format: str, axis: int | None = None, block: int = 0
+    q: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    format: str,
+    axis: int | None = None,
+    block: int = 0,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return torch.empty_like(q, dtype=torch.float32)
+    return torch.empty_like(q, dtype=dtype or torch.float32)
 
 
 @torch.library.custom_op("qcompiler::dynamic_quantize", mutates_args=())

@@ -12,7 +12,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,19 @@ Model = nn.Module | ExportedProgram | str | Path
 Axes = Mapping[str, Sequence[int]]
 
 
-def trace(model: Model, example_inputs: Any = None, *, dynamic: Axes | None = None) -> Graph:
+def trace(
+    model: Model,
+    example_inputs: Any = None,
+    *,
+    dynamic: Axes | None = None,
+    floats: Collection[torch.dtype] = (torch.float32,),
+) -> Graph:
     """Trace a model into a graph of stage "traced".
 
     `example_inputs` is a tensor, a tuple of arguments, or a dict of keyword arguments; an
     ExportedProgram or a `.pt2` file brings its own. `dynamic` names further axes of an nn.Module's arguments
-    that may have any size in a call, {"tokens": (1,)}; the example must have at least 2 there.
+    that may have any size in a call, {"tokens": (1,)}; the example must have at least 2 there. `floats`
+    are the types that parameters may have.
 
     Raises TraceError naming the user's file and line, InputError for inputs that the model cannot take.
     """
@@ -61,7 +68,7 @@ def trace(model: Model, example_inputs: Any = None, *, dynamic: Axes | None = No
             why="a compiled graph has no state",
             fix="call model.eval(), or return the new value instead of writing it in place",
         )
-    refuse_other_precisions(program)
+    refuse_other_precisions(program, floats)
     graph = lift(program, result)
     if not batched:
         note = Note(
@@ -75,9 +82,9 @@ def trace(model: Model, example_inputs: Any = None, *, dynamic: Axes | None = No
     return graph
 
 
-def refuse_other_precisions(program: ExportedProgram) -> None:
-    """Scales and codes are defined against float32 values; a buffer in float64 may be some table."""
-    half, learned = (torch.float16, torch.bfloat16), program.graph_signature.parameters
+def refuse_other_precisions(program: ExportedProgram, floats: Collection[torch.dtype]) -> None:
+    """Halves only where the target computes in them; a buffer in float64 may be some table."""
+    half, learned = {torch.float16, torch.bfloat16} - set(floats), program.graph_signature.parameters
     found = next(
         (
             name

@@ -188,7 +188,9 @@ def in_integers(module: fx.GraphModule, calls: Sequence[Sequence[Any]], settings
     if speed and speed["kept"] == "float":
         return in_torch(module, calls, f"integers do not pay: {speed['given_up'][0]['why']}")
     run = picking(Quantized(compiled), left)
-    if speed:  # the guard raced it against the engine's own float; torch may be faster than either
+    if (
+        speed and "predicted" not in speed
+    ):  # the guard raced it against the engine's own float; torch may be faster than either
         timing = interleave(
             {"torch": lambda: module(*calls[0]), "engine": lambda: run(*calls[0])}, rounds=2 * ROUNDS + 1
         )

@@ -105,7 +105,7 @@ class Regions:
     def is_timed(self) -> bool:
         """Whether the backend is meant to be fast: the speed guard raced some part of it."""
         return any(
-            compiled.data["speed"]
+            (compiled.data["speed"] or {}).get("rounds")
             for region in self.regions
             if region.built
             for compiled in region.built.compiled

@@ -209,6 +209,9 @@ def low_sqnr(value: Any) -> str:
 
 def slow(speed: Mapping[str, Any]) -> str:
     if speed.get("kept") == "float":
+        if predicted := rows(speed, "predicted"):
+            where = device_of(predicted)
+            return f"quantized is not predicted to be faster on {where}, so the float model was kept"
         ratio = speed.get("quantized_ratio")
         found = (
             f"runs at {times(ratio)} the speed of float" if is_number(ratio) else "is not faster than float"
@@ -266,6 +269,7 @@ def coverage_card(data: Mapping[str, Any]) -> Card:
         ),
         some([f"{count} {kernel}" for kernel, count in kernels.most_common()], 5),
     ]
+    lines += [clean(remark) for remark in coverage.get("remarks") or ()]
     surprises = len(rows(coverage, "surprises"))
     if surprises:
         lines.append(f"{plural(surprises, 'layer')} not as planned")
@@ -284,6 +288,8 @@ def speed_card(data: Mapping[str, Any]) -> Card:
     speed = part(data, "speed")
     if not speed:
         return Card(title="Speed", figure="not measured")
+    if "predicted" in speed:
+        return predicted_card(speed)
     # What was kept decides the ratio; where that is float itself, the quantized model is what one asks about.
     kept = speed.get("kept")
     compiled = speed.get("quantized_ms" if kept == "float" else "kept_ms") or speed.get("quantized_ms")
@@ -308,6 +314,25 @@ def speed_card(data: Mapping[str, Any]) -> Card:
         lines=tuple(line for line in lines if line),
         level="warn" if slow(speed) else "pass" if is_number(speed.get("ratio")) else "unknown",
     )
+
+
+def predicted_card(speed: Mapping[str, Any]) -> Card:
+    """Of a model whose device is absent."""
+    found = rows(speed, "predicted")
+    paying = f"{sum(row.get('kept') is True for row in found)} of {plural(len(found), 'value')}"
+    lines = [
+        "there is no such device here: the model was checked on the CPU's reference and not timed",
+        f"predicted to pay on {device_of(found)}: {paying} that linears read as codes"
+        if found
+        else "no linear reads codes",
+    ]
+    return Card(
+        title="Speed", figure="predicted", lines=tuple(lines), level="warn" if slow(speed) else "unknown"
+    )
+
+
+def device_of(predicted: Sequence[Mapping[str, Any]]) -> str:
+    return called(predicted[0].get("device")) if predicted else ""
 
 
 def distance_card(data: Mapping[str, Any]) -> Card:

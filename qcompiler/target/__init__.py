@@ -12,8 +12,9 @@ from qcompiler.target.base import (
 )
 from qcompiler.target.cpu import ONNX_RUNTIME_CPU
 from qcompiler.target.cpu_tvm import OWN_KERNELS_CPU
+from qcompiler.target.cuda import NVIDIA_GPU, WITHOUT_FP8
 
 __all__ = [
-    "ONNX_RUNTIME_CPU", "OWN_KERNELS_CPU", "TARGETS", "AttentionKernel", "KernelRow", "Support", "Target",
-    "WeightOnly", "find_target", "register_target",
+    "NVIDIA_GPU", "ONNX_RUNTIME_CPU", "OWN_KERNELS_CPU", "TARGETS", "WITHOUT_FP8", "AttentionKernel",
+    "KernelRow", "Support", "Target", "WeightOnly", "find_target", "register_target",
 ]  # fmt: skip

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch.fx import Node
 
 from qcompiler.errors import TargetError
 from qcompiler.rewrite import Trait, traits
 from qcompiler.target.costs import Costs
 
-Output = Literal["required", "optional", "same"]
+Output = Literal["required", "optional", "never", "same"]
+RangeOf = Literal["tensor", "row"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,8 @@ class KernelRow:
     """One op that a target can compute on integer codes.
 
     output: "required": the kernel only exists with a quantized result; "optional": it can also return
-    float; "same": codes pass through, so input and output share one scale and zero point.
+    float; "never": it returns nothing else; "same": codes pass through, so input and output share one scale
+    and zero point.
     to_float: the kernel that returns float and adds a float bias, where that is another one.
     adds: it adds another quantized tensor of the result's shape before it rounds once.
     adds_floats: it adds another float tensor of the result's shape where it returns float.
@@ -48,9 +51,9 @@ class KernelRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """How a format is executed: in integer kernels, or only stored and computed in float, and why."""
+    """How a format is executed, and why: by kernels for its codes, or only stored and computed in float."""
 
-    executes: Literal["integer", "float"]
+    executes: Literal["integer", "fp8", "float"]
     reason: str = ""
 
 
@@ -96,6 +99,10 @@ class Target:
     rows: tuple[KernelRow, ...]
     weight_only: tuple[WeightOnly, ...] = ()
     dynamic_kernel: str | None = None
+    dynamic_formats: tuple[str, ...] = ("uint8",)  # of activations whose range is taken at run time
+    range_of: RangeOf = "tensor"  # what such a range is of; that of a row is symmetric
+    calibrated: bool = True  # whether kernels read codes whose range is known before
+    floats: frozenset[torch.dtype] = frozenset({torch.float32})  # that models may compute in
     rotary: bool = False  # whether a kernel computes `qcompiler::rotary`
     attention: AttentionKernel | None = None
     by_token: bool = False  # whether attention is one op that reads heads side by side
@@ -119,6 +126,13 @@ class Target:
                 op=node.target, kernel=self.movement_kernel, formula="move", operands=("self",), output="same"
             )
         return None
+
+    def computes(self, format: str) -> bool:
+        """Whether some kernel multiplies codes of a format as they are."""
+        found = (table.get(format) for table in (self.activations, self.weights))
+        return "int" in format or any(
+            support is not None and support.executes != "float" for support in found
+        )
 
     def group_sizes(self, weights: str) -> tuple[int, ...]:
         """The group sizes, ascending, in which a float op reads weights of a format; 0 is one per column."""

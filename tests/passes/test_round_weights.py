@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ from qcompiler.progress import silent
 from qcompiler.recipe import WEIGHT_METHODS, find_recipe
 from qcompiler.rewrite import run
 from qcompiler.target import ONNX_RUNTIME_CPU
+from tests.targets import FULL_CODES
 
 CASES = [("int4", 0), ("int4", 16), ("uint4", 16), ("int8", 0), ("int2", 16)]
 cases = pytest.mark.parametrize(("format", "group"), CASES)
@@ -200,15 +200,12 @@ class Gated(nn.Module):
         return result
 
 
-ANY_CPU = replace(ONNX_RUNTIME_CPU, weight_limit=None)  # full codes, whichever instructions this one has
-
-
 def decided(method: str, base: str = "w4a16", **changes: Any) -> tuple[Graph, list[Tensor], Decision]:
     mixed = torch.randn(32, 32)
     data = [torch.randn(4, 9, 32) @ mixed for _ in range(3)]
     graph = run(CANONICAL, trace(Gated().eval(), data[0]))
     recipe = find_recipe({"base": base, "weight_method": method, **changes})
-    return graph, data, decide(graph, data, recipe, ANY_CPU)
+    return graph, data, decide(graph, data, recipe, FULL_CODES)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -3,8 +3,6 @@
 s = max |x| / L        q = clamp(rne(x / s), -L, L)        x ~ q s        L = 127, 448 or 57344
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -12,19 +10,12 @@ from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 from qcompiler.errors import InputError
-from qcompiler.numerics.formats import parse_format
-from qcompiler.numerics.fp8 import cast_fp8
-from qcompiler.numerics.minifloat import FloatFormat
-from qcompiler.numerics.rounding import stochastic
+from qcompiler.numerics import row_codes
+from qcompiler.numerics.row_codes import CODES, scale_of
+
+__all__ = ["CODES", "codes_of", "quantize_rows", "scale_of"]
 
 MULTIPLE = 16  # codes of a row: tensor cores and the copy engine take 16 bytes at a time
-
-CODES: Mapping[str, tuple[torch.dtype, float]] = {
-    "int8": (torch.int8, 127.0),
-    "e4m3": (torch.float8_e4m3fn, 448.0),
-    "e5m2": (torch.float8_e5m2, 57344.0),
-}
-"""How codes of a format are held, and the largest."""
 
 
 @torch.library.custom_op("qcompiler::triton_quantize_rows", mutates_args=(), device_types="cpu")
@@ -68,25 +59,10 @@ def configuration(width: int, capability: int) -> Configuration:
     return whole if width <= whole.constants["BLOCK"] else chosen("quantize_long_rows", capability)
 
 
-def scale_of(x: Tensor, format: str) -> Tensor:
-    """Of each row of x [M, K] in float32: [M]."""
-    amax = x.abs().amax(1)
-    scale = (amax / CODES[format][1]).clamp(min=torch.finfo(torch.float32).tiny)
-    return scale.masked_fill(amax == 0, 1.0).masked_fill(~amax.isfinite(), torch.nan)
-
-
 def codes_of(x: Tensor, scale: Tensor, format: str, noise: Tensor | None = None) -> Tensor:
-    """Of x [M, K] in float32 with scales [M], zeros where a scale is NaN: [M, K rounded up to 16].
-
-    With noise from [0, 1), [M, K], they are drawn, and their mean is x.
-    """
-    kind, largest = CODES[format]
-    ratio = (x / scale[:, None]).masked_fill(scale.isnan()[:, None], 0.0).clamp(-largest, largest)
-    codes = x.new_zeros((len(x), padded(x.shape[1])), dtype=kind)
-    if noise is not None:
-        grid = parse_format(format)
-        ratio = grid.round(ratio, noise) if isinstance(grid, FloatFormat) else stochastic(ratio, noise)
-    codes[:, : x.shape[1]] = ratio.round().to(kind) if format == "int8" else cast_fp8(ratio, format)
+    """The codes of rows, and zeros behind them: x [M, K]  -->  [M, K rounded up to 16]."""
+    codes = x.new_zeros((len(x), padded(x.shape[1])), dtype=CODES[format][0])
+    codes[:, : x.shape[1]] = row_codes.codes_of(x, scale, format, noise)
     return codes
 
 

@@ -1,6 +1,8 @@
 """Which configuration an op's kernel is compiled with: the fastest that was measured on its device.
 
-    problem  -->  rows of the user's database  -->  a configuration of the problem's space, or the tables' row
+    problem  -->  rows of the user's database and of the package  -->  one of the problem's space
+
+and where there are none, the tables' row.
 
 What an op computes does not depend on it: all configurations of a space add in the same order. Rows are read
 at the first launch on a device, once for this process.
@@ -34,7 +36,7 @@ class Chosen:
 
 def scheduled(problem: Problem, device: torch.device, default: Configuration) -> Configuration:
     """The fastest that was measured; the default, with a warning once for each problem, where nothing was."""
-    known, problem = of_device(device), problem.bucketed
+    known = of_device(device)
     if problem not in known.found:
         known.found[problem] = known.schedules.configuration(problem, default)
     return known.found[problem]
@@ -50,15 +52,17 @@ def of_device(device: torch.device) -> Chosen:
 
 
 def rows(core: "Core") -> "list[Row]":
-    """Those of the user's database; one that cannot be read is left out with a warning."""
+    """Those of the user's database, left out with a warning if it cannot be read, and those shipped."""
+    from qcompiler.backends.triton.tuning.shipped import shipped
     from qcompiler.errors import TuningError
     from qcompiler.tune.database import default_path, read_rows
 
+    found: list[Row] = []
     try:
-        return read_rows(default_path(), core)
+        found = read_rows(default_path(), core)
     except TuningError as error:
-        warnings.warn(f"{error}; meanwhile kernels run as the tables say", stacklevel=2)
-        return []
+        warnings.warn(f"{error}; meanwhile kernels run as is shipped and as the tables say", stacklevel=2)
+    return [*found, *shipped(core)]
 
 
 def of_rows(op: str, scheme: str, x: Tensor) -> Problem:

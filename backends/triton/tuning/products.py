@@ -6,13 +6,14 @@ run faster.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qcompiler.backends.triton.configurations import Configuration
-from qcompiler.backends.triton.ops.linear import finished
+from qcompiler.backends.triton.ops.linear import finished, fp8_linear, int8_linear
 from qcompiler.backends.triton.ops.quantize import quantize_rows
 from qcompiler.backends.triton.signatures import kernel_named
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
@@ -23,6 +24,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FLOOR = 1.5  # times the error of rounding the exact result to its type
 FAST = 1e-2  # of the result, where tensor cores keep fewer bits of sums than float32
 SAMPLED = 256  # rows that are compared
+QUANTIZED = " + quantize"  # behind a contender's name: it makes the codes of x as well
+
+Codes = Callable[[], tuple[Tensor, Tensor]]
+"""Of x, with their scales: there already, or made at every call."""
 
 
 def activations(M: int, K: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -36,9 +41,17 @@ def weights(N: int, K: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def contenders(
-    problem: Problem, configurations: Mapping[str, Configuration], peers: Sequence[str], device: torch.device
+    problem: Problem,
+    configurations: Mapping[str, Configuration],
+    peers: Sequence[str],
+    device: torch.device,
+    *,
+    quantized: bool = False,
 ) -> Contenders:
-    """Of an int8 or FP8 product on codes that are there already."""
+    """Of an int8 or FP8 product on codes that are there already, and where asked each with the codes of x.
+
+    On a CPU every configuration is the op's reference.
+    """
     M, N, K, dtype = problem.M, problem.N, problem.K, DTYPES[problem.out]
     format = problem.scheme.partition(" ")[0]
     copies = copies_of(N * K, device)
@@ -51,12 +64,13 @@ def contenders(
     floats = [weights(N, K, dtype, device) for _ in range(copies_of(N * K * WIDTHS[problem.out], device))]
     out = torch.empty(M, N, dtype=dtype, device=device)
 
-    def ours(configuration: Configuration) -> Callable[[int], Tensor]:
+    def ours(configuration: Configuration, rows: Codes) -> Callable[[int], Tensor]:
         from qcompiler.backends.triton.kernels.launching import launch_product
 
         kernel = kernel_named(configuration.kernel)
 
         def call(copy: int) -> Tensor:
+            a, s = rows()
             launch_product(
                 kernel, a, codes[copy], out, s, t, bias, residual, activation, configuration.constants,
                 configuration.options,
@@ -65,38 +79,58 @@ def contenders(
 
         return call
 
+    def reference(configuration: Configuration, rows: Codes) -> Callable[[int], Tensor]:
+        op = {"int8_linear": int8_linear, "fp8_linear": fp8_linear}[problem.op]
+        mode = (mode_of(problem),) if problem.op == "fp8_linear" else ()
+
+        def call(copy: int) -> Tensor:
+            a, s = rows()
+            y: Tensor = op(a, s, codes[copy], t, bias, residual, activation, *mode, dtype)
+            return y
+
+        return call
+
     def float_product(copy: int) -> Tensor:
         y = F.linear(x, floats[copy % len(floats)], bias.to(dtype))
         return y if residual is None else F.gelu(y) + residual
 
-    def int_mm(copy: int) -> Tensor:
+    def int_mm(rows: Codes, copy: int) -> Tensor:
+        a, s = rows()
         return finished(torch._int_mm(a, codes[copy].t()), s, t, bias, residual, activation, dtype)
 
-    def scaled_mm(copy: int) -> Tensor:
+    def scaled_mm(rows: Codes, copy: int) -> Tensor:
+        a, s = rows()
         y = torch._scaled_mm(
             a, codes[copy].t(), scale_a=s[:, None], scale_b=t[None, :], bias=bias.to(dtype), out_dtype=dtype,
             use_fast_accum=mode_of(problem) == "fast",
         )  # fmt: skip
         return y if residual is None else F.gelu(y) + residual
 
-    vendor = {FLOAT: float_product, "int_mm": int_mm, "scaled_mm": scaled_mm}
-    rows = torch.randperm(M, device=device)[:SAMPLED]
-    sums = a[rows].double() @ b.double().t()
-    beside = residual if residual is None else residual[rows]
-    wanted = exact(sums, s[rows], t, bias, beside)
-    to_the_bit = finished(sums.float(), s[rows], t, bias, beside, activation, dtype)
+    vendors = {"int_mm": int_mm, "scaled_mm": scaled_mm}
+    sampled = torch.randperm(M, device=device)[:SAMPLED]
+    sums = a.float()[sampled].double() @ b.double().t()
+    beside = residual if residual is None else residual[sampled]
+    wanted = exact(sums, s[sampled], t, bias, beside)
+    to_the_bit = finished(sums.float(), s[sampled], t, bias, beside, activation, dtype)
 
     def wrong(name: str, found: Tensor) -> str:
         if name == FLOAT:  # of other weights; it is nobody's reference
             return ""
-        if format == "int8" and not problem.heavy and not torch.equal(found[rows], to_the_bit):
-            return f"{int((found[rows] != to_the_bit).sum())} numbers are not those of exact sums"
-        return too_far(found[rows], wanted, FAST if mode_of(problem) == "fast" else 0.0)
+        if format == "int8" and not problem.heavy and not torch.equal(found[sampled], to_the_bit):
+            return f"{int((found[sampled] != to_the_bit).sum())} numbers are not those of exact sums"
+        return too_far(found[sampled], wanted, FAST if mode_of(problem) == "fast" else 0.0)
 
-    ours_by_name = {name: ours(configuration) for name, configuration in configurations.items()}
-    return Contenders(
-        calls={**ours_by_name, **{name: vendor[name] for name in peers}}, copies=copies, wrong=wrong
-    )
+    make = reference if device.type == "cpu" else ours
+    calls: dict[str, Callable[[int], Tensor]] = {}
+    inputs: list[tuple[str, Codes]] = [("", lambda: (a, s))]
+    if quantized:
+        inputs.append((QUANTIZED, lambda: quantize_rows(x, format)))
+    for suffix, rows in inputs:
+        calls |= {f"{name}{suffix}": make(one, rows) for name, one in configurations.items()}
+        calls |= {f"{name}{suffix}": partial(vendors[name], rows) for name in peers if name != FLOAT}
+    if FLOAT in peers:
+        calls[FLOAT] = float_product
+    return Contenders(calls=calls, copies=copies, wrong=wrong)
 
 
 def exact(sums: Tensor, s: Tensor, t: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """What the rows of a device say of a problem: which contender is the fastest, and by how much.
 
-Rows are of buckets of M. A problem without a row gets the configuration of the tables, and that is said once.
+Rows are of buckets of M, and of some M between two that disagree. A problem without a row gets the
+configuration of the tables, and that is said once.
 """
 
 import math
@@ -41,16 +42,21 @@ class Schedules:
     missed: set[str] = field(default_factory=set, compare=False)  # what was said to lack rows
 
     def choice(self, problem: Problem, *, peers: bool = True) -> Choice | None:
-        """The fastest contender of a problem's bucket, ours alone or with its peers; None without rows."""
-        bucketed = problem.bucketed
-        held = self.rows.get(bucketed.text)
-        if not held:
+        """The fastest contender of a problem, ours alone or with its peers; None without rows.
+
+        The rows are those of just so many M, or else of their bucket. Of two of one configuration, measured
+        here and shipped, the faster one counts.
+        """
+        held = problem if problem.text in self.rows else problem.bucketed
+        if held.text not in self.rows:
             return None
         now = versions(problem)
-        ours = {written(one): one for one in space(bucketed, self.capability)}
-        rows = ranked(held, now)
+        ours = {written(one): one for one in space(held, self.capability)}
+        rows = ranked(self.rows[held.text], now)
         rows = [row for row in rows if is_of(row, now)] or rows
-        seconds = {row.configuration: row.seconds for row in rows}
+        seconds: dict[str, float] = {}
+        for row in rows:
+            seconds.setdefault(row.configuration, row.seconds)
         others = family_of(problem).peers if peers else ()
         running = [name for name in seconds if name in ours or name in others]
         if not running:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from qcompiler.backends.shapes import shapes_of
 from qcompiler.backends.tvm.build import REFUSALS, compiled, processor_for, target_of
-from qcompiler.backends.tvm.executable import shapes_of
 from qcompiler.backends.tvm.floatpath.choice import FUSED, TORCH, by_rule, made, unscheduled, workload
 from qcompiler.backends.tvm.floatpath.draw import drawn
 from qcompiler.backends.tvm.floatpath.group import Group

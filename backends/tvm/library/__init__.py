@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler import artifact
+from qcompiler.backends.shapes import shapes_of
 from qcompiler.backends.tvm.arena import shared, sizes
 from qcompiler.backends.tvm.build import linked, uses
 from qcompiler.backends.tvm.driver import counters
-from qcompiler.backends.tvm.executable import TvmExecutable, shapes_of
+from qcompiler.backends.tvm.executable import TvmExecutable
 from qcompiler.backends.tvm.isa import Isa
 from qcompiler.backends.tvm.library import run
 from qcompiler.backends.tvm.library.steps import portable_steps, recorded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops import schedule
 from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 from qcompiler.backends.triton.tuning import device as devices
+from qcompiler.backends.triton.tuning import shipped
 from qcompiler.backends.triton.tuning.device import DEVICES, Device
 from qcompiler.backends.triton.tuning.families import space, written
 from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.shipped import ship
 from qcompiler.backends.triton.tuning.tuner import versions
 from qcompiler.tune import database
 from qcompiler.tune.database import Row, open_database
@@ -87,7 +90,10 @@ def test_a_damaged_database_is_left_out_with_a_warning(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
     of_database, of_problem = (str(warning.message) for warning in said)
-    assert of_database.endswith("meanwhile kernels run as the tables say") and "rows.db" in of_database
+    assert (
+        of_database.endswith("meanwhile kernels run as is shipped and as the tables say")
+        and "rows.db" in of_database
+    )
     assert "nothing was measured" in of_problem
     assert asked() == DEFAULT
 
@@ -112,3 +118,14 @@ def test_what_no_family_knows_by_its_type_runs_as_the_tables_say() -> None:
     x = torch.empty(4, 32, dtype=torch.float64)
     with pytest.warns(UserWarning, match="quantize_rows, int8, M 4, K 32, float64: nothing was measured"):
         scheduled(of_rows("quantize_rows", "int8", x), FIRST, chosen("quantize_rows", 90))
+
+
+def test_rows_that_came_with_the_package_do_where_nothing_was_measured_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(tmp_path, PROBLEM, {written(OTHER): 1e-4})
+    with open_database(tmp_path / "rows.db") as opened:
+        ship(opened.rows(), tmp_path / "shipped")
+    monkeypatch.setattr(shipped, "shipped", partial(shipped.shipped, folder=tmp_path / "shipped"))
+    monkeypatch.setattr(database, "default_path", lambda: tmp_path / "none.db")
+    assert asked() == OTHER

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from qcompiler.backends.reference import decoded
+from qcompiler.backends.shapes import shapes_of
 from qcompiler.backends.tvm.build import compiled, host
-from qcompiler.backends.tvm.executable import shapes_of
 from qcompiler.backends.tvm.floatpath.build import stages
 from qcompiler.backends.tvm.floatpath.choice import FUSED, made
 from qcompiler.backends.tvm.floatpath.elementwise import FUNCTION

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qcompiler.backends.tvm.executable import shapes_of
+from qcompiler.backends.shapes import shapes_of
 from qcompiler.backends.tvm.floatpath import cuda
 from qcompiler.backends.tvm.floatpath.cuda import emitted, write
 from qcompiler.errors import TargetError

@@ -1,0 +1,140 @@
+"""The linears of a quantized graph that ops compute, each with what its epilogue takes along.
+
+    dequantize(quantize_rows(x)), dequantize(weight)  ->  linear  ->  activation  ->  + residual    one Layer
+
+What an epilogue takes along is a table, and what keeps a linear from being a layer is a list of sentences.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.backends.triton.decisions import Problem
+from qcompiler.backends.triton.engine.candidates import OURS
+from qcompiler.ir import Graph, arguments, spec
+from qcompiler.ir.products import DEEPEST
+from qcompiler.ir.rows import SHORT
+from qcompiler.passes.fuse import addend
+from qcompiler.passes.partition import Region, partition
+from qcompiler.target import Target
+
+aten = torch.ops.aten
+qc = torch.ops.qcompiler
+
+ACTIVATIONS: Mapping[Any, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
+    aten.gelu.default: ("gelu", lambda given: given["approximate"] == "none"),
+    aten.silu.default: ("silu", lambda given: True),
+}
+"""An op behind a linear -> the activation of an epilogue, and the calls that are it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """A linear: x [..., K] in floats, its weight as constants, and the ops behind it up to `result`.
+
+    tail: those ops. Invariant: each is read by the next one alone.
+    """
+
+    region: Region
+    x: Node
+    codes: str
+    scale: str
+    bias: Node | None
+    activation: str
+    residual: Node | None
+    tail: tuple[Node, ...]
+    problem: Problem
+    dtype: torch.dtype
+
+    @property
+    def anchor(self) -> Node:
+        return self.region.anchor
+
+    @property
+    def result(self) -> Node:
+        return self.tail[-1] if self.tail else self.anchor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Layers in execution order, and linears on codes that are none: anchor's name -> why."""
+
+    found: tuple[Layer, ...]
+    refused: Mapping[str, str]
+
+
+def layers_of(graph: Graph, target: Target) -> Layers:
+    found, refused = [], {}
+    for region in partition(graph, target).values():
+        why = next(obstacles(region, graph), None)
+        if why is None:
+            found.append(layer_at(region, graph))
+        else:
+            refused[region.anchor.name] = why
+    return Layers(found=tuple(found), refused=refused)
+
+
+def obstacles(region: Region, graph: Graph) -> Iterator[str]:
+    """Why no op computes a region, in sentences; none where one does."""
+    if region.row.formula != "linear" or region.weight is None:
+        yield f"no op computes a {region.row.formula} on codes; keep it in float by an override"
+        return
+    (operand,), weight = region.operands, arguments(region.weight)
+    if row_codes_of(operand) is None:
+        yield "its input has no range of each row; use a dynamic recipe"
+    formats = arguments(operand)["format"], weight["format"]
+    if formats[0] != formats[1] or SHORT.get(formats[0]) not in OURS:
+        yield f"no op multiplies {formats[0]} by {formats[1]}; use one format of 8 bits for both"
+    if any(weight[name].op != "get_attr" for name in ("q", "scale", "zero_point")):
+        yield "its weight is no constant; keep it in float by an override"
+        return
+    if bool(tensor(weight["zero_point"], graph).double().any()):
+        yield "its weight has zero points; use a symmetric format"
+    depth = tensor(weight["q"], graph).shape[1]
+    if formats[0] == "int8" and depth > DEEPEST:
+        yield f"int32 does not hold the sum of {depth} products; keep it in float by an override"
+
+
+def tensor(node: Any, graph: Graph) -> Tensor:
+    return graph.tensors[str(node.target)]
+
+
+def row_codes_of(decoded: Node) -> Node | None:
+    """The `quantize_rows` whose codes a dequantize reads."""
+    codes = arguments(decoded)["q"]
+    made = codes.args[0] if codes.args else None
+    return made if isinstance(made, Node) and made.target is qc.quantize_rows.default else None
+
+
+def layer_at(region: Region, graph: Graph) -> Layer:
+    anchor, weight = region.anchor, arguments(region.weight)  # type: ignore[arg-type]  # no obstacle
+    quantized = row_codes_of(region.operands[0])
+    assert quantized is not None
+    activation, tail = "none", []
+    reader = only_reader(anchor)
+    if reader is not None and reader.target in ACTIVATIONS:
+        name, is_it = ACTIVATIONS[reader.target]
+        if is_it(arguments(reader)):
+            activation, tail = name, [reader]
+    last = tail[-1] if tail else anchor
+    reader = only_reader(last)
+    residual = None if reader is None else addend(last, reader)
+    if reader is not None and residual is not None:
+        tail.append(reader)
+    N, K = tensor(weight["q"], graph).shape
+    held = spec(tail[-1] if tail else anchor)
+    assert held is not None
+    return Layer(
+        region=region, x=arguments(quantized)["x"], codes=str(weight["q"].target),
+        scale=str(weight["scale"].target), bias=arguments(anchor)["bias"], activation=activation,
+        residual=residual, tail=tuple(tail), dtype=held.dtype,
+        problem=Problem(format=SHORT[weight["format"]], N=N, K=K),
+    )  # fmt: skip
+
+
+def only_reader(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None

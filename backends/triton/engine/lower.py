@@ -1,0 +1,160 @@
+"""A quantized graph as one that calls the ops: what a linear reads is quantized once for all that read it.
+
+    linear(dq(quantize_rows(x)), dq(w), b)  -->  a, s = triton_quantize_rows(rows(x), format)
+                                                 y = candidate(a, s, packed(w), t, b, residual, act, dtype)
+
+Everything else stays as it is. The graph holds no sizes, so it serves all calls for which the same
+candidates were chosen.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from qcompiler.backends.triton.engine.candidates import Candidate
+from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.ops.quantize import padded
+from qcompiler.ir import Graph
+
+qc = torch.ops.qcompiler
+
+
+def rows(x: Tensor) -> Tensor:
+    """[..., K]  -->  [M, K], rows one behind another."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def like_rows_of(y: Tensor, x: Tensor) -> Tensor:
+    """[M, N]  -->  [..., N], as x [..., K] is."""
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """What computes a layer in a lowered graph, and the values there that it is computed from."""
+
+    layer: Layer
+    by: Candidate
+    node: Node
+    x: Node
+    bias: Node | None
+    residual: Node | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """A lowered graph, and its calls of candidates in execution order."""
+
+    graph: Graph
+    calls: tuple[Call, ...]
+
+
+def lower(graph: Graph, layers: Sequence[Layer], chosen: Mapping[str, Candidate]) -> Program:
+    """A program of the same inputs and results; `chosen` is by the name of a layer's anchor."""
+    ends = {layer.result: layer for layer in layers}
+    needed, made = read(graph, ends), Lowering(graph)
+    for node in graph.fx.nodes:
+        if node in ends:
+            made.compute(ends[node], chosen[ends[node].anchor.name])
+        elif node in needed:
+            made.keep(node)
+    return made.finished()
+
+
+def read(graph: Graph, ends: Mapping[Node, Layer]) -> set[Node]:
+    """What is computed still: what results follow from, where a layer reads floats and no codes."""
+    found: set[Node] = set(graph.inputs)
+    waiting = [graph.output]
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        layer = ends.get(node)
+        reads = node.all_input_nodes if layer is None else (layer.x, layer.bias, layer.residual)
+        waiting += [each for each in reads if each is not None]
+    return found
+
+
+class Lowering:
+    """One lowering under way."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.fx = graph, fx.Graph()
+        self.tensors: dict[str, Tensor] = dict(graph.tensors)
+        self.now: dict[Node, Node] = {}  # value of the graph -> what stands for it
+        self.flat: dict[Node, Node] = {}  # and as rows
+        self.quantized: dict[tuple[Node, str], tuple[Node, Node]] = {}
+        self.calls: list[Call] = []
+
+    def keep(self, node: Node) -> None:
+        """The results of a layer stand for the end of its tail, which is all that others read."""
+        self.now[node] = self.fx.node_copy(node, self.now.__getitem__)
+
+    def compute(self, layer: Layer, by: Candidate) -> None:
+        codes, scale = (self.graph.tensors[name] for name in (layer.codes, layer.scale))
+        a: Node
+        s: Node | None
+        residual = None if layer.residual is None else self.rows(layer.residual)
+        bias = None if layer.bias is None else self.now[layer.bias]
+        if by.reads_codes:
+            a, s = self.codes(layer.x, layer.problem.format)
+            b = self.constant(f"{layer.codes}.packed", lambda: packed(codes))
+            t: Node | None = self.constant(layer.scale, lambda: scale)
+        else:
+            a, s, t = self.rows(layer.x), None, None
+            b = self.constant(f"{layer.codes}.decoded", lambda: decoded(codes, scale, layer.dtype))
+        y = self.call(
+            layer.anchor.name, by.compute, a, s, b, t, bias, residual,
+            activation=layer.activation, dtype=layer.dtype, **by.more,
+        )  # fmt: skip
+        self.calls.append(
+            Call(
+                layer=layer, by=by, node=y, x=self.now[layer.x], bias=bias,
+                residual=None if layer.residual is None else self.now[layer.residual],
+            )
+        )  # fmt: skip
+        self.now[layer.result] = self.call("shaped", like_rows_of, y, self.now[layer.x])
+
+    def codes(self, x: Node, format: str) -> tuple[Node, Node]:
+        """Codes and scales of rows, which all that read the value share."""
+        if (x, format) not in self.quantized:
+            both = self.call(f"{x.name}_q", qc.triton_quantize_rows.default, self.rows(x), format)
+            found = [self.call("part", operator.getitem, both, index) for index in range(2)]
+            self.quantized[x, format] = (found[0], found[1])
+        return self.quantized[x, format]
+
+    def rows(self, x: Node) -> Node:
+        if x not in self.flat:
+            self.flat[x] = self.call("rows", rows, self.now[x])
+        return self.flat[x]
+
+    def constant(self, name: str, make: Callable[[], Tensor]) -> Node:
+        if name not in self.tensors:
+            self.tensors[name] = make()
+        return self.fx.get_attr(name)
+
+    def call(self, name: str, target: Any, *args: Any, **kwargs: Any) -> Node:
+        return self.fx.create_node("call_function", target, args, kwargs, name=name)
+
+    def finished(self) -> Program:
+        used = {str(node.target) for node in self.fx.nodes if node.op == "get_attr"}
+        kept = {name: found for name, found in self.tensors.items() if name in used}
+        return Program(graph=replace(self.graph, fx=self.fx, tensors=kept), calls=tuple(self.calls))
+
+
+def packed(codes: Tensor) -> Tensor:
+    """[N, K]  -->  [N, K rounded up to 16], zeros behind the K-th, in memory of its own, which is aligned."""
+    wide = torch.zeros((codes.shape[0], padded(codes.shape[1])), dtype=codes.dtype)
+    wide[:, : codes.shape[1]] = codes
+    return wide
+
+
+def decoded(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """q t_n in the model's type."""
+    return (codes.float() * scale[:, None]).to(dtype)

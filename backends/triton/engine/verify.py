@@ -1,0 +1,104 @@
+"""What computed a linear against the reference, on the inputs that it was given.
+
+Sums of int8 codes are exact and the rest is float32 in the order written, so results have equal bits. Where
+they need not, a bound is derived, and what is beyond it counts. S = sum_k |a_k b_k|, S' = sum_k |x_k w_k|:
+
+    fp8, on a CPU          K 2^-24 S                    a sum of float32 in any order
+    fp8 fast, on CUDA      K / 32 2^-13 S               32 products at a time, of which 14 bits stay
+    fp8 promote128         4 2^-13 S + K 2^-24 S        (DeepSeek-V3, arXiv 2412.19437, section 3.3.2)
+    floats                 sum_k |x_k - a_k s| |w_k| + (K 2^-24 + 2 u) S'       the rounding that was left out
+
+GELU and SiLU enlarge an error by 1.13 at most, and are themselves good to |y| 2^-21. u is half a unit of the
+result's type, in which steps behind the sums, and weights that are decoded, are rounded.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qcompiler.backends.base import NodeDistance
+from qcompiler.backends.reference import coded, compute_region
+from qcompiler.backends.reference.kernels import Codes
+from qcompiler.backends.triton.engine.layers import Layer, tensor
+from qcompiler.backends.triton.engine.lower import Call
+from qcompiler.backends.triton.ops.linear import ACTIVATIONS
+from qcompiler.ir import Graph, arguments
+
+STEEPEST = 1.13  # the largest derivative of GELU, 1.129, and of SiLU, 1.100
+TENSOR_CORES = 2.0**-13
+FLOAT32 = 2.0**-24
+EXPONENTIAL = 2.0**-21
+
+
+def distance(call: Call, values: Mapping[Node, Any], graph: Graph) -> NodeDistance:
+    """`values` are those of the lowered graph; `graph` is the quantized one."""
+    layer, found = call.layer, values[call.node]
+    x: Tensor = values[call.x].cpu()
+    bias, residual = (None if node is None else values[node].cpu() for node in (call.bias, call.residual))
+    operand, weight = operands(layer, x, graph)
+    sums = compute_region(layer.region, graph, (operand, weight, bias), {}, None).float()
+    y = ACTIVATIONS[layer.activation](sums)
+    y = y if residual is None else y + residual.float()
+    wanted = y.to(layer.dtype)
+    apart = gap(found.cpu(), wanted.reshape(found.shape))
+    if not has_equal_bits(call, found.device):
+        half = torch.finfo(layer.dtype).eps / 2
+        allowed = STEEPEST * (
+            bound(call, x, operand, weight, found.device) + (half + EXPONENTIAL) * sums.abs()
+        )
+        allowed = allowed + 3 * half * y.abs()  # of the activation, of a residual's sum, and of the reference
+        beyond = (apart - allowed.reshape(apart.shape)).clamp_min(0)
+        apart = torch.where(apart == 0, 0.0, beyond)  # where both are NaN the bound is, too
+    steps = apart / (finite_maximum(wanted) / 127)
+    return NodeDistance(
+        node=layer.anchor.name, kernel=call.by.name, max_lsb=largest(steps),
+        changed=float((apart > 0).double().mean()),
+    )  # fmt: skip
+
+
+def operands(layer: Layer, x: Tensor, graph: Graph) -> tuple[Codes, Codes]:
+    """Codes of the input, made by the reference, and of the weight."""
+    format = arguments(layer.region.operands[0])["format"]
+    values, scale, zero = torch.ops.qcompiler.quantize_rows(x, format)
+    operand = Codes(values=values, scale=scale, zero_point=zero, format=format, axis=-1, block=x.shape[-1])
+    assert layer.region.weight is not None
+    return operand, coded(layer.region.weight, lambda node: tensor(node, graph))
+
+
+def has_equal_bits(call: Call, device: torch.device) -> bool:
+    is_exact = call.by.reads_codes and call.layer.problem.format == "int8"
+    return is_exact and (device.type == "cpu" or call.layer.activation == "none")
+
+
+def bound(call: Call, x: Tensor, operand: Codes, weight: Codes, device: torch.device) -> Tensor:
+    """How far what a linear alone returns may be from the reference, [..., N] in float64."""
+    depth = weight.values.shape[1]
+    w = (weight.values.double() * weight.scale.double()[:, None]).abs().t()
+    a = operand.values.double() * operand.scale.double()
+    if not call.by.reads_codes:
+        half = torch.finfo(call.layer.dtype).eps / 2
+        return (x.double() - a).abs() @ w + (depth * FLOAT32 + 2 * half) * (x.double().abs() @ w)
+    if call.layer.problem.format == "int8":
+        return torch.zeros(())
+    promoted = call.by.more.get("accumulation") == "promote128"
+    inside = 0.0 if device.type == "cpu" else TENSOR_CORES * (4 if promoted else depth / 32)
+    return (inside + depth * FLOAT32) * (a.abs() @ w)
+
+
+def gap(found: Tensor, wanted: Tensor) -> Tensor:
+    """|found - wanted|, 0 where both are NaN or the same infinity."""
+    one, other = found.double(), wanted.double()
+    same = (one == other) | (one.isnan() & other.isnan())
+    return torch.where(same, 0.0, (one - other).abs())
+
+
+def finite_maximum(x: Tensor) -> float:
+    return max(float(x.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if x.numel() else 0.0, 1e-30)
+
+
+def largest(steps: Tensor) -> float:
+    """Infinite where a NaN is on one side alone."""
+    return float(steps.nan_to_num(torch.inf).max()) if steps.numel() else 0.0

@@ -1,0 +1,52 @@
+"""What rows say of every linear, as decisions over the number of its rows.
+
+    rows of (format, N, K) at M = 1, 16, 64, ...  -->  float, from 17 int8_linear, from 2049 int_mm
+
+Between two numbers of rows that were measured, the larger one decides.
+"""
+
+from collections.abc import Iterable
+
+from qcompiler.backends.triton.decisions import Decisions, Table
+from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.tuning.borders import borders
+from qcompiler.backends.triton.tuning.problem import LARGEST, Problem, parsed
+from qcompiler.backends.triton.tuning.schedules import Schedules
+
+OPS = {"int8": ("int8_linear", "int8"), "e4m3": ("fp8_linear", "e4m3 fast")}
+"""By format of codes: the op that multiplies them, and its scheme."""
+
+
+def problem_of(linear: Linear, M: int, out: str = "bf16") -> Problem:
+    """A linear's product of M rows."""
+    op, scheme = OPS[linear.format]
+    return Problem(op=op, scheme=scheme, M=M, N=linear.N, K=linear.K, out=out)
+
+
+def table(linears: Iterable[Linear], schedules: Schedules) -> Table:
+    """Decisions of those that have rows of these versions; others have none."""
+    found = {linear: decisions(linear, schedules) for linear in linears}
+    return {linear: made for linear, made in found.items() if made is not None}
+
+
+def decisions(linear: Linear, schedules: Schedules) -> Decisions | None:
+    names = {M: name for M in measured(linear, schedules) if (name := fastest(linear, M, schedules))}
+    if not names:
+        return None
+    starts, chosen = borders(names.__getitem__, sorted(names), grain=LARGEST)
+    return Decisions(borders=tuple(starts), names=tuple(chosen), measured=True)
+
+
+def measured(linear: Linear, schedules: Schedules) -> list[int]:
+    """The numbers of rows for which a linear has rows in the database."""
+    problems = filter(None, map(parsed, schedules.rows))
+    return sorted({problem.M for problem in problems if problem == problem_of(linear, problem.M)})
+
+
+def fastest(linear: Linear, M: int, schedules: Schedules) -> str:
+    """The candidate's name; "" where only rows of another version tell."""
+    problem = problem_of(linear, M)
+    choice = schedules.choice(problem)
+    if choice is None or choice.is_prior:
+        return ""
+    return choice.contender if choice.configuration is None else problem.op

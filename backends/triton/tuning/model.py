@@ -1,0 +1,69 @@
+"""The linears of a model measured: at some numbers of rows, and then between those that disagree."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.decisions import Table
+from qcompiler.backends.triton.tuning.borders import borders
+from qcompiler.backends.triton.tuning.decided import fastest, measured, problem_of, table
+from qcompiler.backends.triton.tuning.device import Device
+from qcompiler.backends.triton.tuning.schedules import Schedules, schedules_of
+from qcompiler.backends.triton.tuning.tuner import TRIALS, Judge, Prepare, tune
+from qcompiler.progress import Tell, silent
+from qcompiler.tune.database import Database
+
+ROWS = (1, 16, 64, 256, 1024, 4096)
+"""Of x: one token, a few, and prompts or batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """left: problems that were not reached in time."""
+
+    table: Table
+    schedules: Schedules
+    left: int
+
+
+def tune_linears(
+    linears: Sequence[Linear],
+    database: Database,
+    device: Device,
+    judge: Judge,
+    prepare: Prepare,
+    *,
+    rows: Sequence[int] = ROWS,
+    trials: int = TRIALS,
+    until: float = float("inf"),
+    clock: Callable[[], float] = time.monotonic,
+    tell: Tell = silent,
+) -> Tuned:
+    """Measure what has no row yet; a run that was stopped goes on where it was."""
+
+    def measure(linear: Linear, M: int) -> int:
+        problem = problem_of(linear, M)
+        return tune(
+            [problem], database, device, judge, prepare, trials=trials, until=until, clock=clock,
+            tell=lambda what, done, total: tell(what, M, None),
+        )  # fmt: skip
+
+    def known() -> Schedules:
+        return schedules_of(database.rows(device.core), device.core, device.capability)
+
+    problems = [problem_of(linear, M) for linear in linears for M in rows]
+    left = tune(
+        problems, database, device, judge, prepare, trials=trials, until=until, clock=clock, tell=tell
+    )
+    for linear in linears:
+
+        def name(M: int, linear: Linear = linear) -> str:
+            if clock() <= until:
+                measure(linear, M)
+            return fastest(linear, M, known())
+
+        if not left and clock() <= until:
+            borders(name, measured(linear, known()))
+    found = known()
+    return Tuned(table=table(linears, found), schedules=found, left=left)

@@ -1,0 +1,48 @@
+"""A whole model where it is meant to run: replayed, and against the same model on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qcompiler.api import explain
+from qcompiler.backends.triton.engine.backend import Triton
+from qcompiler.backends.triton.engine.executable import AtHome
+from qcompiler.proof import quantized
+
+pytest.importorskip("triton")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_replays_have_the_bits_of_the_cpu(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(80, 144), nn.ReLU(), nn.Linear(144, 40)).to(dtype).eval()
+    decision = explain(model, torch.randn(32, 80).to(dtype), recipe="int8-dynamic", target="cuda")
+    executable = Triton().lower(quantized(decision))
+    for rows in (32, 100, 32, 100):
+        x = torch.randn(rows, 80).to(dtype)
+        found = executable([x.cuda()])[0]
+        assert torch.equal(found.cpu(), executable([x])[0])
+    assert executable.captures is not None
+    assert not executable.captures.refused and len(executable.captures.kept) == 2
+
+
+def test_every_layer_is_within_its_bound_there() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(80, 144), nn.GELU(), nn.Linear(144, 40)).bfloat16().eval()
+    x = torch.randn(64, 80).bfloat16()
+    recipes = ["int8-dynamic"]
+    if torch.cuda.get_device_capability() == (9, 0):
+        recipes.append("fp8-dynamic")
+    for recipe in recipes:
+        decision = explain(model, x, recipe=recipe, target="cuda")
+        home = Triton().lower(quantized(decision)).at_home()
+        assert isinstance(home, AtHome)
+        for rows in (64, 3):
+            assert all(each.max_lsb == 0 for each in home.verify([x[:rows]]))
+        assert home.profile([x])["linear"] > 0
