@@ -17,24 +17,30 @@ UNIT = tl.constexpr(2.0**-24)
 
 
 @triton.jit
-def uniform(key, tensor, purpose, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[ROWS, COLUMNS] float32 of the elements 4 first, 4 first + 1, ..., row by row.
+def uniform(key, tensor, purpose, block):
+    """[A, B] of uint32, the counters  -->  [A, B, 4] float32 from [0, 1).
 
-    key points to int64 (seed, step, rank); of tensor and step 32 bits count, first has as many.
+    key points to int64 (seed, step, rank), of whose step 32 bits count, as of tensor.
     """
-    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS // WORDS)
-    block = first.to(tl.uint32) + (row[:, None] * (COLUMNS // WORDS) + column[None, :]).to(tl.uint32)
     step, stream = tl.load(key + 1).to(tl.uint32), ((tl.load(key + 2) << 16) | purpose).to(tl.uint32)
     w0, w1, w2, w3 = tl.philox(tl.load(key), block, tensor.to(tl.uint32), step, stream)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # the last axis alternates fastest: w0, w1, w2, w3
-    return (tl.reshape(words, (ROWS, COLUMNS)) >> 8).to(tl.int32).to(tl.float32) * UNIT
+    return (tl.reshape(words, [block.shape[0], block.shape[1], 4]) >> 8).to(tl.int32).to(tl.float32) * UNIT
+
+
+@triton.jit
+def in_order(key, tensor, purpose, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, COLUMNS] of the elements 4 first, 4 first + 1, ..., row by row; of first 32 bits count."""
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS // WORDS)
+    block = first.to(tl.uint32) + (row[:, None] * (COLUMNS // WORDS) + column[None, :]).to(tl.uint32)
+    return tl.reshape(uniform(key, tensor, purpose, block), (ROWS, COLUMNS))
 
 
 @triton.jit(do_not_specialize=("tensor", "purpose", "start"))
 def draws(key, values, tensor, purpose, start, BLOCK: tl.constexpr):
     """values [programs * BLOCK] of the elements from 4 start on."""
     program = tl.program_id(0).to(tl.int64)
-    found = uniform(key, tensor, purpose, start + program * (BLOCK // WORDS), 1, BLOCK)
+    found = in_order(key, tensor, purpose, start + program * (BLOCK // WORDS), 1, BLOCK)
     tl.store(values + program * BLOCK + tl.arange(0, BLOCK)[None, :], found)
 
 

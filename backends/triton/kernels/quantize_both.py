@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qcompiler.backends.triton.kernels.draws import signed
 from qcompiler.backends.triton.kernels.quantize import FORMATS, codes_of, magnitude, scale_of
 from qcompiler.backends.triton.kernels.stochastic import drawn_codes_of, draws
 
@@ -146,8 +147,3 @@ def launch(
         ROW_PURPOSE=purposes[0], COLUMN_PURPOSE=purposes[1],
         **FORMATS[format], **quantize, enable_fp_fusion=False,
     )  # fmt: skip
-
-
-def signed(word: int) -> int:
-    """The int32 with the bits of a word of 32, so that all words are of one type."""
-    return (word + 2**31) % 2**32 - 2**31

@@ -8,23 +8,8 @@ The draw of element e is word e % 4 of a counter that ends in e // 4: four neigh
 import triton
 import triton.language as tl
 
+from qcompiler.backends.triton.kernels.draws import uniform
 from qcompiler.backends.triton.kernels.quantize import EXPONENT, MAGIC, ratio_of
-
-UNIT = tl.constexpr(2.0**-24)
-
-
-@triton.jit
-def uniform(key, tensor, purpose, block):
-    """[A, B] of uint32, the counters  -->  [A, B, 4] float32 from [0, 1).
-
-    key points to int64 (seed, step, rank), of whose step 32 bits count, as of tensor.
-    """
-    none = block ^ block
-    step = none + tl.load(key + 1).to(tl.uint32)
-    stream = none + ((tl.load(key + 2) << 16) | purpose).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(tl.load(key), block, none + tensor.to(tl.uint32), step, stream)
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # the last axis alternates fastest: w0, w1, w2, w3
-    return (tl.reshape(words, [block.shape[0], block.shape[1], 4]) >> 8).to(tl.int32).to(tl.float32) * UNIT
 
 
 @triton.jit

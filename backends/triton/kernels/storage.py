@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qcompiler.backends.triton.kernels.draws import WORDS, signed, uniform
+from qcompiler.backends.triton.kernels.draws import WORDS, in_order, signed
 
 GROUP = tl.constexpr(256)
 INFINITY = tl.constexpr(0x7F800000)  # its bits
@@ -108,7 +108,7 @@ def store(
     t = tl.div_rn(values - widened(low)[:, None], widened(span)[:, None])
     t = tl.where(t >= 0.0, t, 0.0)  # NaN: 0 / 0 where s = 0, and what is not finite
     floor = t.to(tl.int32)
-    noise = uniform(key, tensor, purpose, first * (GROUP // WORDS), GROUPS, GROUP)
+    noise = in_order(key, tensor, purpose, first * (GROUP // WORDS), GROUPS, GROUP)
     codes = floor + (noise < t - floor.to(tl.float32)).to(tl.int32)
     if last < GROUPS * GROUP - 1:
         end = tl.sum(tl.where(at == last, codes, 0), axis=1)

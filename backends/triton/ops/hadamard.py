@@ -9,9 +9,12 @@ An outlier is spread over its block, and products stay: (X H)(W H)^T = X W^T.
 import torch
 from torch import Tensor
 
+from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.ops import quantize
+from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.held import check_length, configuration
-from qcompiler.backends.triton.ops.quantize import codes_of, scale_of
+from qcompiler.backends.triton.ops.quantize import codes_of, padded, scale_of
+from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 from qcompiler.errors import InputError
 
 BLOCKS = tuple(2**k for k in range(1, 13))
@@ -36,11 +39,17 @@ def _(x: Tensor, block: int, format: str) -> tuple[Tensor, Tensor]:
 
 @hadamard_quantize.register_kernel("cuda")
 def on_cuda(x: Tensor, block: int, format: str) -> tuple[Tensor, Tensor]:
+    checked(x, block, format)
+    row = configuration("hadamard_quantize", padded(x.shape[1]), capability(x.device))
+    problem = of_rows("hadamard_quantize", f"{format} {block}", x)
+    return launched(x, block, format, scheduled(problem, x.device, row))
+
+
+def launched(x: Tensor, block: int, format: str, row: Configuration) -> tuple[Tensor, Tensor]:
+    """The same by a kernel, compiled as a row says."""
     from qcompiler.backends.triton.kernels.hadamard import launch
 
-    checked(x, block, format)
     codes, scales = quantize.empty(x, format)
-    row = configuration("hadamard_quantize", codes.shape[1], x.device)
     with torch.cuda.device(x.device):
         launch(x, codes, scales, levels_of(block), format, row.constants, row.options)
     return codes, scales
@@ -64,7 +73,7 @@ def levels_of(block: int) -> int:
 
 def checked(x: Tensor, block: int, format: str) -> None:
     quantize.checked(x, format)
-    check_length(x)
+    check_length(x.shape[1])
     if block not in BLOCKS or x.shape[1] % block:
         raise InputError(
             f"Hadamard blocks of {block} in rows of {x.shape[1]}",

@@ -15,12 +15,16 @@ from torch.nn import functional as F
 
 from qcompiler.backends.triton.configurations import chosen
 from qcompiler.backends.triton.ops.device import capability
+from qcompiler.backends.triton.ops.schedule import named, scheduled
+from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.errors import InputError
 from qcompiler.ir.products import DEEPEST, summed
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda y: y, "gelu": F.gelu, "silu": F.silu}
 """By name; the GELU is the one with erf."""
 ACCUMULATIONS = ("fast", "promote128")
+PROBLEMS = {"int8_matmul": ("int8_linear", "int8"), "fp8_matmul": ("fp8_linear", "e4m3")}
+"""By kernel: what a product is called where it is measured, and its codes."""
 CHUNK = 128  # of k, whose sum is added in float32 by "promote128"
 MULTIPLE = 16
 
@@ -158,7 +162,13 @@ def launched(
     from qcompiler.backends.triton.kernels.launching import launch_product
 
     heavy = is_heavy(activation, residual)
-    configuration = chosen(kernel.__name__, capability(a.device), mode=mode, heavy=heavy)
+    default = chosen(kernel.__name__, capability(a.device), mode=mode, heavy=heavy)
+    op, format = PROBLEMS[kernel.__name__]
+    problem = Problem(
+        op=op, scheme=f"{format} {mode}".strip(), M=len(a), N=len(b), K=a.shape[1], out=named(out.dtype),
+        heavy=heavy,
+    )  # fmt: skip
+    configuration = scheduled(problem, a.device, default)
     with torch.cuda.device(a.device):
         launch_product(
             kernel, a, b, out, a_scale, b_scale, bias, residual, activation,

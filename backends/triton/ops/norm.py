@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.ops import quantize
+from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.held import check_length, configuration
 from qcompiler.backends.triton.ops.linear import known
-from qcompiler.backends.triton.ops.quantize import codes_of, scale_of
+from qcompiler.backends.triton.ops.quantize import codes_of, padded, scale_of
+from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 from qcompiler.errors import InputError
 
 NORMS = ("rms", "layer")
@@ -81,11 +84,30 @@ def on_cuda(
     format: str,
     floats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    checked(x, residual, weight, bias, scale, norm, format)
+    row = configuration("norm_quantize", padded(x.shape[1]), capability(x.device))
+    words = (format, norm, "residual" * (residual is not None), "floats" * floats)
+    problem = of_rows("norm_quantize", " ".join(filter(None, words)), x)
+    row = scheduled(problem, x.device, row)
+    return launched(x, residual, weight, bias, scale, norm, eps, format, floats, row)
+
+
+def launched(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    norm: str,
+    eps: float,
+    format: str,
+    floats: bool,
+    row: Configuration,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same by a kernel, compiled as a row says."""
     from qcompiler.backends.triton.kernels.norm import launch
 
-    checked(x, residual, weight, bias, scale, norm, format)
     codes, scales, h, y = empty(x, residual, format, floats)
-    row = configuration("norm_quantize", codes.shape[1], x.device)
     with torch.cuda.device(x.device):
         launch(
             x, residual, weight, bias, scale, codes, scales,
@@ -125,7 +147,7 @@ def checked(
 ) -> None:
     quantize.checked(x, format)
     known(norm, NORMS, "norm")
-    check_length(x)
+    check_length(x.shape[1])
     given = (("residual", residual, x.shape, x.dtype), ("weight", weight, x.shape[1:], None),
              ("bias", bias, x.shape[1:], None), ("scale", scale, (1,), torch.float32))  # fmt: skip
     for what, one, shape, kind in given:

@@ -6,8 +6,9 @@ s = max |x| / L        q = clamp(rne(x / s), -L, L)        x ~ q s        L = 12
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops.device import capability
+from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 from qcompiler.errors import InputError
 from qcompiler.numerics import row_codes
 from qcompiler.numerics.row_codes import CODES, scale_of
@@ -37,19 +38,30 @@ def _(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
 
 @quantize_rows.register_kernel("cuda")
 def on_cuda(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    checked(x, format)
+    row = configuration(padded(x.shape[1]), capability(x.device))
+    return launched(x, format, scheduled(of_rows("quantize_rows", format, x), x.device, row))
+
+
+def launched(x: Tensor, format: str, row: Configuration) -> tuple[Tensor, Tensor]:
+    """The same by a kernel, compiled as a row says."""
     from qcompiler.backends.triton.kernels.quantize import launch
 
-    checked(x, format)
-    configuration = chosen("quantize_rows", capability(x.device))
     codes, scale = empty(x, format)
     with torch.cuda.device(x.device):
-        launch(x, codes, scale, format, configuration.constants["BLOCK"], configuration.options)
+        launch(x, codes, scale, format, row.constants["BLOCK"], row.options)
     return codes, scale
+
+
+def configuration(width: int, capability: int) -> Configuration:
+    """The one that holds a row of codes, or else the one that reads it twice."""
+    whole = chosen("quantize_rows", capability)
+    return whole if width <= whole.constants["BLOCK"] else chosen("quantize_long_rows", capability)
 
 
 def codes_of(x: Tensor, scale: Tensor, format: str, noise: Tensor | None = None) -> Tensor:
     """The codes of rows, and zeros behind them: x [M, K]  -->  [M, K rounded up to 16]."""
-    codes = torch.zeros((len(x), padded(x.shape[1])), dtype=CODES[format][0])
+    codes = x.new_zeros((len(x), padded(x.shape[1])), dtype=CODES[format][0])
     codes[:, : x.shape[1]] = row_codes.codes_of(x, scale, format, noise)
     return codes
 

@@ -8,10 +8,11 @@ What forward and backward of a linear layer need of one tensor, since each sums 
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops import quantize
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.quantize import codes_of, scale_of
+from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 from qcompiler.errors import InputError
 from qcompiler.numerics.philox import Purpose, check_draws, uniform
 
@@ -46,16 +47,23 @@ def _(x: Tensor, format: str, key: Tensor | None = None, tensor: int = 0) -> Bot
 
 @quantize_both.register_kernel("cuda")
 def on_cuda(x: Tensor, format: str, key: Tensor | None = None, tensor: int = 0) -> Both:
+    checked(x, format, key, tensor)
+    mode = mode_of(x, key)
+    row = chosen("quantize_both", capability(x.device), mode=mode)
+    problem = of_rows("quantize_both", f"{format} {mode}".strip(), x)
+    return launched(x, format, key, tensor, scheduled(problem, x.device, row))
+
+
+def launched(x: Tensor, format: str, key: Tensor | None, tensor: int, row: Configuration) -> Both:
+    """The same by kernels, of which that of the codes is compiled as a row says."""
     from qcompiler.backends.triton.kernels.quantize_both import launch
 
-    checked(x, format, key, tensor)
     amax = chosen("amax_both", capability(x.device))
-    tiles = chosen("quantize_both", capability(x.device), mode=mode_of(x, key))
     codes, scales, turned, turned_scales = empty(x, format)
     with torch.cuda.device(x.device):
         launch(
             x, codes, scales, turned, turned_scales, format, key, tensor, PURPOSES,
-            {**amax.constants, **amax.options}, {**tiles.constants, **tiles.options},
+            {**amax.constants, **amax.options}, {**row.constants, **row.options},
         )  # fmt: skip
     return codes, scales, turned, turned_scales
 

@@ -20,6 +20,8 @@ from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.layouts import SCALES, Layout, check_shape, differences, layout_named
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS, check_beside, is_heavy, known, lies_askew
+from qcompiler.backends.triton.ops.schedule import named, scheduled
+from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.errors import InputError
 
 RUN = 1024  # k that are summed side by side where M = 1, and the least that is worth a part of its own
@@ -93,12 +95,36 @@ def on_cuda(
     activation: str,
     dtype: torch.dtype,
 ) -> Tensor:
+    kind = checked(x, codes, scales, zeros, bias, residual, layout, gated, activation)
+    heavy = is_heavy(activation, residual)
+    words = (layout, "zeros" * (zeros is not None), "gated" * gated)
+    problem = Problem(
+        op="weight_only_linear", scheme=" ".join(filter(None, words)), M=len(x),
+        N=len(codes) // (1 + gated), K=x.shape[1], out=named(dtype), heavy=heavy,
+    )  # fmt: skip
+    default = product_for(len(x), kind, capability(x.device), gated or heavy)
+    product = scheduled(problem, x.device, default)
+    return launched(x, codes, scales, zeros, bias, residual, layout, gated, activation, dtype, product)
+
+
+def launched(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    layout: str,
+    gated: bool,
+    activation: str,
+    dtype: torch.dtype,
+    product: Configuration,
+) -> Tensor:
+    """The same by kernels, of which that of the products is compiled as a row says."""
     from qcompiler.backends.triton.kernels.weight_only import launch
 
-    kind = checked(x, codes, scales, zeros, bias, residual, layout, gated, activation)
-    out = empty(x, codes, gated, dtype)
+    kind, out = layout_named(layout), empty(x, codes, gated, dtype)
     M, N = out.shape
-    product = product_for(len(x), kind, capability(x.device), gated or is_heavy(activation, residual))
     total = chosen("weight_only_total", capability(x.device))
     with torch.cuda.device(x.device):
         launch(

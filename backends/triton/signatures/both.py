@@ -12,10 +12,10 @@ SIZES = ("M", "K", "width", "turned_width", "stride_x", "stride_codes", "stride_
 BITS = {"rows": "*i32", "columns": "*i32"}
 
 
-def types(codes: str, *, drawn: bool) -> Types:
+def types(x: str, codes: str, *, drawn: bool) -> Types:
     """Of codes and turned codes; M is any, other sizes are multiples of 16."""
     scales = {"scales": "*fp32", "turned_scales": "*fp32"}
-    pointers = {"x": "*bf16", **BITS, "codes": codes, "turned": codes, **scales}
+    pointers = {"x": x, **BITS, "codes": codes, "turned": codes, **scales}
     draws = {"key": "*i64" if drawn else None, "tensor": "i32"}
     return Types(
         arguments={**pointers, **dict.fromkeys(SIZES, "i32"), **draws}, aligned=frozenset(SIZES) - {"M"}
@@ -29,17 +29,20 @@ def amax_uses(row: Configuration, capability: int) -> list[Use]:
 
 def uses(row: Configuration, capability: int) -> list[Use]:
     """The nearest codes of either kind; of those that are drawn, integers."""
+    names = ["int8"] if row.mode else rows.formats(capability)
+    return [use("*bf16", name, drawn=bool(row.mode)) for name in names]
+
+
+def use(x: str, format: str, *, drawn: bool) -> Use:
+    """Of floats in codes of a format."""
     from qcompiler.backends.triton.kernels.quantize import FORMATS
 
     purposes = {"ROW_PURPOSE": int(Purpose.GRAD_INPUT), "COLUMN_PURPOSE": int(Purpose.GRAD_WEIGHT)}
-    return [
-        Use(
-            name=name,
-            types=types(rows.POINTERS[name], drawn=bool(row.mode)),
-            constants={**FORMATS[name], **purposes},
-        )
-        for name in (["int8"] if row.mode else rows.formats(capability))
-    ]
+    return Use(
+        name=format,
+        types=types(x, rows.POINTERS[format], drawn=drawn),
+        constants={**FORMATS[format], **purposes},
+    )
 
 
 BOTH: Mapping[str, Signature] = {

@@ -18,15 +18,15 @@ def uses(row: Configuration, capability: int) -> list[Use]:
     return [
         Use(
             name=f"{format} in blocks of {2**levels}",
-            types=types(rows.POINTERS[format]),
+            types=types("*bf16", rows.POINTERS[format]),
             constants={"LEVELS": levels, **FORMATS[format]},
         )
         for format, levels in ways
     ]
 
 
-def types(codes: str) -> Types:
-    found = rows.types("*bf16", codes)
+def types(x: str, codes: str) -> Types:
+    found = rows.types(x, codes)
     return replace(found, arguments={**found.arguments, "factor": "fp32"})
 
 

@@ -10,12 +10,12 @@ from qcompiler.backends.triton.static import Types
 SIZES = ("columns", "width", "stride_x", "stride_residual", "stride_codes", "stride_stream", "stride_floats")
 
 
-def types(codes: str, *, centred: bool, residual: bool) -> Types:
-    """A centred norm has a bias; with a residual the float result is stored too."""
+def types(x: str, codes: str, *, centred: bool, residual: bool, floats: bool) -> Types:
+    """A centred norm has a bias; floats: whether the float result is stored too."""
     pointers = {
-        "x": "*bf16", "residual": "*bf16" if residual else None, "weight": "*bf16",
-        "bias": "*bf16" if centred else None, "given": None, "codes": codes, "scales": "*fp32",
-        "stream": "*bf16" if residual else None, "floats": "*bf16" if residual else None,
+        "x": x, "residual": x if residual else None, "weight": x,
+        "bias": x if centred else None, "given": None, "codes": codes, "scales": "*fp32",
+        "stream": x if residual else None, "floats": x if floats else None,
     }  # fmt: skip
     return Types(
         arguments={**pointers, **dict.fromkeys(SIZES, "i32"), "eps": "fp32"}, aligned=frozenset(SIZES)
@@ -30,7 +30,7 @@ def uses(row: Configuration, capability: int) -> list[Use]:
     return [
         Use(
             name=f"{'layer' if centred else 'rms'} {format}{' residual' if residual else ''}",
-            types=types(rows.POINTERS[format], centred=centred, residual=residual),
+            types=types("*bf16", rows.POINTERS[format], centred=centred, residual=residual, floats=residual),
             constants={"CENTRED": centred, **FORMATS[format]},
         )
         for format, centred, residual in ways

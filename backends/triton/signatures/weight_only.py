@@ -16,18 +16,21 @@ ALIGNED = frozenset({"N", "width", "float32", "stride_x", "stride_out", "stride_
 
 
 def floats(capability: int) -> str:
+    """What is compiled: on 8.0 float16, since bfloat16 has no difference there but by way of `fma`.
+
+    That is exact for codes, but would not be told from one that is not.
+    """
     return "*bf16" if capability >= 90 else "*fp16"
 
 
-def types(capability: int, *, zeros: bool = False, residual: bool = False, is_split: bool = False) -> Types:
+def types(kind: str, *, zeros: bool = False, residual: bool = False, out: str = "") -> Types:
     """Of both products; each takes those of its arguments. float32 is a multiple of 16, as its bits are.
 
-    On 8.0 numbers are float16: bfloat16 has no difference there but by way of `fma`, which is exact for codes
-    and would not be told from one that is not.
+    out: of another kind than the others.
     """
-    pointers: dict[str, str | None] = dict.fromkeys(FLOATS, floats(capability))
+    pointers: dict[str, str | None] = dict.fromkeys(FLOATS, kind)
     pointers |= {"w": "*u8", "zeros": "*u8" if zeros else None}
-    pointers |= {"out": "*fp32"} if is_split else {}
+    pointers |= {"out": out} if out else {}
     pointers |= {} if residual else {"residual": None}
     return Types(arguments={**pointers, **dict.fromkeys(SIZES, "i32")}, aligned=ALIGNED)
 
@@ -54,26 +57,28 @@ def use(layout: str, types: Types, *, activation: str = "none", gated: bool = Fa
 
 
 def gemv(row: Configuration, capability: int) -> list[Use]:
+    kind = floats(capability)
     return [
-        use("w4h_g128", types(capability), line=True),
-        use("w4h_g64", types(capability, zeros=True), activation="silu", gated=True, line=True),
-        use("w2h_g64", types(capability), line=True),
-        use("w8_g128", types(capability), line=True),
+        use("w4h_g128", types(kind), line=True),
+        use("w4h_g64", types(kind, zeros=True), activation="silu", gated=True, line=True),
+        use("w2h_g64", types(kind), line=True),
+        use("w8_g128", types(kind), line=True),
     ]
 
 
 def gemm(row: Configuration, capability: int) -> list[Use]:
     """Other widths and zero points where there are few rows, which is where weights of few bits gain."""
+    kind = floats(capability)
     if row.heavy:
-        return [use("w4h_g128", types(capability, residual=True), activation="silu", gated=True)]
+        return [use("w4h_g128", types(kind, residual=True), activation="silu", gated=True)]
     if row.mode == "few":
-        return [use("w4h_g128", types(capability)), use("w8_g128", types(capability))]
+        return [use("w4h_g128", types(kind)), use("w8_g128", types(kind))]
     if row.mode == "few, short groups":
         return [
-            use("w4h_g64", types(capability, zeros=True, is_split=True), split=True),
-            use("w2h_g64", types(capability)),
+            use("w4h_g64", types(kind, zeros=True, out="*fp32"), split=True),
+            use("w2h_g64", types(kind)),
         ]
-    return [use("w4h_g128", types(capability))]
+    return [use("w4h_g128", types(kind))]
 
 
 def total(row: Configuration, capability: int) -> list[Use]:

@@ -44,13 +44,19 @@ class Schedules:
     def choice(self, problem: Problem, *, peers: bool = True) -> Choice | None:
         """The fastest contender of a problem, ours alone or with its peers; None without rows.
 
-        The rows are those of just so many M, or else of their bucket.
+        The rows are those of just so many M, or else of their bucket. Of two of one configuration, measured
+        here and shipped, the faster one counts.
         """
-        held, now = problem if problem.text in self.rows else problem.bucketed, versions(problem)
+        held = problem if problem.text in self.rows else problem.bucketed
+        if held.text not in self.rows:
+            return None
+        now = versions(problem)
         ours = {written(one): one for one in space(held, self.capability)}
-        rows = ranked(self.rows.get(held.text, ()), now)
+        rows = ranked(self.rows[held.text], now)
         rows = [row for row in rows if is_of(row, now)] or rows
-        seconds = {row.configuration: row.seconds for row in rows}
+        seconds: dict[str, float] = {}
+        for row in rows:
+            seconds.setdefault(row.configuration, row.seconds)
         others = family_of(problem).peers if peers else ()
         running = [name for name in seconds if name in ours or name in others]
         if not running:

@@ -15,11 +15,15 @@ PACKAGE = "qcompiler.backends.triton.kernels."
 @cache
 def compiler(kernel: str) -> str:
     """As in rows of the database: "triton 3.6.0, source 1a2b3c4d5e6f"."""
+    return f"triton {version_of('triton')}, source {source_hash(SIGNATURES[kernel].module)}"
+
+
+def version_of(package: str) -> str:
+    """ "none" where it is not installed: sources may lie on a path, as they do on a borrowed GPU."""
     try:
-        toolchain = f"triton {version('triton')}"
+        return version(package)
     except PackageNotFoundError:
-        toolchain = "no triton"
-    return f"{toolchain}, source {source_hash(SIGNATURES[kernel].module)}"
+        return "none"
 
 
 def source_hash(module: str) -> str:

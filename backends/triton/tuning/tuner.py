@@ -6,7 +6,6 @@ The order of candidates depends on the package alone, not on what else was measu
 measures what has no row, which is nothing.
 """
 
-import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from qcompiler.backends.triton.tuning.families import FLOAT, family_of, space, w
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.ranking import ordered
 from qcompiler.backends.triton.tuning.residual import Residual
-from qcompiler.backends.triton.tuning.source import compiler
+from qcompiler.backends.triton.tuning.source import compiler, version_of
 from qcompiler.progress import Tell, silent
 from qcompiler.tune.database import Database, Row, is_of, ranked
 from qcompiler.tune.search import ROUNDS, Measured, race
@@ -59,7 +58,7 @@ def versions(problem: Problem) -> Mapping[str, str]:
     """What a time depends on besides the device."""
     return {
         "compiler": compiler(family_of(problem).kernel),
-        "qcompiler": importlib.metadata.version("qcompiler"),
+        "qcompiler": version_of("qcompiler"),
     }
 
 

@@ -15,6 +15,7 @@ from tests.backends.triton.cases.hadamard import HADAMARD
 from tests.backends.triton.cases.norms import NORMS
 from tests.backends.triton.cases.products import PRODUCTS
 from tests.backends.triton.cases.rows import ROWS
+from tests.backends.triton.cases.schedules import SCHEDULES
 from tests.backends.triton.cases.storage import STORAGE
 from tests.backends.triton.cases.weight_only import WEIGHT_ONLY
 
@@ -27,4 +28,5 @@ CASES: Mapping[str, Callable[[], None]] = {
     **STORAGE,
     **ATTENTION,
     **WEIGHT_ONLY,
+    **SCHEDULES,
 }

@@ -29,3 +29,22 @@ def test_what_spills_is_refused_before_it_takes_device_time(
     with pool(1) as executor:
         fit, unfit = judged(PROBLEM, [default, spilling], 90, executor, cache)
     assert fit.fault == "" and unfit.fault.startswith("registers are spilled")
+
+
+OTHERS = [
+    replace(PROBLEM, op="weight_only_linear", scheme="w4h_g128", M=1),
+    replace(PROBLEM, op="weight_only_linear", scheme="w4h_g128 gated", M=16, heavy=True),
+    replace(PROBLEM, op="quantize_rows", N=0),
+    replace(PROBLEM, op="quantize_both", scheme="int8 drawn", N=0),
+    replace(PROBLEM, op="norm_quantize", scheme="int8 rms residual", N=0),
+    replace(PROBLEM, op="hadamard_quantize", scheme="int8 256", N=0),
+]
+
+
+def test_the_default_of_every_problem_is_fit(request: pytest.FixtureRequest) -> None:
+    """Compiled for what the problem says, which are not the uses that the tables are held to."""
+    cache: Path = request.config.cache.mkdir("triton")
+    with pool(1) as executor:
+        for problem in OTHERS:
+            (found,) = judged(problem, space(problem, 90)[:1], 90, executor, cache)
+            assert found.fault == "", problem.text

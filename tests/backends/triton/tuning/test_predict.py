@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from qcompiler.backends.triton.configurations import CONFIGURATIONS, Configuration, chosen
+from qcompiler.backends.triton.ops.weight_only import RUN
+from qcompiler.backends.triton.ops.weight_only import mode_of as mode_of_rows
 from qcompiler.backends.triton.tuning.device import DEVICES, Device, known
-from qcompiler.backends.triton.tuning.families import FAMILIES, family_of, product_work, space, written
+from qcompiler.backends.triton.tuning.families import FAMILIES, family_of, space, written
+from qcompiler.backends.triton.tuning.families.products import work as product_work
+from qcompiler.backends.triton.tuning.families.weight_only import layout_of
 from qcompiler.backends.triton.tuning.predict import REACHED, Work, predicted
 from qcompiler.backends.triton.tuning.problem import Problem, bucket, parsed
 from qcompiler.backends.triton.tuning.ranking import quality, residual_of
@@ -63,17 +67,78 @@ def test_every_candidate_may_run_and_has_a_name_of_its_own(op: str, device: Devi
         assert len({written(one) for one in found}) == len(found)
         tabled = [row for row in CONFIGURATIONS if row.kernel == family_of(problem).kernel]
         if any(row.capability <= capability <= row.latest for row in tabled):
-            assert found[0] == chosen(found[0].kernel, capability, mode=found[0].mode, heavy=problem.heavy)
+            default = found[0]
+            assert default == chosen(default.kernel, capability, mode=default.mode, heavy=default.heavy)
+            assert len(found) > 1, "there is nothing to choose"
         work = family_of(problem).work
         for one in found:
             assert predicted(work(problem, one), device).seconds > device.launch
 
 
+SCHEMES = {
+    "int8_linear": ("int8",),
+    "fp8_linear": ("e4m3 fast", "e4m3 promote128"),
+    "weight_only_linear": ("w4h_g128", "w2h_g64 zeros", "w8_g128 gated"),
+    "quantize_rows": ("int8", "e4m3"),
+    "quantize_both": ("int8", "int8 drawn", "e4m3 drawn ragged"),
+    "norm_quantize": ("int8 rms residual", "e4m3 layer floats"),
+    "hadamard_quantize": ("int8 256",),
+}
+HEIGHTS = {"weight_only_linear": (1, 16, 64, 8192)}
+LENGTHS = {"norm_quantize": (768, 16384), "quantize_rows": (768, 8192, 40000)}
+
+
 def problems(op: str) -> list[Problem]:
-    schemes = {"fp8_linear": ("e4m3 fast", "e4m3 promote128")}.get(op, ("int8",))
+    is_product = op.endswith("linear")
     return [
-        replace(LARGE, op=op, scheme=scheme, heavy=heavy) for scheme in schemes for heavy in (False, True)
+        Problem(op=op, scheme=scheme, M=M, N=8192 if is_product else 0, K=K, heavy=heavy)
+        for scheme in SCHEMES[op]
+        for heavy in ((False, True) if is_product else (False,))
+        for M in HEIGHTS.get(op, (8192,))
+        for K in LENGTHS.get(op, (8192,))
     ]
+
+
+# What may differ from a kernel's row in the tables: tiles of products, of which int8 is exact and FP8 adds
+# along k; tiles of what is decoded, but not how groups are added; blocks, on which no sum or draw depends.
+FREE = {
+    "int8_matmul": {"BM", "BN", "BK", "GROUP", "DESCRIPTORS"},
+    "fp8_matmul": {"BM", "BN", "BK", "GROUP", "DESCRIPTORS"},
+    "weight_only_gemv": {"BN"},
+    "weight_only_gemm": {"BM", "BN"},
+    "quantize_rows": {"BLOCK"},
+    "quantize_long_rows": {"BLOCK"},
+    "quantize_both": {"BM", "BK"},
+    "norm_quantize": {"BLOCK", "LEVELS"},
+    "hadamard_quantize": {"BLOCK"},
+}
+
+
+@pytest.mark.parametrize("op", FAMILIES)
+@pytest.mark.parametrize("capability", [80, 90])
+def test_no_candidate_changes_what_sums_depend_on(op: str, capability: int) -> None:
+    for problem in problems(op):
+        found = space(problem, capability)
+        for one in found:
+            default, sizes = found[0], one.constants
+            assert one.mode == default.mode and sizes.keys() == default.constants.keys()
+            differ = {name for name, value in sizes.items() if default.constants[name] != value}
+            assert differ <= FREE[one.kernel], written(one)
+            if "LEVELS" in sizes:
+                assert sizes["BLOCK"] == 2 ** sizes["LEVELS"] >= problem.K, "a row is added as a whole"
+            if one.kernel in ("quantize_rows", "hadamard_quantize"):
+                assert sizes["BLOCK"] >= problem.K
+            if one.kernel == "weight_only_gemv":
+                bytes = sizes["BN"] * RUN * layout_of(problem).bits // 8
+                assert bytes >= 16 * 32 * one.warps, "a group would be spread over more threads"
+            if sizes.get("PROMOTE"):
+                assert sizes["PROMOTE"] <= sizes["BK"]
+
+
+def test_a_bucket_of_rows_has_one_kernel() -> None:
+    """Or else a row of the database would be of another than the one that runs."""
+    for M in range(1, 200):
+        assert mode_of_rows(M) == mode_of_rows(bucket(M))
 
 
 def test_rows_of_8_bits_are_not_asked_of_devices_without_them() -> None:

@@ -1,0 +1,48 @@
+"""Who can answer a problem: the kernel of an op, the configurations it has, and what else computes the same.
+
+A family is a row; a kernel whose configuration shall be measured gets one, in a file of its own.
+"""
+
+from collections.abc import Mapping
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.tuning.families.base import FLOAT, WIDTHS, Family, loosened, mode_of
+from qcompiler.backends.triton.tuning.families.products import KINDS, PRODUCTS
+from qcompiler.backends.triton.tuning.families.rows import ROWS
+from qcompiler.backends.triton.tuning.families.weight_only import WEIGHT_ONLY
+from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.errors import InputError, TargetError
+
+__all__ = ["FAMILIES", "FLOAT", "KINDS", "WIDTHS", "Family", "family_of", "mode_of", "space", "written"]
+
+FAMILIES: Mapping[str, Family] = {**PRODUCTS, **WEIGHT_ONLY, **ROWS}
+"""By op."""
+
+
+def space(problem: Problem, capability: int) -> list[Configuration]:
+    """All configurations of a problem on a device of a compute capability, that of the tables first."""
+    family = family_of(problem)
+    found: dict[str, Configuration] = {}
+    for one in (*tabled(family, problem, capability), *family.space(problem, capability)):
+        found.setdefault(written(one), one)
+    return [*found.values()]
+
+
+def tabled(family: Family, problem: Problem, capability: int) -> tuple[Configuration, ...]:
+    """What runs where nothing was measured; nothing where the device has no such kernel."""
+    try:
+        return (loosened(family.default(problem, capability)),)
+    except TargetError:
+        return ()
+
+
+def family_of(problem: Problem) -> Family:
+    if problem.op not in FAMILIES:
+        raise InputError(f"nothing is known of '{problem.op}'", fix=f"ask for one of {', '.join(FAMILIES)}")
+    return FAMILIES[problem.op]
+
+
+def written(configuration: Configuration) -> str:
+    """As the text of a row: "BM 128, BN 256, BK 128, GROUP 8, DESCRIPTORS True, warps 8, stages 3"."""
+    told = {**configuration.constants, "warps": configuration.warps, "stages": configuration.stages}
+    return ", ".join(f"{name} {value}" for name, value in told.items())

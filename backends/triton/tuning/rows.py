@@ -1,0 +1,192 @@
+"""The contenders of what makes codes of rows: our kernels, and torch's own, one after another.
+
+What is made stays where it is until a copy's turn comes again, so that nothing is written to L2 alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.ops import hadamard, norm, quantize
+from qcompiler.backends.triton.ops.quantize_both import PURPOSES, quantize_both
+from qcompiler.backends.triton.ops.quantize_both import launched as launched_both
+from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
+from qcompiler.backends.triton.tuning.families import FLOAT, mode_of
+from qcompiler.backends.triton.tuning.families.base import format_of
+from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.products import DTYPES, activations
+from qcompiler.numerics.hadamard import hadamard as hadamard_matrix
+from qcompiler.numerics.philox import noise_key, uniform
+
+EPS = 1e-6
+KEPT = 64  # rows, and columns, that are computed again on the CPU
+TENSOR = 7  # of draws
+
+Made = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """An op on x [M, K]. reference: on the CPU. kernel: on a device. apart: by torch's kernels.
+
+    wrong: why what was made of x is not what the CPU makes of some of it, "" where it is.
+    """
+
+    reference: Callable[[Tensor], Made]
+    kernel: Callable[[Tensor, Configuration], Made]
+    apart: Callable[[Tensor], Made]
+    wrong: Callable[[Made, Tensor], str]
+
+
+def contenders(
+    problem: Problem, configurations: Mapping[str, Configuration], peers: Sequence[str], device: torch.device
+) -> Contenders:
+    """On a CPU every configuration is the op's reference."""
+    M, K, dtype = problem.M, problem.K, DTYPES[problem.out]
+    x = [activations(M, K, dtype, device) for _ in range(copies_of(M * K * dtype.itemsize, device))]
+    kind = KINDS[problem.op](problem, device)
+    made: dict[tuple[str, int], Made] = {}
+
+    def call(name: str) -> Callable[[int], Tensor]:
+        def keeping(copy: int) -> Tensor:
+            if name == FLOAT:
+                made[name, copy] = kind.apart(x[copy])
+            elif device.type == "cpu":
+                made[name, copy] = kind.reference(x[copy])
+            else:
+                made[name, copy] = kind.kernel(x[copy], configurations[name])
+            return made[name, copy][0]
+
+        return keeping
+
+    def wrong(name: str, found: Tensor) -> str:
+        """Of the first copy; torch adds in another order."""
+        return "" if name == FLOAT else kind.wrong(made[name, 0], x[0])
+
+    return Contenders(
+        calls={name: call(name) for name in (*configurations, *peers)}, copies=len(x), wrong=wrong
+    )
+
+
+def differs(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
+    """Why what a device made is not what the CPU makes, number by number."""
+    off = [int((one.cpu().float() != other.float()).sum()) for one, other in zip(found, wanted, strict=True)]
+    return f"{off} numbers are not those of the CPU" if any(off) else ""
+
+
+def some(count: int) -> Tensor:
+    return torch.randperm(count)[:KEPT]
+
+
+def codes(x: Tensor, format: str, noise: Tensor | None = None) -> Made:
+    """By the reference's own operations, on whatever device x is."""
+    wide = x.float()
+    scale = quantize.scale_of(wide, format)
+    return quantize.codes_of(wide, scale, format, noise), scale
+
+
+# ---------------------------------------------------------------- the ops
+
+
+def of_rows(problem: Problem, device: torch.device) -> Kind:
+    format, picked = format_of(problem), some(problem.M)
+    return Kind(
+        reference=lambda x: quantize.quantize_rows(x, format),
+        kernel=lambda x, row: quantize.launched(x, format, row),
+        apart=lambda x: codes(x, format),
+        wrong=lambda found, x: differs([one[picked] for one in found], codes(x[picked].cpu(), format)),
+    )
+
+
+def of_both(problem: Problem, device: torch.device) -> Kind:
+    """Of x [M, K] its rows, and of its transpose; the draws of a row begin at that of its first element."""
+    format, (M, K) = format_of(problem), (problem.M, problem.K)
+    key = noise_key(1, 2, 3) if "drawn" in mode_of(problem) else None
+    its = None if key is None else key.to(device)
+    rows, columns = some(M), some(K)
+
+    def noise(picked: Sequence[int], length: int, purpose: int) -> Tensor | None:
+        if key is None:
+            return None
+        draws = [uniform(length, key, tensor=TENSOR, purpose=purpose, offset=i * length) for i in picked]
+        return torch.stack(draws)
+
+    def apart(x: Tensor) -> Made:
+        made: Made = ()
+        for one, purpose in zip((x, x.t().contiguous()), PURPOSES, strict=True):
+            draws = its if its is None else uniform(M * K, its, tensor=TENSOR, purpose=purpose)
+            made += codes(one, format, draws if draws is None else draws.view(one.shape))
+        return made
+
+    def wrong(found: Made, x: Tensor) -> str:
+        first, second = PURPOSES
+        wanted = (
+            *codes(x[rows].cpu(), format, noise(rows.tolist(), K, first)),
+            *codes(x[:, columns].t().cpu(), format, noise(columns.tolist(), M, second)),
+        )
+        q, s, r, t = found
+        return differs((q[rows], s[rows], r[columns], t[columns]), wanted)
+
+    return Kind(
+        reference=lambda x: quantize_both(x, format, key, TENSOR),
+        kernel=lambda x, row: launched_both(x, format, its, TENSOR, row),
+        apart=apart, wrong=wrong,
+    )  # fmt: skip
+
+
+def of_norms(problem: Problem, device: torch.device) -> Kind:
+    """A residual is the same for all copies of x, where there is one; a layer norm has a bias."""
+    format, words = format_of(problem), mode_of(problem).split()
+    M, K, dtype, picked = problem.M, problem.K, DTYPES[problem.out], some(problem.M)
+    name, floats = words[0], "floats" in words
+    residual = torch.randn(M, K, device=device).to(dtype) if "residual" in words else None
+    weight = torch.rand(K, device=device).to(dtype)
+    bias = torch.randn(K, device=device).to(dtype) if name == "layer" else None
+
+    def apart(x: Tensor) -> Made:
+        h = x if residual is None else x + residual
+        y = F.rms_norm(h, (K,), weight, EPS) if bias is None else F.layer_norm(h, (K,), weight, bias, EPS)
+        return (*codes(y, format), h, y)
+
+    def wrong(found: Made, x: Tensor) -> str:
+        beside, r = (one if one is None else one.cpu() for one in (bias, residual))
+        r = r if r is None else r[picked]
+        wanted = norm.norm_quantize(x[picked].cpu(), r, weight.cpu(), beside, None, name, EPS, format, floats)
+        return differs([one[picked] if len(one) else one.cpu() for one in found], wanted)
+
+    return Kind(
+        reference=lambda x: norm.norm_quantize(x, residual, weight, bias, None, name, EPS, format, floats),
+        kernel=lambda x, row: norm.launched(
+            x, residual, weight, bias, None, name, EPS, format, floats, row
+        ),
+        apart=apart, wrong=wrong,
+    )  # fmt: skip
+
+
+def of_hadamard(problem: Problem, device: torch.device) -> Kind:
+    format, block, picked = format_of(problem), int(mode_of(problem)), some(problem.M)
+    matrix = hadamard_matrix(block).to(device, DTYPES[problem.out])
+
+    def apart(x: Tensor) -> Made:
+        return codes((x.view(-1, x.shape[1] // block, block) @ matrix).view(x.shape), format)
+
+    def wrong(found: Made, x: Tensor) -> str:
+        wanted = hadamard.hadamard_quantize(x[picked].cpu(), block, format)
+        return differs([one[picked] for one in found], wanted)
+
+    return Kind(
+        reference=lambda x: hadamard.hadamard_quantize(x, block, format),
+        kernel=lambda x, row: hadamard.launched(x, block, format, row), apart=apart, wrong=wrong,
+    )  # fmt: skip
+
+
+KINDS: Mapping[str, Callable[[Problem, torch.device], Kind]] = {
+    "quantize_rows": of_rows,
+    "quantize_both": of_both,
+    "norm_quantize": of_norms,
+    "hadamard_quantize": of_hadamard,
+}

@@ -1,0 +1,131 @@
+"""Which configuration an op runs with: from a planted database, for a device that is not here."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from qcompiler.backends.triton.configurations import Configuration, chosen
+from qcompiler.backends.triton.ops import schedule
+from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
+from qcompiler.backends.triton.tuning import device as devices
+from qcompiler.backends.triton.tuning import shipped
+from qcompiler.backends.triton.tuning.device import DEVICES, Device
+from qcompiler.backends.triton.tuning.families import space, written
+from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.shipped import ship
+from qcompiler.backends.triton.tuning.tuner import versions
+from qcompiler.tune import database
+from qcompiler.tune.database import Row, open_database
+
+H100, H200 = DEVICES[0], DEVICES[1]
+FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
+PROBLEM = Problem(op="int8_linear", scheme="int8", M=2048, N=4096, K=4096)
+DEFAULT = chosen("int8_matmul", 90)
+OTHER = space(PROBLEM, 90)[5]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(database, "default_path", lambda: tmp_path / "rows.db")
+    monkeypatch.setattr(devices, "device_of", lambda device: H100 if device == FIRST else H200)
+    schedule.of_device.cache_clear()
+    yield
+    schedule.of_device.cache_clear()
+
+
+def plant(path: Path, problem: Problem, seconds: dict[str, float], device: Device = H100) -> None:
+    def row(name: str) -> Row:
+        return Row(
+            workload=problem.text, configuration=name, isa=device.core.isa, processor=device.core.processor,
+            seconds=seconds[name], spread=0.0, rounds=3, **versions(problem),
+        )  # fmt: skip
+
+    with open_database(path / "rows.db") as opened:
+        opened.add(map(row, seconds))
+
+
+def asked(problem: Problem = PROBLEM, device: torch.device = FIRST) -> Configuration:
+    """What runs where a row is expected: no warning is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return scheduled(problem, device, DEFAULT)
+
+
+def test_the_fastest_of_the_database_runs_and_it_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers are nothing that an op could run; a bucket's row is that of all its rows."""
+    plant(tmp_path, PROBLEM, {written(DEFAULT): 2e-4, written(OTHER): 1e-4, "int_mm": 5e-5})
+    assert asked() == OTHER
+    monkeypatch.setattr(database, "default_path", lambda: pytest.fail("it is read again"))
+    assert asked() == asked(replace(PROBLEM, M=1500)) == OTHER
+    with pytest.warns(UserWarning, match="N 64, K 64, bf16: nothing was measured"):
+        assert scheduled(replace(PROBLEM, N=64, K=64), FIRST, DEFAULT) == DEFAULT
+
+
+def test_each_device_has_rows_of_its_own(tmp_path: Path) -> None:
+    plant(tmp_path, PROBLEM, {written(OTHER): 1e-4}, H200)
+    assert asked(device=SECOND) == OTHER
+    with pytest.warns(UserWarning, match="nothing was measured on this device"):
+        assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
+
+
+def test_without_a_database_the_tables_say_and_that_is_said_once() -> None:
+    with pytest.warns(UserWarning, match=r"nothing was measured on this device.*qcompiler tune") as said:
+        assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
+    assert len(said) == 1
+    assert asked() == asked(replace(PROBLEM, M=1999)) == DEFAULT
+
+
+def test_a_damaged_database_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "rows.db").write_bytes(b"SQLite format 3\x00" + b"\x7f" * 5000)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
+    of_database, of_problem = (str(warning.message) for warning in said)
+    assert (
+        of_database.endswith("meanwhile kernels run as is shipped and as the tables say")
+        and "rows.db" in of_database
+    )
+    assert "nothing was measured" in of_problem
+    assert asked() == DEFAULT
+
+
+def test_what_no_space_has_is_never_run(tmp_path: Path) -> None:
+    """A row chooses among configurations; it cannot make one."""
+    plant(tmp_path, PROBLEM, {"BM 512, BN 512, BK 512, GROUP 8, DESCRIPTORS True, warps 8, stages 9": 1e-9})
+    with pytest.warns(UserWarning, match="nothing was measured"):
+        assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
+
+
+@pytest.mark.parametrize("op", ["quantize_rows", "norm_quantize"])
+def test_rows_of_floats_are_scheduled_as_well(tmp_path: Path, op: str) -> None:
+    problem = of_rows(op, "int8" if op == "quantize_rows" else "int8 rms", torch.empty(100, 768).bfloat16())
+    other = space(problem.bucketed, 90)[1]
+    plant(tmp_path, problem.bucketed, {written(other): 1e-5})
+    assert asked(problem) == other
+
+
+def test_what_no_family_knows_by_its_type_runs_as_the_tables_say() -> None:
+    """float64 has no place in the text of rows that anybody measures, but it has one."""
+    x = torch.empty(4, 32, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="quantize_rows, int8, M 4, K 32, float64: nothing was measured"):
+        scheduled(of_rows("quantize_rows", "int8", x), FIRST, chosen("quantize_rows", 90))
+
+
+def test_rows_that_came_with_the_package_do_where_nothing_was_measured_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(tmp_path, PROBLEM, {written(OTHER): 1e-4})
+    with open_database(tmp_path / "rows.db") as opened:
+        ship(opened.rows(), tmp_path / "shipped")
+    monkeypatch.setattr(shipped, "shipped", partial(shipped.shipped, folder=tmp_path / "shipped"))
+    monkeypatch.setattr(database, "default_path", lambda: tmp_path / "none.db")
+    assert asked() == OTHER

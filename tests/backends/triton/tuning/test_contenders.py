@@ -1,0 +1,43 @@
+"""What is measured computes what it should, on the CPU: names, gates, and what a gate catches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qcompiler.backends.triton.tuning import rows, weight_only
+from qcompiler.backends.triton.tuning.bench import Contenders
+from qcompiler.backends.triton.tuning.families import family_of, space, written
+from qcompiler.backends.triton.tuning.problem import Problem
+
+WEIGHTS = Problem(op="weight_only_linear", scheme="w4h_g128", M=3, N=64, K=256)
+PROBLEMS = [
+    WEIGHTS,
+    Problem(op="weight_only_linear", scheme="w2h_g64 zeros gated", M=1, N=64, K=256, out="fp16", heavy=True),
+    Problem(op="weight_only_linear", scheme="w8_g128", M=3, N=64, K=256, out="fp32", heavy=True),
+    Problem(op="quantize_rows", scheme="e4m3", M=5, N=0, K=70),
+    Problem(op="quantize_both", scheme="int8", M=21, N=0, K=35, out="fp32"),
+    Problem(op="quantize_both", scheme="int8 drawn ragged", M=21, N=0, K=35),
+    Problem(op="norm_quantize", scheme="int8 rms residual", M=5, N=0, K=70),
+    Problem(op="norm_quantize", scheme="e4m3 layer floats", M=5, N=0, K=70, out="fp16"),
+    Problem(op="hadamard_quantize", scheme="int8 32", M=5, N=0, K=96),
+]
+
+
+def contenders(problem: Problem) -> Contenders:
+    prepare = weight_only.contenders if problem.N else rows.contenders
+    one = space(problem, 90)[0]
+    return prepare(problem, {written(one): one}, family_of(problem).peers, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.text)
+def test_all_are_right_and_what_is_off_is_refused(problem: Problem) -> None:
+    found = contenders(problem)
+    assert [*found.calls][1:] == [*family_of(problem).peers]
+    for name, call in found.calls.items():
+        made = call(0)
+        assert found.wrong(name, made) == ""
+        if name == "float":
+            continue
+        made.copy_(made.roll(1, -1))  # kernels leave their results where they will be looked for
+        assert found.wrong(name, made) != ""
