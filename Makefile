@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage lint types check format clean
+.PHONY: help setup demo test thorough coverage lint types check format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: setup  ## compile LeNet to int8, export it and write out/lenet/report.html
 
 test: setup  ## run the tests
 	@$(BIN)/pytest -n 2 --dist loadfile --durations=10
+
+thorough: setup  ## run the tests that `test` leaves out: more examples of what it shows
+	@$(BIN)/pytest -n 2 --dist loadfile --durations=10 -m thorough
 
 coverage: setup  ## run the tests and list the lines that none of them reaches; slower
 	@$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered

@@ -35,8 +35,15 @@ def model() -> qc.LanguageModel:
     return made()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("recipe", ["w4a16", "int8-dynamic"])
+@pytest.mark.parametrize(
+    ("family", "recipe"),
+    [
+        ("llama", "w4a16"),
+        ("gpt2", "int8-dynamic"),
+        pytest.param("llama", "int8-dynamic", marks=pytest.mark.thorough),
+        pytest.param("gpt2", "w4a16", marks=pytest.mark.thorough),
+    ],
+)
 def test_greedy_tokens_are_those_of_the_reference(family: Literal["llama", "gpt2"], recipe: str) -> None:
     engine, reference = made(recipe, family), made(recipe, family, backend="reference")
     for prompt in ([3, 1, 4], [15]):

@@ -97,7 +97,9 @@ def plain(subject: Subject) -> Decision:
     return subject.decided(PLAIN)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "best"])
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(name, marks=pytest.mark.thorough) for name in ("gptq", "awq")), "best"]
+)
 def test_care_beats_rounding_to_nearest(subject: Subject, plain: Decision, method: str) -> None:
     """In perplexity, and in the error that all layers together make on held-out text."""
     careful = subject.decided({**ROWS, "weight_method": method})

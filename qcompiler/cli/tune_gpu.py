@@ -109,7 +109,8 @@ def foreseen(linears: "Sequence[Linear]", rows: Sequence[int], aim: "Target") ->
             steps.tell(problem.text, done, len(problems))
             first = ordered(problem, device, Residual())[:SHOWN]
             verdicts = judged(problem, first, device.capability, executor, None) if executor else ()
-            faults = [verdict.fault for verdict in verdicts] or [None] * len(first)
+            faults: list[str | None] = [verdict.fault for verdict in verdicts]
+            faults += [None] * (len(first) - len(faults))
             for one, fault in zip(first, faults, strict=True):
                 paper = predicted(family_of(problem).work(problem, one), device)
                 found.append({

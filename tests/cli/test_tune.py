@@ -83,7 +83,10 @@ def test_no_tracker_and_no_address_are_told(run: Run) -> None:
     assert result.exit_code == 1 and "'nowhere' is no address of a tracker" in result.stderr
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGINT, 130, marks=pytest.mark.thorough)],
+)
 def test_a_stopped_run_goes_on_with_the_layer_that_it_was_at(
     run: Run, zoo: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qcompiler.backends.triton.decisions import Table
 from qcompiler.backends.triton.engine.executable import TritonExecutable
-from qcompiler.backends.triton.engine.layers import layers_of
+from qcompiler.backends.triton.engine.layers import Layers, layers_of
+from qcompiler.backends.triton.ops.schedule import of_device
+from qcompiler.backends.triton.tuning.decided import table as decided
 from qcompiler.errors import TargetError
 from qcompiler.ir import Graph
 from qcompiler.target import Target, find_target
@@ -18,19 +22,22 @@ class Triton:
     name = "triton"
 
     def __init__(self, target: Target | str = "cuda", *, table: Table | None = None) -> None:
-        """`table` has what was measured of each problem; elsewhere defaults decide."""
+        """`table` has the decisions for each problem, and defaults decide elsewhere.
+
+        Without a table they follow from what was measured on the GPU that is here.
+        """
         self.target = find_target(target)
         if self.target.range_of != "row":
             raise TargetError(
                 f"backend 'triton' cannot run what is planned for target '{self.target.name}'",
                 why="its kernels multiply codes with a scale for each row", fix="use target='cuda'",
             )  # fmt: skip
-        self.table: Table = table or {}
+        self.table = table
 
     def lower(self, graph: Graph, *, threads: int | None = None) -> TritonExecutable:
-        return TritonExecutable(
-            graph=graph, target=self.target, layers=layers_of(graph, self.target), table=self.table
-        )
+        layers = layers_of(graph, self.target)
+        table = measured(layers) if self.table is None else self.table
+        return TritonExecutable(graph=graph, target=self.target, layers=layers, table=table)
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Nothing: the graph says it all, and weights are packed when it is lowered."""
@@ -40,11 +47,21 @@ class Triton:
 
     def settings(self, graph: Graph, *, threads: int | None = None) -> Mapping[str, Any]:
         """Decisions as text, by problem."""
-        problems = {layer.problem for layer in layers_of(graph, self.target).found}
-        found = {problem: self.table[problem] for problem in problems if problem in self.table}
+        layers = layers_of(graph, self.target)
+        table = measured(layers) if self.table is None else self.table
+        problems = {layer.problem for layer in layers.found}
+        found = {problem: table[problem] for problem in problems if problem in table}
         return {
             "decisions": {
                 f"{problem.format} {problem.N}x{problem.K}": str(decisions)
                 for problem, decisions in sorted(found.items(), key=lambda item: str(item[0]))
             }
         }
+
+
+def measured(layers: Layers) -> Table:
+    """Decisions by what was measured on the GPU that is here; none where there is no GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    device = torch.device("cuda", torch.cuda.current_device())
+    return decided(dict.fromkeys(layer.problem for layer in layers.found), of_device(device).schedules)

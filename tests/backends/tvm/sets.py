@@ -21,14 +21,24 @@ some_isa = st.sampled_from((*RUNNABLE, PORTABLE))  # one per example, so that a 
 pytestmark = pytest.mark.skipif(not RUNNABLE, reason="this CPU has no instruction set that kernels exist for")
 
 
-def seeds(best: int, others: int) -> pytest.MarkDecorator:
-    """Networks by number for every set: many for the one that is used here, a few for the others.
+FEW = 2  # networks of a kind that show whether it works at all
 
-    NETWORKS=40 in the environment asks for so many of each kind.
+
+def seeds(best: int, others: int) -> pytest.MarkDecorator:
+    """Networks by number for every set: some for the one that is used here, fewer for the others.
+
+    From the third on they are thorough. NETWORKS=40 in the environment asks for so many of each kind.
     """
-    most = max(best, int(os.environ.get("NETWORKS", "0")))
-    found = [(isa, seed) for isa in RUNNABLE for seed in range(most if isa is BEST else others)]
-    return pytest.mark.parametrize(("isa", "seed"), found, ids=[f"{isa.name}-{seed}" for isa, seed in found])
+    asked = int(os.environ.get("NETWORKS", "0"))
+    numbers = [(isa, seed) for isa in RUNNABLE for seed in range(max(best, asked) if isa is BEST else others)]
+    found = [
+        pytest.param(
+            isa, seed, id=f"{isa.name}-{seed}",
+            marks=[pytest.mark.thorough] if seed >= FEW and not asked else [],
+        )
+        for isa, seed in numbers
+    ]  # fmt: skip
+    return pytest.mark.parametrize(("isa", "seed"), found)
 
 
 def built(function: Any, isa: Isa) -> Any:

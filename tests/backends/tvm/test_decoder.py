@@ -36,7 +36,7 @@ def made(family: Literal["llama", "gpt2"], backend: str, vocabulary: int = 50) -
         )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.thorough)])
 def pair(request: pytest.FixtureRequest) -> tuple[qc.LanguageModel, qc.LanguageModel]:
     return made(request.param, "tvm"), made(request.param, "reference")
 

@@ -141,6 +141,7 @@ def test_a_server_dies_and_the_other_takes_over(start: Start, tracker: str, tmp_
         assert len(database.rows(core)) == 12
 
 
+@pytest.mark.thorough
 def test_a_server_that_hangs_is_lost(start: Start, tracker: str) -> None:
     """As a machine that loses its power: its connections stay open, and nothing comes through them."""
     process = server(start, tracker)
