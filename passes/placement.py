@@ -90,7 +90,7 @@ def start(group: Group, recipe: Recipe, target: Target, floats: Mapping[str, str
             if target.dynamic_kernel is None:
                 return choice("float", f"target '{target.name}' has no kernel for ranges taken at run time")
             return choice("dynamic", "range taken at run time")
-        if why := uneven(group, recipe, target):
+        if why := uneven(group, recipe, target) or unread(group, layer, target):
             return choice("float", why)
         return choice("weight-only", "weight stored in few bits")
     if not target.calibrated:
@@ -140,6 +140,22 @@ def uneven(group: Group, recipe: Recipe, target: Target) -> str:
     fitting = [size for size in sizes if size == 0 or width % size == 0]
     hint = f"; group_size {max(fitting)} would fit it" if fitting else ""
     return f"its {width} inputs are no whole number of groups of {layer.group_size}{hint}"
+
+
+def unread(group: Group, layer: Recipe, target: Target) -> str:
+    """Why the target's kernel for weights of few bits does not read a linear; empty where it does."""
+    row, given = target.reader_of(str(layer.weights)), arguments(group.anchor)
+    x, weight = (spec(given[name]) for name in (group.row.operands[0], str(group.row.weight)))
+    assert x is not None and weight is not None
+    if row is None:
+        return ""
+    if x.dtype not in row.reads:
+        found, *wanted = (str(dtype).removeprefix("torch.") for dtype in (x.dtype, *row.reads))
+        return f"its input is {found}, and the kernel reads {' or '.join(sorted(wanted))}: convert the model"
+    for size, of, what in zip(weight.shape, (row.outputs, row.inputs), ("outputs", "inputs"), strict=True):
+        if size % of:
+            return f"its {size} {what} are no multiple of {of}, as many as the kernel takes at a time"
+    return ""
 
 
 def carry(group: Group, recipe: Recipe, choices: Mapping[Node, Choice], floats: Mapping[str, str]) -> Choice:

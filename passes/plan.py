@@ -166,12 +166,14 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
             node=label(group.anchor),
             fix="choose a divisor, or set weights to null for this layer to keep it in float",
         )
+    reader = target.reader_of(format.name) if choice.mode == "weight-only" else None
     if choice.mode == "weight-only":
         check_weight_only(format.name, size, group, target)
     return WeightSpec(
         layer=group.anchor.name, argument=str(group.row.weight), format=format.name, axis=0, group_size=size,
         observer=layer.weight_observer, limit=weight_limit(choice, target), method=layer.weight_method,
         float_bias=choice.mode != "static" or bool(group.row.to_float and not choice.output_codes),
+        scale_type=reader.scales if reader is not None else "float32",
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.ir import Draft, Graph, label
+from qcompiler.ir import Draft, Graph, arguments, label, spec
 from qcompiler.numerics import IntFormat, QuantParams, dequantize, parse_format, quantize
 from qcompiler.passes.abreast import Moments, run_abreast
 from qcompiler.passes.gptq import compensated
@@ -172,6 +172,10 @@ def cannot_round(node: Node, planned: WeightSpec) -> str:
         return "only the weights of linears are rounded with care"
     if not isinstance(parse_format(planned.format), IntFormat):
         return f"{planned.format} is no integer format"
+    weight = spec(arguments(node)["weight"])
+    if weight is not None and weight.dtype != torch.float32:
+        kind = str(weight.dtype).removeprefix("torch.")
+        return f"it is in {kind}, which has no room for a grid's values, so each goes to the nearest code"
     if planned.limit:
         return "this CPU bears no full codes, and a compensated weight may need them"
     return ""

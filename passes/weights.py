@@ -34,7 +34,14 @@ SHRINKS = tuple(1 - step / 50 for step in range(1, 21))  # 0.98 .. 0.60 of the f
 
 
 def weight_params(tensor: Tensor, planned: WeightSpec) -> QuantParams:
-    """Scale and zero point of a weight [out, in, ...] as its spec says.
+    """Scale and zero point of a weight [out, in, ...] as its spec says; scales are in its type for them."""
+    params = exact_params(tensor, planned)
+    rounded = params.scale.to(getattr(torch, planned.scale_type)).to(params.scale.dtype)
+    return replace(params, scale=rounded)
+
+
+def exact_params(tensor: Tensor, planned: WeightSpec) -> QuantParams:
+    """The same before scales are rounded.
 
     A smaller range than the full one would pass the limit, so with one there is nothing to search.
     """

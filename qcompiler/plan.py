@@ -44,6 +44,7 @@ class WeightSpec:
     then the way of rounding that was kept, and `scores` the SQNR in dB of the layer's output by each tried.
     Where the observer is "learned", `scales` are all of its scales in order, exact in float32.
     float_bias: the kernel adds the layer's bias to a float result, so that the bias stays as it is.
+    scale_type: what scales are rounded to, before codes are chosen.
     """
 
     layer: str
@@ -55,6 +56,7 @@ class WeightSpec:
     limit: int = 0  # largest |code|, 0 for the format's own
     float_bias: bool = False
     method: str = "nearest"
+    scale_type: str = "float32"
     scales: tuple[float, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)
 

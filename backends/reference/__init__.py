@@ -20,7 +20,7 @@ from qcompiler.ir import Graph, arguments, evaluate, spec
 from qcompiler.ir.graph import operator_of
 from qcompiler.passes.partition import Region, partition
 from qcompiler.plan import Plan
-from qcompiler.target import Target, WeightOnly, find_target
+from qcompiler.target import Target, find_target
 
 aten = torch.ops.aten
 qc = torch.ops.qcompiler
@@ -77,16 +77,13 @@ class ReferenceExecutable:
             and isinstance(args[1], Codes)
             and not isinstance(args[0], Codes)
         ):
-            kernel = self.weight_only(args[1])
+            kernel = self.target.reader_of(args[1].format)
             if kernel is not None:
                 block = args[1].block or kernel.default_block
-                return weight_only_linear(*args, bits=kernel.activation_bits, block=block)
+                result = weight_only_linear(*args, bits=kernel.activation_bits, block=block)
+                return result.to(args[0].dtype)
         plain = fx.node.map_aggregate((args, kwargs), decoded)
         return operator_of(node)(*plain[0], **plain[1])
-
-    def weight_only(self, weight: Codes) -> WeightOnly | None:
-        """How the target computes a float input with a weight in few bits, if it does."""
-        return next((entry for entry in self.target.weight_only if entry.format == weight.format), None)
 
     @cached_property
     def inside(self) -> Mapping[Node, Region]:

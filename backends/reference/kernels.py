@@ -145,7 +145,9 @@ def linear(call: Call) -> Tensor:
     return finish(call, F.linear(call.operands[0].centered, call.weight.centered), axis=-1)
 
 
-def weight_only_linear(x: Tensor, weight: Codes, bias: Tensor | None, *, bits: int, block: int) -> Tensor:
+def weight_only_linear(
+    x: Tensor, weight: Codes, bias: Tensor | None, *, bits: int | None, block: int
+) -> Tensor:
     """A float x with weights of few bits: x is rounded per row and block of its last axis to signed codes.
 
         s_x = max |x| / (2^(bits-1) - 1)        q = sat(rne(x / s_x))
@@ -153,21 +155,28 @@ def weight_only_linear(x: Tensor, weight: Codes, bias: Tensor | None, *, bits: i
         y   = fma(S_b, s_x s_w, y)  for b = 0, 1, ..            then y + bias
         y   = fma(s_w, fma(S_b, s_x, ..), bias or 0)            where a column of the weight has one scale
 
-    Every step is float32 and rounded once.
+    Every step is float32 and rounded once. Without bits x stays as it is: q = x, s_x = 1.
     """
-    largest = 2 ** (bits - 1) - 1
     rows = F.pad(x, (0, -x.shape[-1] % block)).reshape(*x.shape[:-1], -1, block)
-    scale = rows.abs().amax(-1, keepdim=True) / largest
-    codes = torch.round(rows / scale.where(scale > 0, torch.ones_like(scale))).clamp(-largest - 1, largest)
+    codes, scale = (rows, torch.ones(())) if bits is None else rounded_rows(rows, bits)
     columns = centered_blocks(weight, block)
     steps = weight.scale.float()
     y = torch.zeros(*x.shape[:-1], len(columns))
     for b in range(columns.shape[1]):
         total = F.linear(codes[..., b, :].double(), columns[:, b]).float()
-        y = multiply_add(total, scale[..., b, :] * (steps[:, b] if weight.block else 1.0), y)
+        step = scale[..., b, :] if scale.dim() else scale
+        y = multiply_add(total, step * (steps[:, b] if weight.block else 1.0), y)
     if not weight.block:
         return multiply_add(y, steps, torch.zeros(()) if bias is None else bias)
     return y if bias is None else y + bias
+
+
+def rounded_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Signed codes of [..., blocks, block], and the scale of each block."""
+    largest = 2 ** (bits - 1) - 1
+    scale = rows.abs().amax(-1, keepdim=True) / largest
+    codes = torch.round(rows / scale.where(scale > 0, torch.ones_like(scale))).clamp(-largest - 1, largest)
+    return codes, scale
 
 
 def centered_blocks(weight: Codes, block: int) -> Tensor:

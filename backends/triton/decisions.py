@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
+from qcompiler.backends.triton.layouts import LAYOUTS
 from qcompiler.errors import InputError
 
 NAME = r"[A-Za-z]\w*"
@@ -65,7 +66,7 @@ def parse_decisions(text: str, *, measured: bool = False) -> Decisions:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The linears that decide alike: codes of a format, [N, K] of them."""
+    """The linears that decide alike: codes of a format, or of a layout of few bits, [N, K] of them."""
 
     format: str
     N: int
@@ -77,5 +78,7 @@ Table: TypeAlias = Mapping[Problem, Decisions]
 DEFAULT: Mapping[str, Decisions] = {
     "int8": Decisions(borders=(16,), names=("float", "int8_linear")),
     "e4m3": Decisions(borders=(16,), names=("float", "fp8_linear")),
+    **{name: Decisions(names=("weight_only_linear",)) for name in LAYOUTS},
 }
-"""By format, where nothing was measured: tensor cores take 16 rows at a time."""
+"""By format, where nothing was measured: tensor cores take 16 rows at a time, and weights of few bits are
+there to save memory, which a decoded copy would undo."""

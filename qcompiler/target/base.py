@@ -62,14 +62,20 @@ class WeightOnly:
     """A weight format that a float op may read directly.
 
     The kernel rounds its float input to `activation_bits` in blocks along the reduction: of the weight's
-    group size, or of `default_block` where a weight has one scale per column.
+    group size, or of `default_block` where a weight has one scale per column. None: it rounds it to nothing.
+    scales: the type that those of the weight are rounded to, before codes are chosen.
+    reads: types of its float input. outputs, inputs: what the sizes of a weight must be multiples of.
     """
 
     format: str
     kernel: str
     blocks: tuple[int, ...]  # allowed group sizes along the reduction; 0 = one scale per column
-    activation_bits: int = 8
+    activation_bits: int | None = 8
     default_block: int = 32
+    scales: str = "float32"
+    reads: frozenset[torch.dtype] = frozenset({torch.float32})
+    outputs: int = 1
+    inputs: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +139,11 @@ class Target:
         return "int" in format or any(
             support is not None and support.executes != "float" for support in found
         )
+
+    def reader_of(self, weights: str) -> WeightOnly | None:
+        """How a float op reads weights of a format; None where none does."""
+        name = self.weight if weights == "target" else weights
+        return next((row for row in self.weight_only if row.format == name), None)
 
     def group_sizes(self, weights: str) -> tuple[int, ...]:
         """The group sizes, ascending, in which a float op reads weights of a format; 0 is one per column."""

@@ -2,9 +2,10 @@
 
     y[m, n] = act((sum_k a[m, k] b[n, k]) s_m t_n + bias_n) + residual[m, n]
 
-Of a candidate that reads floats, a and b are floats, and there are no scales. Which one computes is said by
-decisions over M, so a candidate is here because it can, and never because it is assumed to be fast. Names are
-those of `tuning.families`: an op's, or a peer's.
+Of a candidate that reads floats, a and b are floats, and there are no scales; of one that reads a weight of
+few bits, a is floats, and the other three are its codes, scales and zero points. Which one computes is said
+by decisions over M, so a candidate is here because it can, and never because it is assumed to be fast. Names
+are those of `tuning.families`: an op's, or a peer's.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import qcompiler.backends.triton.ops  # noqa: F401  registers torch.ops.qcompiler.triton_*
+from qcompiler.backends.triton.layouts import LAYOUTS
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS, finished
 from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.ir.products import summed
@@ -114,11 +116,20 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate(name="scaled_mm", format="e4m3", compute=scaled_mm, refuses=multiples(16)),
     *(
         Candidate(name=FLOAT, format=name, compute=float_linear, reads_codes=False)
-        for name in ("int8", "e4m3")
+        for name in ("int8", "e4m3", *LAYOUTS)
+    ),
+    *(
+        Candidate(
+            name="weight_only_linear", format=name, compute=qc.triton_weight_only_linear.default,
+            more={"layout": name, "gated": False},
+        )
+        for name in LAYOUTS
     ),
 )  # fmt: skip
 
-OURS: Mapping[str, str] = {"int8": "int8_linear", "e4m3": "fp8_linear"}
+OURS: Mapping[str, str] = {
+    "int8": "int8_linear", "e4m3": "fp8_linear", **dict.fromkeys(LAYOUTS, "weight_only_linear"),
+}  # fmt: skip
 """By format, the candidate that refuses nothing that is lowered."""
 
 

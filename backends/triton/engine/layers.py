@@ -1,6 +1,7 @@
 """The linears of a quantized graph that ops compute, each with what its epilogue takes along.
 
     dequantize(quantize_rows(x)), dequantize(weight)  ->  linear  ->  activation  ->  + residual    one Layer
+    x, dequantize(weight in groups)                   ->  linear  ->  activation  ->  + residual    another
 
 What an epilogue takes along is a table, and what keeps a linear from being a layer is a list of sentences.
 """
@@ -10,11 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.triton.decisions import Problem
 from qcompiler.backends.triton.engine.candidates import OURS
+from qcompiler.backends.triton.engine.weights import (
+    few_bit_obstacles,
+    few_bit_region,
+    layout_of_weight,
+    tensor,
+)
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.ir.products import DEEPEST
 from qcompiler.ir.rows import SHORT
@@ -36,7 +42,8 @@ ACTIVATIONS: Mapping[Any, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
 class Layer:
     """A linear: x [..., K] in floats, its weight as constants, and the ops behind it up to `result`.
 
-    tail: those ops. Invariant: each is read by the next one alone.
+    tail: those ops. Invariant: each is read by the next one alone. A region without operands reads x as it
+    is, and the format of its problem is then a layout.
     """
 
     region: Region
@@ -55,6 +62,16 @@ class Layer:
         return self.region.anchor
 
     @property
+    def weight(self) -> Node:
+        """What decodes its codes."""
+        assert self.region.weight is not None
+        return self.region.weight
+
+    @property
+    def is_weight_only(self) -> bool:
+        return not self.region.operands
+
+    @property
     def result(self) -> Node:
         return self.tail[-1] if self.tail else self.anchor
 
@@ -69,8 +86,12 @@ class Layers:
 
 def layers_of(graph: Graph, target: Target) -> Layers:
     found, refused = [], {}
-    for region in partition(graph, target).values():
-        why = next(obstacles(region, graph), None)
+    on_codes = {region.anchor: region for region in partition(graph, target).values()}
+    for node in graph.fx.nodes:
+        region = on_codes.get(node) or few_bit_region(node, target)
+        if region is None:
+            continue
+        why = next((obstacles if region.operands else few_bit_obstacles)(region, graph), None)
         if why is None:
             found.append(layer_at(region, graph))
         else:
@@ -99,10 +120,6 @@ def obstacles(region: Region, graph: Graph) -> Iterator[str]:
         yield f"int32 does not hold the sum of {depth} products; keep it in float by an override"
 
 
-def tensor(node: Any, graph: Graph) -> Tensor:
-    return graph.tensors[str(node.target)]
-
-
 def row_codes_of(decoded: Node) -> Node | None:
     """The `quantize_rows` whose codes a dequantize reads."""
     codes = arguments(decoded)["q"]
@@ -112,8 +129,13 @@ def row_codes_of(decoded: Node) -> Node | None:
 
 def layer_at(region: Region, graph: Graph) -> Layer:
     anchor, weight = region.anchor, arguments(region.weight)  # type: ignore[arg-type]  # no obstacle
-    quantized = row_codes_of(region.operands[0])
-    assert quantized is not None
+    x: Node = arguments(anchor)["input"]
+    if region.operands:
+        quantized = row_codes_of(region.operands[0])
+        assert quantized is not None
+        x, format = arguments(quantized)["x"], SHORT[weight["format"]]
+    else:
+        format = layout_of_weight(region, graph).name
     activation, tail = "none", []
     reader = only_reader(anchor)
     if reader is not None and reader.target in ACTIVATIONS:
@@ -129,10 +151,10 @@ def layer_at(region: Region, graph: Graph) -> Layer:
     held = spec(tail[-1] if tail else anchor)
     assert held is not None
     return Layer(
-        region=region, x=arguments(quantized)["x"], codes=str(weight["q"].target),
+        region=region, x=x, codes=str(weight["q"].target),
         scale=str(weight["scale"].target), bias=arguments(anchor)["bias"], activation=activation,
         residual=residual, tail=tuple(tail), dtype=held.dtype,
-        problem=Problem(format=SHORT[weight["format"]], N=N, K=K),
+        problem=Problem(format=format, N=N, K=K),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
     linear(dq(quantize_rows(x)), dq(w), b)  -->  a, s = triton_quantize_rows(rows(x), format)
                                                  y = candidate(a, s, packed(w), t, b, residual, act, dtype)
+    linear(x, dq(w in groups), b)           -->  y = candidate(rows(x), w, t, z, b, residual, act, dtype)
 
 Everything else stays as it is. The graph holds no sizes, so it serves all calls for which the same
 candidates were chosen.
@@ -16,8 +17,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
+from qcompiler.backends.reference import coded
 from qcompiler.backends.triton.engine.candidates import Candidate
 from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.engine.weights import tensor, weight_of
+from qcompiler.backends.triton.ops.linear import lies_askew
 from qcompiler.backends.triton.ops.quantize import padded
 from qcompiler.ir import Graph
 
@@ -27,6 +31,10 @@ qc = torch.ops.qcompiler
 def rows(x: Tensor) -> Tensor:
     """[..., K]  -->  [M, K], rows one behind another."""
     return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def aligned(x: Tensor) -> Tensor:
+    return x.clone() if lies_askew(x) else x
 
 
 def like_rows_of(y: Tensor, x: Tensor) -> Tensor:
@@ -89,6 +97,7 @@ class Lowering:
         self.tensors: dict[str, Tensor] = dict(graph.tensors)
         self.now: dict[Node, Node] = {}  # value of the graph -> what stands for it
         self.flat: dict[Node, Node] = {}  # and as rows
+        self.even: dict[Node, Node] = {}  # that begin where kernels may read them
         self.quantized: dict[tuple[Node, str], tuple[Node, Node]] = {}
         self.calls: list[Call] = []
 
@@ -97,20 +106,10 @@ class Lowering:
         self.now[node] = self.fx.node_copy(node, self.now.__getitem__)
 
     def compute(self, layer: Layer, by: Candidate) -> None:
-        codes, scale = (self.graph.tensors[name] for name in (layer.codes, layer.scale))
-        a: Node
-        s: Node | None
         residual = None if layer.residual is None else self.rows(layer.residual)
         bias = None if layer.bias is None else self.now[layer.bias]
-        if by.reads_codes:
-            a, s = self.codes(layer.x, layer.problem.format)
-            b = self.constant(f"{layer.codes}.packed", lambda: packed(codes))
-            t: Node | None = self.constant(layer.scale, lambda: scale)
-        else:
-            a, s, t = self.rows(layer.x), None, None
-            b = self.constant(f"{layer.codes}.decoded", lambda: decoded(codes, scale, layer.dtype))
         y = self.call(
-            layer.anchor.name, by.compute, a, s, b, t, bias, residual,
+            layer.anchor.name, by.compute, *self.operands(layer, by), bias, residual,
             activation=layer.activation, dtype=layer.dtype, **by.more,
         )  # fmt: skip
         self.calls.append(
@@ -120,6 +119,25 @@ class Lowering:
             )
         )  # fmt: skip
         self.now[layer.result] = self.call("shaped", like_rows_of, y, self.now[layer.x])
+
+    def operands(self, layer: Layer, by: Candidate) -> tuple[Node | None, ...]:
+        """The four that a candidate takes first."""
+        if not by.reads_codes:
+            b = self.constant(f"{layer.codes}.decoded", lambda: decoded(layer, self.graph))
+            return self.rows(layer.x), None, b, None
+        if layer.is_weight_only:
+            return self.aligned(layer.x), *self.few_bits(layer)
+        a, s = self.codes(layer.x, layer.problem.format)
+        b = self.constant(f"{layer.codes}.packed", lambda: packed(tensor(layer.codes, self.graph)))
+        return a, s, b, self.fx.get_attr(layer.scale)
+
+    def few_bits(self, layer: Layer) -> tuple[Node | None, ...]:
+        """Codes, scales and zero points as kernels read them."""
+        found = weight_of(layer.region, self.graph)
+        parts = {"packed": found.codes, "scales": found.scales, "zeros": found.zeros}
+        return tuple(
+            None if part is None else self.held(f"{layer.codes}.{name}", part) for name, part in parts.items()
+        )
 
     def codes(self, x: Node, format: str) -> tuple[Node, Node]:
         """Codes and scales of rows, which all that read the value share."""
@@ -134,9 +152,17 @@ class Lowering:
             self.flat[x] = self.call("rows", rows, self.now[x])
         return self.flat[x]
 
+    def aligned(self, x: Node) -> Node:
+        """Rows that 16 bytes are read of at a time."""
+        if x not in self.even:
+            self.even[x] = self.call("aligned", aligned, self.rows(x))
+        return self.even[x]
+
     def constant(self, name: str, make: Callable[[], Tensor]) -> Node:
-        if name not in self.tensors:
-            self.tensors[name] = make()
+        return self.fx.get_attr(name) if name in self.tensors else self.held(name, make())
+
+    def held(self, name: str, x: Tensor) -> Node:
+        self.tensors[name] = x
         return self.fx.get_attr(name)
 
     def call(self, name: str, target: Any, *args: Any, **kwargs: Any) -> Node:
@@ -155,6 +181,7 @@ def packed(codes: Tensor) -> Tensor:
     return wide
 
 
-def decoded(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """q t_n in the model's type."""
-    return (codes.float() * scale[:, None]).to(dtype)
+def decoded(layer: Layer, graph: Graph) -> Tensor:
+    """(q - z) s in the model's type."""
+    weight = coded(layer.weight, lambda node: tensor(node, graph))
+    return replace(weight, dtype=layer.dtype).decoded()

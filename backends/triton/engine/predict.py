@@ -3,7 +3,9 @@
     t = max(2 M N K / P, bytes / W) + launch                               the roofline (Williams et al. 2009)
     T = sum of t over the linears that read a value + the pass that makes its codes
 
-It is taken where T is less by what `tuning.profit` wants of predictions.
+It is taken where T is less by what `tuning.profit` wants of predictions. Weights of few bits are there to
+save memory: they are taken where their bytes are fewer by as much, and T is no longer. One row of a large
+linear takes as long as its weight is read, and many rows as long as they are multiplied either way.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,7 +13,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch.fx import Node
 
 from qcompiler.backends.base import Prediction
+from qcompiler.backends.triton.decisions import Problem
 from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.layouts import layout_named
 from qcompiler.backends.triton.tuning import profit
 from qcompiler.backends.triton.tuning.device import DEVICES, Device
 from qcompiler.ir import label
@@ -27,11 +31,17 @@ def device_for(target: Target) -> Device:
     return next(device for device in DEVICES if ("fp8" in device.rates) == wants)
 
 
-def product(M: int, N: int, K: int, kind: str, device: Device) -> float:
-    """Seconds of y [M, N] = x [M, K] W^T."""
+def product(M: int, N: int, K: int, kind: str, device: Device, *, weight: float | None = None) -> float:
+    """Seconds of y [M, N] = x [M, K] W^T; `weight` is the bytes of W where they are not those of its kind."""
     width = HALF if kind == "bf16" else 1
-    moved = width * (M * K + N * K) + HALF * M * N
+    moved = width * M * K + (width * N * K if weight is None else weight) + HALF * M * N
     return max(2 * M * N * K / device.rates[kind], moved / device.bandwidth) + device.launch
+
+
+def few_bit_bytes(problem: Problem) -> float:
+    """Codes in their layout, and a scale and at most a zero point for each group."""
+    layout = layout_named(problem.format)
+    return problem.N * problem.K * (1 / layout.per_byte + (HALF + 1) / layout.group)
 
 
 def quantizing(M: int, K: int, device: Device) -> float:
@@ -46,10 +56,13 @@ def predictions(
 
     By an anchor's name, rows: of what it reads in a call; floats: those that would read no codes anyway.
     """
-    readers: dict[Node, list[Layer]] = {}
+    readers: dict[tuple[Node, bool], list[Layer]] = {}
     for layer in layers:
-        readers.setdefault(layer.x, []).append(layer)
-    return [weighed(x, found, rows[found[0].anchor.name], floats, device) for x, found in readers.items()]
+        readers.setdefault((layer.x, layer.is_weight_only), []).append(layer)
+    return [
+        (weighed_bytes if few_bits else weighed)(x, found, rows[found[0].anchor.name], floats, device)
+        for (x, few_bits), found in readers.items()
+    ]
 
 
 def weighed(x: Node, layers: Sequence[Layer], M: int, floats: Collection[str], device: Device) -> Prediction:
@@ -64,10 +77,45 @@ def weighed(x: Node, layers: Sequence[Layer], M: int, floats: Collection[str], d
         M=M, weight=1.0, few_bits=few_bits, in_float=sum(seconds(layer, "bf16") for layer in layers),
         quantize=quantizing(M, layers[0].problem.K, device) if on_codes else 0.0,
     )  # fmt: skip
-    sizes = ", ".join(f"{layer.problem.N}x{layer.problem.K}" for layer in layers)
-    verdict = profit.weighed(f"{label(x)} times {sizes}", [bucket], is_measured=False)
+    verdict = profit.weighed(named(x, layers), [bucket], is_measured=False)
     return Prediction(
         nodes=tuple(layer.anchor.name for layer in layers),
         labels=tuple(label(layer.anchor) for layer in layers), why=f"{verdict}, for {device.name}",
         us=bucket.ours * 1e6, float_us=bucket.in_float * 1e6, device=device.name, kept=verdict.is_accepted,
     )  # fmt: skip
+
+
+def weighed_bytes(
+    x: Node, layers: Sequence[Layer], M: int, floats: Collection[str], device: Device
+) -> Prediction:
+    """The same of weights of few bits, whose bytes decide."""
+
+    def held(layer: Layer, few: bool) -> float:
+        problem = layer.problem
+        return few_bit_bytes(problem) if few else HALF * problem.N * problem.K
+
+    def total(few: bool) -> tuple[float, float]:
+        """Bytes of all weights, and seconds of all products."""
+        sizes = [held(layer, few and layer.anchor.name not in floats) for layer in layers]
+        problems = [layer.problem for layer in layers]
+        seconds = (
+            product(M, problem.N, problem.K, "bf16", device, weight=size)
+            for problem, size in zip(problems, sizes, strict=True)
+        )
+        return sum(sizes), sum(seconds)
+
+    (ours, seconds), (theirs, in_float) = total(True), total(False)
+    kept = ours <= (1 - profit.PREDICTED) * theirs and seconds <= in_float
+    return Prediction(
+        nodes=tuple(layer.anchor.name for layer in layers),
+        labels=tuple(label(layer.anchor) for layer in layers),
+        why=f"{'accepted' if kept else 'refused'} {named(x, layers)} M={M}: {ours / theirs:.0%} of the"
+        f" weights' bytes, at most {1 - profit.PREDICTED:.0%} wanted, {in_float / seconds:.2f}x predicted,"
+        f" for {device.name}",
+        us=seconds * 1e6, float_us=in_float * 1e6, device=device.name, kept=kept,
+    )  # fmt: skip
+
+
+def named(x: Node, layers: Sequence[Layer]) -> str:
+    sizes = ", ".join(f"{layer.problem.N}x{layer.problem.K}" for layer in layers)
+    return f"{label(x)} times {sizes}"

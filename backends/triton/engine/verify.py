@@ -7,12 +7,19 @@ they need not, a bound is derived, and what is beyond it counts. S = sum_k |a_k 
     fp8 fast, on CUDA      K / 32 2^-13 S               32 products at a time, of which 14 bits stay
     fp8 promote128         4 2^-13 S + K 2^-24 S        (DeepSeek-V3, arXiv 2412.19437, section 3.3.2)
     floats                 sum_k |x_k - a_k s| |w_k| + (K 2^-24 + 2 u) S'       the rounding that was left out
+    few bits, on a CPU     (K + 3 K / G + 2) 2^-24 S'
+    few bits, on CUDA      (2 K + 3 K / G + 2) 2^-23 S'
 
+With few bits x_k (u_k - z) is exact, each sum rounds or, on tensor cores, cuts off behind float32's last bit:
+once for a product, and once more for those that are aligned to the largest beside them (Fasi et al. 2021,
+"Numerical behavior of NVIDIA tensor cores"). A group of G rounds once for its scale and once where it is
+added, the reference once for its sum; what is left is the first and last sum of parts.
 GELU and SiLU enlarge an error by 1.13 at most, and are themselves good to |y| 2^-21. u is half a unit of the
 result's type, in which steps behind the sums, and weights that are decoded, are rounded.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,9 +28,11 @@ from torch.fx import Node
 
 from qcompiler.backends.base import NodeDistance
 from qcompiler.backends.reference import coded, compute_region
-from qcompiler.backends.reference.kernels import Codes
-from qcompiler.backends.triton.engine.layers import Layer, tensor
+from qcompiler.backends.reference.kernels import Codes, weight_only_linear
+from qcompiler.backends.triton.engine.layers import Layer
 from qcompiler.backends.triton.engine.lower import Call
+from qcompiler.backends.triton.engine.weights import tensor
+from qcompiler.backends.triton.layouts import layout_named
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS
 from qcompiler.ir import Graph, arguments
 
@@ -39,7 +48,11 @@ def distance(call: Call, values: Mapping[Node, Any], graph: Graph) -> NodeDistan
     x: Tensor = values[call.x].cpu()
     bias, residual = (None if node is None else values[node].cpu() for node in (call.bias, call.residual))
     operand, weight = operands(layer, x, graph)
-    sums = compute_region(layer.region, graph, (operand, weight, bias), {}, None).float()
+    if layer.is_weight_only:
+        group = layout_named(layer.problem.format).group
+        sums = weight_only_linear(x, weight, bias, bits=None, block=group)
+    else:
+        sums = compute_region(layer.region, graph, (operand, weight, bias), {}, None).float()
     y = ACTIVATIONS[layer.activation](sums)
     y = y if residual is None else y + residual.float()
     wanted = y.to(layer.dtype)
@@ -59,13 +72,15 @@ def distance(call: Call, values: Mapping[Node, Any], graph: Graph) -> NodeDistan
     )  # fmt: skip
 
 
-def operands(layer: Layer, x: Tensor, graph: Graph) -> tuple[Codes, Codes]:
-    """Codes of the input, made by the reference, and of the weight."""
+def operands(layer: Layer, x: Tensor, graph: Graph) -> tuple[Codes | Tensor, Codes]:
+    """Codes of the input, made by the reference, or x where it is read as it is; and codes of the weight."""
+    weight = coded(layer.weight, lambda node: tensor(node, graph))
+    if layer.is_weight_only:
+        return x, weight
     format = arguments(layer.region.operands[0])["format"]
     values, scale, zero = torch.ops.qcompiler.quantize_rows(x, format)
     operand = Codes(values=values, scale=scale, zero_point=zero, format=format, axis=-1, block=x.shape[-1])
-    assert layer.region.weight is not None
-    return operand, coded(layer.region.weight, lambda node: tensor(node, graph))
+    return operand, weight
 
 
 def has_equal_bits(call: Call, device: torch.device) -> bool:
@@ -73,14 +88,19 @@ def has_equal_bits(call: Call, device: torch.device) -> bool:
     return is_exact and (device.type == "cpu" or call.layer.activation == "none")
 
 
-def bound(call: Call, x: Tensor, operand: Codes, weight: Codes, device: torch.device) -> Tensor:
+def bound(call: Call, x: Tensor, operand: Codes | Tensor, weight: Codes, device: torch.device) -> Tensor:
     """How far what a linear alone returns may be from the reference, [..., N] in float64."""
     depth = weight.values.shape[1]
-    w = (weight.values.double() * weight.scale.double()[:, None]).abs().t()
-    a = operand.values.double() * operand.scale.double()
+    w = replace(weight, dtype=torch.float32).decoded().double().abs().t()
+    a = operand.double() if isinstance(operand, Tensor) else operand.values.double() * operand.scale.double()
     if not call.by.reads_codes:
         half = torch.finfo(call.layer.dtype).eps / 2
         return (x.double() - a).abs() @ w + (depth * FLOAT32 + 2 * half) * (x.double().abs() @ w)
+    if call.layer.is_weight_only:
+        groups = depth / layout_named(call.layer.problem.format).group
+        inside = depth * FLOAT32 if device.type == "cpu" else 4 * depth * FLOAT32
+        after = (3 * groups + 2) * FLOAT32 * (1 if device.type == "cpu" else 2)
+        return (inside + after) * (a.abs() @ w)
     if call.layer.problem.format == "int8":
         return torch.zeros(())
     promoted = call.by.more.get("accumulation") == "promote128"

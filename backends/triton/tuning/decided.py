@@ -24,8 +24,8 @@ def problem_of(linear: Linear, M: int, out: str = "bf16") -> Problem:
 
 
 def table(linears: Iterable[Linear], schedules: Schedules) -> Table:
-    """Decisions of those that have rows of these versions; others have none."""
-    found = {linear: decisions(linear, schedules) for linear in linears}
+    """Decisions of those that have rows of these versions; others, as those of weights of few bits, none."""
+    found = {linear: decisions(linear, schedules) for linear in linears if linear.format in OPS}
     return {linear: made for linear, made in found.items() if made is not None}
 
 
