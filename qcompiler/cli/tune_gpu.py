@@ -59,9 +59,9 @@ def measured(
 
     from qcompiler.backends.triton.tuning.bench import CudaBench
     from qcompiler.backends.triton.tuning.compiling import judged, pool
+    from qcompiler.backends.triton.tuning.contest import contenders
     from qcompiler.backends.triton.tuning.device import device_of
     from qcompiler.backends.triton.tuning.model import tune_linears
-    from qcompiler.backends.triton.tuning.products import contenders
     from qcompiler.steps import Steps
 
     if not torch.cuda.is_available():

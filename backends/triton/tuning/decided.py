@@ -5,16 +5,24 @@
 Between two numbers of rows that were measured, the larger one decides.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from qcompiler.backends.triton.decisions import Decisions, Table
 from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.layouts import LAYOUTS
 from qcompiler.backends.triton.tuning.borders import borders
 from qcompiler.backends.triton.tuning.problem import LARGEST, Problem, parsed
 from qcompiler.backends.triton.tuning.schedules import Schedules
 
-OPS = {"int8": ("int8_linear", "int8"), "e4m3": ("fp8_linear", "e4m3 fast")}
-"""By format of codes: the op that multiplies them, and its scheme."""
+OPS: Mapping[str, tuple[str, str]] = {
+    "int8": ("int8_linear", "int8"),
+    "e4m3": ("fp8_linear", "e4m3 fast"),
+    **{name: ("weight_only_linear", name) for name in LAYOUTS},
+}
+"""By format of codes, or layout of a weight of few bits: the op that multiplies it, and its scheme."""
+
+
+DECODED = {"dequantized": "float"}  # the engine decodes a weight once, and not at every call
 
 
 def problem_of(linear: Linear, M: int, out: str = "bf16") -> Problem:
@@ -24,8 +32,8 @@ def problem_of(linear: Linear, M: int, out: str = "bf16") -> Problem:
 
 
 def table(linears: Iterable[Linear], schedules: Schedules) -> Table:
-    """Decisions of those that have rows of these versions; others, as those of weights of few bits, none."""
-    found = {linear: decisions(linear, schedules) for linear in linears if linear.format in OPS}
+    """Decisions of those that have rows of these versions; others have none."""
+    found = {linear: decisions(linear, schedules) for linear in linears}
     return {linear: made for linear, made in found.items() if made is not None}
 
 
@@ -49,4 +57,6 @@ def fastest(linear: Linear, M: int, schedules: Schedules) -> str:
     choice = schedules.choice(problem)
     if choice is None or choice.is_prior:
         return ""
-    return choice.contender if choice.configuration is None else problem.op
+    if choice.configuration is not None:
+        return problem.op
+    return DECODED.get(choice.contender, choice.contender)

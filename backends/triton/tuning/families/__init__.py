@@ -13,7 +13,20 @@ from qcompiler.backends.triton.tuning.families.weight_only import WEIGHT_ONLY
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.errors import InputError, TargetError
 
-__all__ = ["FAMILIES", "FLOAT", "KINDS", "WIDTHS", "Family", "family_of", "mode_of", "space", "written"]
+__all__ = [
+    "FAMILIES",
+    "FLOAT",
+    "KINDS",
+    "PRODUCTS",
+    "ROWS",
+    "WEIGHT_ONLY",
+    "WIDTHS",
+    "Family",
+    "family_of",
+    "mode_of",
+    "space",
+    "written",
+]
 
 FAMILIES: Mapping[str, Family] = {**PRODUCTS, **WEIGHT_ONLY, **ROWS}
 """By op."""

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.tuning.contest import MAKERS
 from qcompiler.backends.triton.tuning.decided import decisions, problem_of, table
 from qcompiler.backends.triton.tuning.device import DEVICES
+from qcompiler.backends.triton.tuning.families import FAMILIES
 from qcompiler.backends.triton.tuning.model import Tuned, tune_linears
 from qcompiler.backends.triton.tuning.problem import Problem, parsed
 from qcompiler.backends.triton.tuning.schedules import schedules_of
@@ -58,3 +60,19 @@ def test_rows_of_other_linears_and_kernels_decide_nothing(tmp_path: Path) -> Non
     assert problem is not None and problem == problem_of(LINEAR, 16)
     aged = [replace(row, compiler="triton 2.0, source 0") for row in rows]
     assert decisions(LINEAR, schedules_of(aged, H100.core, H100.capability)) is None
+
+
+def test_weights_of_few_bits_are_linears_like_others(tmp_path: Path) -> None:
+    linear = Linear(format="w4h_g128", N=4096, K=4096)
+    bench = Planned(seconds=lambda name: 1e-4 if "BN" in name else 2e-4)
+    with open_database(tmp_path / "rows.db") as database:
+        found = tune_linears([linear], database, H100, fit, bench, rows=(1, 64), trials=2)
+    assert found.table[linear].names == ("weight_only_linear",)
+    slow = Planned(seconds=lambda name: 1e-5 if name == "dequantized" else 1e-4)
+    with open_database(tmp_path / "others.db") as database:
+        found = tune_linears([linear], database, H100, fit, slow, rows=(64,), trials=2)
+    assert found.table[linear].names == ("float",)
+
+
+def test_every_family_has_contenders() -> None:
+    assert {*MAKERS} == {*FAMILIES}
