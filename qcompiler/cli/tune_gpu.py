@@ -62,6 +62,7 @@ def measured(
     from qcompiler.backends.triton.tuning.contest import contenders
     from qcompiler.backends.triton.tuning.device import device_of
     from qcompiler.backends.triton.tuning.model import tune_linears
+    from qcompiler.backends.triton.tuning.shipped import shipped
     from qcompiler.steps import Steps
 
     if not torch.cuda.is_available():
@@ -75,7 +76,8 @@ def measured(
             linears, database, device,
             lambda problem, candidates: judged(problem, candidates, device.capability, executor, None),
             lambda problem, fit, peers: CudaBench(contenders(problem, fit, peers, cuda)),
-            rows=rows, trials=trials, until=time.monotonic() + budget, tell=steps.tell,
+            rows=rows, shipped=shipped(device.core), trials=trials,
+            until=time.monotonic() + budget, tell=steps.tell,
         )  # fmt: skip
     return {
         "device": device.name, "left": tuned.left,
@@ -95,19 +97,19 @@ def foreseen(linears: "Sequence[Linear]", rows: Sequence[int], aim: "Target") ->
     from qcompiler.backends.triton.tuning.decided import problem_of
     from qcompiler.backends.triton.tuning.families import family_of, written
     from qcompiler.backends.triton.tuning.predict import predicted
-    from qcompiler.backends.triton.tuning.ranking import ordered
-    from qcompiler.backends.triton.tuning.residual import Residual
+    from qcompiler.backends.triton.tuning.ranking import ordered, residual_of
+    from qcompiler.backends.triton.tuning.shipped import shipped
     from qcompiler.steps import Steps
 
     device, compiles = device_for(aim), find_spec("triton") is not None
     problems = [problem_of(linear, M) for linear in linears for M in rows]
-    found = []
+    residual, found = residual_of(shipped(device.core), device), []
     with ExitStack() as stack:
         steps = stack.enter_context(Steps(visible=True))
         executor = stack.enter_context(pool()) if compiles else None
         for done, problem in enumerate(problems):
             steps.tell(problem.text, done, len(problems))
-            first = ordered(problem, device, Residual())[:SHOWN]
+            first = ordered(problem, device, residual)[:SHOWN]
             verdicts = judged(problem, first, device.capability, executor, None) if executor else ()
             faults: list[str | None] = [verdict.fault for verdict in verdicts]
             faults += [None] * (len(first) - len(faults))

@@ -9,10 +9,12 @@ from qcompiler.backends.triton.decisions import Table
 from qcompiler.backends.triton.tuning.borders import borders
 from qcompiler.backends.triton.tuning.decided import fastest, measured, problem_of, table
 from qcompiler.backends.triton.tuning.device import Device
+from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.ranking import residual_of
 from qcompiler.backends.triton.tuning.schedules import Schedules, schedules_of
 from qcompiler.backends.triton.tuning.tuner import TRIALS, Judge, Prepare, tune
 from qcompiler.progress import Tell, silent
-from qcompiler.tune.database import Database
+from qcompiler.tune.database import Database, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,32 +34,33 @@ def tune_linears(
     prepare: Prepare,
     *,
     rows: Sequence[int],
+    shipped: Sequence[Row] = (),
     trials: int = TRIALS,
     until: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
     tell: Tell = silent,
 ) -> Tuned:
-    """Measure what has no row yet; a run that was stopped goes on where it was."""
+    """Measure what has no row yet; a run that was stopped goes on where it was.
 
-    def measure(linear: Linear, M: int) -> int:
-        problem = problem_of(linear, M)
+    shipped: rows that came with the package, from which the order on paper has learnt.
+    """
+    residual = residual_of(shipped, device)
+
+    def measure(problems: Sequence[Problem], tell: Tell) -> int:
         return tune(
-            [problem], database, device, judge, prepare, trials=trials, until=until, clock=clock,
-            tell=lambda what, done, total: tell(what, M, None),
+            problems, database, device, judge, prepare, residual=residual, shipped=shipped, trials=trials,
+            until=until, clock=clock, tell=tell,
         )  # fmt: skip
 
     def known() -> Schedules:
         return schedules_of(database.rows(device.core), device.core, device.capability)
 
-    problems = [problem_of(linear, M) for linear in linears for M in rows]
-    left = tune(
-        problems, database, device, judge, prepare, trials=trials, until=until, clock=clock, tell=tell
-    )
+    left = measure([problem_of(linear, M) for linear in linears for M in rows], tell)
     for linear in linears:
 
         def name(M: int, linear: Linear = linear) -> str:
             if clock() <= until:
-                measure(linear, M)
+                measure([problem_of(linear, M)], silent)
             return fastest(linear, M, known())
 
         if not left and clock() <= until:

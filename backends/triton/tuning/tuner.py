@@ -63,18 +63,26 @@ def versions(problem: Problem) -> Mapping[str, str]:
 
 
 def job(
-    problem: Problem, rows: Iterable[Row], device: Device, residual: Residual = NOTHING, trials: int = TRIALS
+    problem: Problem,
+    rows: Iterable[Row],
+    device: Device,
+    residual: Residual = NOTHING,
+    trials: int = TRIALS,
+    shipped: Iterable[Row] = (),
 ) -> Job:
-    """What is left to measure of a problem: the default, priors, the best on paper, and one by lot.
+    """What is left to measure of a problem: the default, a prior, the best on paper, and one by lot.
 
-    Priors are rows of another version or kernel: the best of them is tried first, and trusted in nothing.
+    Priors are rows of another version or kernel, and those that came with the package: the best of them is
+    tried first, and trusted in nothing.
     """
     now = versions(problem)
     mine = [row for row in rows if row.workload == problem.text and row.core == device.core]
     known = {row.configuration for row in mine if is_of(row, now)}
     default = space(problem, device.capability)[:1]
     every = {written(one): one for one in (*default, *ordered(problem, device, residual))}
-    priors = [row.configuration for row in ranked(mine, now) if not is_of(row, now)]
+    older = [row for row in mine if not is_of(row, now)]
+    given = [row for row in shipped if row.workload == problem.text and row.core == device.core]
+    priors = [row.configuration for row in ranked([*older, *given], now)]
     wanted = [*[*every][:trials], *[name for name in priors if name in every][:1]]
     others = [name for name in every if name not in wanted]
     chosen = dict.fromkeys([*wanted, *drawn(problem, others)])
@@ -99,6 +107,7 @@ def tune(
     prepare: Prepare,
     *,
     residual: Residual = NOTHING,
+    shipped: Sequence[Row] = (),
     trials: int = TRIALS,
     rounds: int = ROUNDS,
     until: float = float("inf"),
@@ -107,7 +116,7 @@ def tune(
 ) -> int:
     """Measure what has no row, problem by problem, until `clock` shows `until`; returns how many are left."""
     found = database.rows(device.core)
-    jobs = [job(problem, found, device, residual, trials) for problem in problems]
+    jobs = [job(problem, found, device, residual, trials, shipped) for problem in problems]
     waiting = [one for one in jobs if one.peers]
     for done, one in enumerate(waiting):
         if clock() > until:

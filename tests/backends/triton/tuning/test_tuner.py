@@ -199,6 +199,17 @@ def test_rows_of_another_kernel_are_priors(tmp_path: Path) -> None:
     assert old.configuration in bench.asked
 
 
+def test_rows_that_came_with_the_package_are_where_one_begins(tmp_path: Path) -> None:
+    """Even those of this version: another device of the same name may be another card."""
+    slowest = written(space(PROBLEM, 90)[-1])
+    row = replace(tuned(tmp_path, Planned(by_warps))[0], configuration=slowest, seconds=1e-6)
+    with open_database(tmp_path / "empty.db") as database:
+        bench = Planned(by_warps)
+        tune([PROBLEM], database, H100, fit, bench, rounds=3, shipped=[row])
+        assert slowest in bench.asked
+        assert next(one.seconds for one in database.rows() if one.configuration == slowest) > 1e-6
+
+
 def test_a_miss_is_said_once_and_runs_as_the_tables_say() -> None:
     nothing, default = schedules([]), space(PROBLEM, 90)[0]
     with pytest.warns(
