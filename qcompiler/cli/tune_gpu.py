@@ -85,6 +85,14 @@ def measured(
             {"format": linear.format, "N": linear.N, "K": linear.K, "decisions": str(decisions)}
             for linear, decisions in tuned.table.items()
         ],
+        "chosen": [
+            {
+                "linear": f"{one.linear.format} {one.linear.N}x{one.linear.K}", "M": one.M,
+                "contender": one.contender, "us": one.us, "ratio": one.ratio,
+                "of_roofline": one.of_roofline, "refused": one.refused,
+            }
+            for one in tuned.chosen
+        ],
     }  # fmt: skip
 
 
@@ -126,6 +134,7 @@ def draw(told: dict[str, Any]) -> None:
     """Decisions by linear, or candidates by problem."""
     table = Table(box=None, pad_edge=False)
     if "linears" in told:
+        draw_chosen(told["chosen"])
         for name in ("linear", "computed by"):
             table.add_column(name, overflow="fold", header_style="dim")
         for linear in told["linears"]:
@@ -151,3 +160,19 @@ def draw(told: dict[str, Any]) -> None:
     say(f"Predicted for {told['device']}, and measured nowhere; {told['seconds']:.0f} s")
     if not told["is_compiled"]:
         complain("Triton is not installed, so nothing was compiled", kind="warning")
+
+
+def draw_chosen(chosen: list[dict[str, Any]]) -> None:
+    """What is the fastest at each number of rows, against float and against the device."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("linear", "fastest"):
+        table.add_column(name, overflow="fold", header_style="dim")
+    for name in ("rows", "us", "of float's speed", "of roofline", "refused"):
+        table.add_column(name, justify="right", header_style="dim")
+    for one in chosen:
+        share = one["of_roofline"]
+        table.add_row(
+            Text(one["linear"]), Text(one["contender"]), str(one["M"]), f"{one['us']:.1f}",
+            f"{one['ratio']:.2f}x", "" if share is None else f"{share:.0%}", str(one["refused"]),
+        )  # fmt: skip
+    show(table)

@@ -41,3 +41,19 @@ def test_a_recipe_without_codes_of_rows_has_nothing_to_tune(run: Run) -> None:
 def test_rows_are_of_gpus(run: Run) -> None:
     result = run("tune zoo:mlp --rows 16 --database rows.db")
     assert result.exit_code != 0 and "add --target cuda" in " ".join(result.stderr.split())
+
+
+def test_what_was_measured_is_shown_with_its_share_of_what_the_device_could(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {"linear": "int8 64x32", "M": 16, "contender": "float", "us": 1.5, "ratio": 1.0,
+           "of_roofline": None, "refused": 2}  # fmt: skip
+    other = {**one, "M": 512, "contender": "BM 128", "ratio": 1.4, "of_roofline": 0.62}
+    linear = {"format": "int8", "N": 64, "K": 32, "decisions": "float, from 200 int8_linear"}
+    told = {"device": "NVIDIA H100", "left": 1, "chosen": [one, other], "linears": [linear]}
+    monkeypatch.setattr("qcompiler.cli.tune_gpu.measured", lambda *given: told)
+    result = run(COMMAND)
+    assert result.exit_code == 0, result.stderr
+    assert "1.40x" in result.stdout and "62%" in result.stdout
+    assert "float, from 200 int8_linear" in result.stdout and "Measured on NVIDIA H100" in result.stdout
+    assert "1 problems were not reached in time" in result.stderr

@@ -9,12 +9,31 @@ from qcompiler.backends.triton.decisions import Table
 from qcompiler.backends.triton.tuning.borders import borders
 from qcompiler.backends.triton.tuning.decided import fastest, measured, problem_of, table
 from qcompiler.backends.triton.tuning.device import Device
+from qcompiler.backends.triton.tuning.families import family_of
+from qcompiler.backends.triton.tuning.predict import bound
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.ranking import residual_of
 from qcompiler.backends.triton.tuning.schedules import Schedules, schedules_of
-from qcompiler.backends.triton.tuning.tuner import TRIALS, Judge, Prepare, tune
+from qcompiler.backends.triton.tuning.tuner import TRIALS, UNKNOWN, Judge, Prepare, tune, versions
 from qcompiler.progress import Tell, silent
-from qcompiler.tune.database import Database, Row
+from qcompiler.tune.database import Database, Row, is_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What is the fastest for a linear at so many rows.
+
+    ratio: seconds of float over its own. of_roofline: of what the device could do at best; None for a peer.
+    refused: how many candidates did not compile, or computed wrong numbers.
+    """
+
+    linear: Linear
+    M: int
+    contender: str
+    us: float
+    ratio: float
+    of_roofline: float | None
+    refused: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +41,7 @@ class Tuned:
     """left: problems that were not reached in time."""
 
     table: Table
-    schedules: Schedules
+    chosen: tuple[Chosen, ...]
     left: int
 
 
@@ -66,4 +85,23 @@ def tune_linears(
         if not left and clock() <= until:
             borders(name, measured(linear, known()))
     found = known()
-    return Tuned(table=table(linears, found), schedules=found, left=left)
+    chosen = (
+        one for linear in linears for M in measured(linear, found) if (one := told(linear, M, found, device))
+    )
+    return Tuned(table=table(linears, found), chosen=tuple(chosen), left=left)
+
+
+def told(linear: Linear, M: int, schedules: Schedules, device: Device) -> Chosen | None:
+    """What rows say of a linear at so many rows; None where only those of another version do."""
+    problem = problem_of(linear, M)
+    choice = schedules.choice(problem)
+    if choice is None or choice.is_prior:
+        return None
+    work = choice.configuration and family_of(problem).work(problem, choice.configuration)
+    now = versions(problem)
+    rows = [row for row in schedules.rows[problem.text] if is_of(row, now)]
+    return Chosen(
+        linear=linear, M=M, contender=choice.contender, us=choice.seconds * 1e6, ratio=choice.ratio,
+        of_roofline=bound(work, device) / choice.seconds if work else None,
+        refused=sum(row.seconds == UNKNOWN for row in rows),
+    )  # fmt: skip

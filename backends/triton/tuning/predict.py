@@ -46,6 +46,11 @@ class Predicted:
     waves: float
 
 
+def bound(work: Work, device: Device) -> float:
+    """Seconds that no kernel takes less of: all of the device's rate, nothing read twice."""
+    return max(work.operations / device.rates.get(work.kind, math.inf), work.bytes / device.bandwidth)
+
+
 def predicted(work: Work, device: Device) -> Predicted:
     terms = {
         "arithmetic": work.operations / (device.rates.get(work.kind, math.inf) * REACHED),

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.decisions import Problem as Linear
 from qcompiler.backends.triton.tuning.contest import MAKERS
@@ -43,6 +45,12 @@ def test_the_border_is_sought_between_rows_that_disagree(tmp_path: Path) -> None
     made = found.table[LINEAR]
     assert made.measured and made.names == ("float", "int8_linear")
     assert abs(made.borders[0] - TURN) <= 16
+    told = {one.M: one for one in found.chosen}
+    assert told[16].contender == "float" and told[16].of_roofline is None and told[16].ratio == 1.0
+    assert told[1024].ratio == pytest.approx(1e-4 / 9e-5)
+    arithmetic = 2 * 1024 * LINEAR.N * LINEAR.K / H100.rates["int8"]
+    memory = ((1024 + LINEAR.N) * LINEAR.K + 2 * 1024 * LINEAR.N) / H100.bandwidth
+    assert told[1024].of_roofline == pytest.approx(max(arithmetic, memory) / 9e-5)
     assert made.choose(64) == "float" and made.choose(1024) == "int8_linear"
     assert {int(asked.split()[0]) for asked in bench.asked} > {16, 64, 1024}
     again = ByRows(seconds=lambda name: 1.0)
