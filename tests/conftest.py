@@ -17,8 +17,8 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 # Properties are tried on the same examples each time, so a red run is red again for whoever looks into it;
-# --hypothesis-profile=default tries others. A deadline would fail right tests on a busy machine.
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+# --hypothesis-profile=default tries others, and more. A deadline would fail right tests on a busy machine.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 hypothesis.settings.load_profile("repeatable")
 
 

@@ -66,11 +66,19 @@ def parse_decisions(text: str, *, measured: bool = False) -> Decisions:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The linears that decide alike: codes of a format, or of a layout of few bits, [N, K] of them."""
+    """The linears that decide alike: codes of a format, or of a layout of few bits, [N, K] of them.
+
+    out: the type of the result. heavy: whether an activation or a residual goes with it.
+    """
 
     format: str
     N: int
     K: int
+    out: str = "bf16"
+    heavy: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.format} {self.N}x{self.K} {self.out}{' heavy' if self.heavy else ''}"
 
 
 Table: TypeAlias = Mapping[Problem, Decisions]

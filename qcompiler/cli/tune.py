@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qcompiler.backends.tvm.tuning import Tuned
 
 BACKEND, GPU = "tvm", "triton"
-ROWS = (1, 16, 64, 256, 1024, 4096)  # one token, a few, and prompts or batches
+ROWS = tuple(2**power for power in range(13))  # 1 to 4096: every bucket of ops, from one token to a prompt
 
 
 def run(
@@ -39,7 +39,7 @@ def run(
     key: Annotated[str, typer.Option("--key", help="Of the servers at the tracker.")] = "cpu",
     rows: Annotated[
         list[int] | None,
-        typer.Option("--rows", metavar="M", min=1, show_default="1, 16, 64, 256, 1024, 4096",
+        typer.Option("--rows", metavar="M", min=1, show_default="1, 2, 4 ... 4096",
                      help="Rows of a linear's input, on target 'cuda'; may be given often."),
     ] = None,
     no_device: Annotated[

@@ -82,12 +82,12 @@ def measured(
     return {
         "device": device.name, "left": tuned.left,
         "linears": [
-            {"format": linear.format, "N": linear.N, "K": linear.K, "decisions": str(decisions)}
+            {"linear": str(linear), "decisions": str(decisions)}
             for linear, decisions in tuned.table.items()
         ],
         "chosen": [
             {
-                "linear": f"{one.linear.format} {one.linear.N}x{one.linear.K}", "M": one.M,
+                "linear": str(one.linear), "M": one.M,
                 "contender": one.contender, "us": one.us, "ratio": one.ratio,
                 "of_roofline": one.of_roofline, "refused": one.refused,
             }
@@ -138,7 +138,7 @@ def draw(told: dict[str, Any]) -> None:
         for name in ("linear", "computed by"):
             table.add_column(name, overflow="fold", header_style="dim")
         for linear in told["linears"]:
-            table.add_row(Text(f"{linear['format']} {linear['N']}x{linear['K']}"), Text(linear["decisions"]))
+            table.add_row(Text(linear["linear"]), Text(linear["decisions"]))
         show(table)
         say(f"Measured on {told['device']}; rows in {told['database']}; {told['seconds']:.0f} s")
         if told["left"]:

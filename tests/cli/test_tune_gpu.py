@@ -49,7 +49,7 @@ def test_what_was_measured_is_shown_with_its_share_of_what_the_device_could(
     one = {"linear": "int8 64x32", "M": 16, "contender": "float", "us": 1.5, "ratio": 1.0,
            "of_roofline": None, "refused": 2}  # fmt: skip
     other = {**one, "M": 512, "contender": "BM 128", "ratio": 1.4, "of_roofline": 0.62}
-    linear = {"format": "int8", "N": 64, "K": 32, "decisions": "float, from 200 int8_linear"}
+    linear = {"linear": "int8 64x32 bf16", "decisions": "float, from 200 int8_linear"}
     told = {"device": "NVIDIA H100", "left": 1, "chosen": [one, other], "linears": [linear]}
     monkeypatch.setattr("qcompiler.cli.tune_gpu.measured", lambda *given: told)
     result = run(COMMAND)

@@ -16,7 +16,13 @@ OUTPUT = {"bert_base": (128, 768)}
 CLASSES = (1000,)
 
 
-@pytest.fixture(scope="module", params=PARAMETERS)
+QUICK = ("mobilenetv2", "bert_base")  # one that reads images, and one that reads words
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name in QUICK else [pytest.mark.thorough]) for name in PARAMETERS],
+)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -50,7 +56,6 @@ def test_data_have_batch_one_and_can_be_read_again(bundle: Bundle) -> None:
         assert not any(torch.equal(test[0], sample[0]) for sample in first)
 
 
-@pytest.mark.thorough
 def test_a_batch_gives_what_its_samples_give_alone(name: str, bundle: Bundle) -> None:
     alone = torch.cat([bundle.module(*sample) for sample in bundle.calibration[1:4]])
     together = bundle.module(*batch_of(bundle, 3))
@@ -64,7 +69,6 @@ def test_outputs_depend_on_the_input_and_are_of_usual_size(bundle: Bundle) -> No
     assert (a - b).std() > 0.02 * a.std()
 
 
-@pytest.mark.thorough
 def test_export_keeps_a_symbolic_batch(bundle: Bundle) -> None:
     inputs = batch_of(bundle, 2)
     program = torch.export.export(
@@ -83,7 +87,6 @@ def test_export_keeps_a_symbolic_batch(bundle: Bundle) -> None:
         torch.testing.assert_close(exported(*inputs), bundle.module(*inputs), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.thorough
 def test_the_float_module_is_perfect_and_rounded_outputs_are_not(bundle: Bundle) -> None:
     assert bundle.metric(bundle.module) == {"sqnr_db": torch.inf, "top1_agreement": 1.0, "samples": 4}
     rounded = bundle.metric(lambda *inputs: bundle.module(*inputs).bfloat16())

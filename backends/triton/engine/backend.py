@@ -53,7 +53,7 @@ class Triton:
         found = {problem: table[problem] for problem in problems if problem in table}
         return {
             "decisions": {
-                f"{problem.format} {problem.N}x{problem.K}": str(decisions)
+                str(problem): str(decisions)
                 for problem, decisions in sorted(found.items(), key=lambda item: str(item[0]))
             }
         }

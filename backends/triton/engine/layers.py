@@ -21,6 +21,7 @@ from qcompiler.backends.triton.engine.weights import (
     layout_of_weight,
     tensor,
 )
+from qcompiler.backends.triton.ops.schedule import named
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.ir.products import DEEPEST
 from qcompiler.ir.rows import SHORT
@@ -154,7 +155,9 @@ def layer_at(region: Region, graph: Graph) -> Layer:
         region=region, x=x, codes=str(weight["q"].target),
         scale=str(weight["scale"].target), bias=arguments(anchor)["bias"], activation=activation,
         residual=residual, tail=tuple(tail), dtype=held.dtype,
-        problem=Problem(format=format, N=N, K=K),
+        problem=Problem(
+            format=format, N=N, K=K, out=named(held.dtype), heavy=activation != "none" or residual is not None
+        ),
     )  # fmt: skip
 
 

@@ -6,9 +6,11 @@ A graph has no launches of the host in it, so what is timed is the kernel.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 FAR = 128 * 2**20  # bytes between two uses of the same, more than twice any L2 today
 WARM = 3  # calls before anything is captured: whoever compiles or allocates does it here
@@ -36,12 +38,18 @@ class CudaBench:
         self.repeats: dict[str, int] = {}
 
     def gate(self, name: str) -> str:
+        """A result is spoilt once it is judged: a kernel that writes nothing would show it again."""
         try:
             found = self.contenders.calls[name](0)
             torch.cuda.synchronize()
-        except RuntimeError as error:  # it needs more than the device has
+        except torch.OutOfMemoryError:  # of this moment, and no verdict
+            raise
+        except Exception as error:  # Triton's own are many: it needs more than the device has
+            torch.cuda.synchronize()  # an error that stays ends the run, and is no verdict on others
             return str(error).partition("\n")[0]
-        return self.contenders.wrong(name, found)
+        why = self.contenders.wrong(name, found)
+        spoil(found)
+        return why
 
     def sample(self, name: str) -> float:
         if name not in self.graphs:
@@ -50,6 +58,13 @@ class CudaBench:
             self.repeats[name] = max(1, round(SHORTEST / once))
         repeats = self.repeats[name]
         return elapsed(self.graphs[name], repeats) / (repeats * self.contenders.copies)
+
+
+def spoil(found: Any) -> None:
+    """Fill results with numbers that are right for nothing, in place."""
+    for x in pytree.tree_leaves(found):
+        if isinstance(x, Tensor):
+            x.fill_(torch.nan if x.is_floating_point() and x.itemsize > 1 else 77)
 
 
 def copies_of(bytes: int, device: torch.device) -> int:

@@ -10,9 +10,13 @@ from collections.abc import Iterable, Mapping
 from qcompiler.backends.triton.decisions import Decisions, Table
 from qcompiler.backends.triton.decisions import Problem as Linear
 from qcompiler.backends.triton.layouts import LAYOUTS
+from qcompiler.backends.triton.ops.quantize import padded
 from qcompiler.backends.triton.tuning.borders import borders
+from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.backends.triton.tuning.problem import LARGEST, Problem, parsed
+from qcompiler.backends.triton.tuning.profit import Bucket, weighed
 from qcompiler.backends.triton.tuning.schedules import Schedules
+from qcompiler.numerics.row_codes import CODES
 
 OPS: Mapping[str, tuple[str, str]] = {
     "int8": ("int8_linear", "int8"),
@@ -22,18 +26,26 @@ OPS: Mapping[str, tuple[str, str]] = {
 """By format of codes, or layout of a weight of few bits: the op that multiplies it, and its scheme."""
 
 
-DECODED = {"dequantized": "float"}  # the engine decodes a weight once, and not at every call
-
-
-def problem_of(linear: Linear, M: int, out: str = "bf16") -> Problem:
+def problem_of(linear: Linear, M: int) -> Problem:
     """A linear's product of M rows."""
     op, scheme = OPS[linear.format]
-    return Problem(op=op, scheme=scheme, M=M, N=linear.N, K=linear.K, out=out)
+    K = padded(linear.K) if linear.format in CODES else linear.K
+    return Problem(op=op, scheme=scheme, M=M, N=linear.N, K=K, out=linear.out, heavy=linear.heavy)
+
+
+def quantizer_of(linear: Linear, M: int) -> Problem | None:
+    """What makes the codes of its input; None where it reads floats."""
+    if linear.format not in CODES:
+        return None
+    return Problem(op="quantize_rows", scheme=linear.format, M=M, N=0, K=linear.K, out=linear.out)
 
 
 def table(linears: Iterable[Linear], schedules: Schedules) -> Table:
-    """Decisions of those that have rows of these versions; others have none."""
-    found = {linear: decisions(linear, schedules) for linear in linears}
+    """Decisions of codes that have rows of these versions; others have none.
+
+    Weights of few bits are there to save memory, which the float product would undo: nothing decides on them.
+    """
+    found = {linear: decisions(linear, schedules) for linear in linears if linear.format in CODES}
     return {linear: made for linear, made in found.items() if made is not None}
 
 
@@ -52,11 +64,21 @@ def measured(linear: Linear, schedules: Schedules) -> list[int]:
 
 
 def fastest(linear: Linear, M: int, schedules: Schedules) -> str:
-    """The candidate's name; "" where only rows of another version tell."""
-    problem = problem_of(linear, M)
+    """The candidate's name; "" where only rows of another version tell.
+
+    Codes have to be worth making, by one linear alone: how many read them is not known here.
+    """
+    problem, quantizer = problem_of(linear, M), quantizer_of(linear, M)
     choice = schedules.choice(problem)
     if choice is None or choice.is_prior:
         return ""
+    making = schedules.choice(quantizer, peers=False) if quantizer else None
+    bucket = Bucket(
+        M=M, weight=1.0, few_bits=choice.seconds, in_float=choice.seconds * choice.ratio,
+        quantize=making.seconds if making else 0.0,
+    )  # fmt: skip
+    if quantizer and not weighed(str(linear), [bucket], is_measured=True).is_accepted:
+        return FLOAT
     if choice.configuration is not None:
         return problem.op
-    return DECODED.get(choice.contender, choice.contender)
+    return choice.contender

@@ -60,7 +60,7 @@ def known(name: str, capability: int, processors: int) -> Device:
     named = [row for row in DEVICES if name.startswith(row.name)]
     akin = [row for row in DEVICES if row.capability == capability]
     like = (named or akin or DEVICES)[0]
-    share = 1.0 if named else processors / like.processors
+    share = processors / like.processors  # of a named one, too: cards and slices of one name differ
     return replace(
         like, name=name, capability=capability, processors=processors,
         rates={kind: rate * share for kind, rate in like.rates.items()},

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from qcompiler.backends.triton.decisions import Problem as Linear
 from qcompiler.backends.triton.decisions import Table
 from qcompiler.backends.triton.tuning.borders import borders
-from qcompiler.backends.triton.tuning.decided import fastest, measured, problem_of, table
+from qcompiler.backends.triton.tuning.decided import fastest, measured, problem_of, quantizer_of, table
 from qcompiler.backends.triton.tuning.device import Device
 from qcompiler.backends.triton.tuning.families import family_of
 from qcompiler.backends.triton.tuning.predict import bound
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.ranking import residual_of
 from qcompiler.backends.triton.tuning.schedules import Schedules, schedules_of
-from qcompiler.backends.triton.tuning.tuner import TRIALS, UNKNOWN, Judge, Prepare, tune, versions
+from qcompiler.backends.triton.tuning.tuner import TRIALS, UNKNOWN, Judge, Prepare, is_current, tune
 from qcompiler.progress import Tell, silent
-from qcompiler.tune.database import Database, Row, is_of
+from qcompiler.tune.database import Database, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +74,12 @@ def tune_linears(
     def known() -> Schedules:
         return schedules_of(database.rows(device.core), device.core, device.capability)
 
-    left = measure([problem_of(linear, M) for linear in linears for M in rows], tell)
+    left = measure([problem for linear in linears for M in rows for problem in problems_of(linear, M)], tell)
     for linear in linears:
 
         def name(M: int, linear: Linear = linear) -> str:
             if clock() <= until:
-                measure([problem_of(linear, M)], silent)
+                measure(problems_of(linear, M), silent)
             return fastest(linear, M, known())
 
         if not left and clock() <= until:
@@ -91,6 +91,12 @@ def tune_linears(
     return Tuned(table=table(linears, found), chosen=tuple(chosen), left=left)
 
 
+def problems_of(linear: Linear, M: int) -> list[Problem]:
+    """Its product, and what makes the codes that it reads."""
+    quantizer = quantizer_of(linear, M)
+    return [problem_of(linear, M), *([quantizer] if quantizer else [])]
+
+
 def told(linear: Linear, M: int, schedules: Schedules, device: Device) -> Chosen | None:
     """What rows say of a linear at so many rows; None where only those of another version do."""
     problem = problem_of(linear, M)
@@ -98,8 +104,7 @@ def told(linear: Linear, M: int, schedules: Schedules, device: Device) -> Chosen
     if choice is None or choice.is_prior:
         return None
     work = choice.configuration and family_of(problem).work(problem, choice.configuration)
-    now = versions(problem)
-    rows = [row for row in schedules.rows[problem.text] if is_of(row, now)]
+    rows = [row for row in schedules.rows[problem.text] if is_current(row, problem)]
     return Chosen(
         linear=linear, M=M, contender=choice.contender, us=choice.seconds * 1e6, ratio=choice.ratio,
         of_roofline=bound(work, device) / choice.seconds if work else None,

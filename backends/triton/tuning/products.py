@@ -62,7 +62,7 @@ def contenders(
     b, t = quantize_rows(weights(N, K, dtype, device), format)
     codes = [b.clone() for _ in range(copies)]
     floats = [weights(N, K, dtype, device) for _ in range(copies_of(N * K * WIDTHS[problem.out], device))]
-    out = torch.empty(M, N, dtype=dtype, device=device)
+    out, cast = torch.empty(M, N, dtype=dtype, device=device), bias.to(dtype)
 
     def ours(configuration: Configuration, rows: Codes) -> Callable[[int], Tensor]:
         from qcompiler.backends.triton.kernels.launching import launch_product
@@ -91,7 +91,7 @@ def contenders(
         return call
 
     def float_product(copy: int) -> Tensor:
-        y = F.linear(x, floats[copy % len(floats)], bias.to(dtype))
+        y = F.linear(x, floats[copy % len(floats)], cast)
         return y if residual is None else F.gelu(y) + residual
 
     def int_mm(rows: Codes, copy: int) -> Tensor:
@@ -101,7 +101,7 @@ def contenders(
     def scaled_mm(rows: Codes, copy: int) -> Tensor:
         a, s = rows()
         y = torch._scaled_mm(
-            a, codes[copy].t(), scale_a=s[:, None], scale_b=t[None, :], bias=bias.to(dtype), out_dtype=dtype,
+            a, codes[copy].t(), scale_a=s[:, None], scale_b=t[None, :], bias=cast, out_dtype=dtype,
             use_fast_accum=mode_of(problem) == "fast",
         )  # fmt: skip
         return y if residual is None else F.gelu(y) + residual

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.tuning.families import FLOAT, family_of, space, written
 from qcompiler.backends.triton.tuning.problem import Problem
-from qcompiler.backends.triton.tuning.tuner import versions
-from qcompiler.tune.database import Core, Row, is_of, ranked
+from qcompiler.backends.triton.tuning.tuner import is_current
+from qcompiler.tune.database import Core, Row, ranked
 
 REPLACED = 1.03  # how many times faster than the default another has to be: within that, two are equal
 
@@ -44,29 +44,24 @@ class Schedules:
     def choice(self, problem: Problem, *, peers: bool = True) -> Choice | None:
         """The fastest contender of a problem, ours alone or with its peers; None without rows.
 
-        The rows are those of just so many M, or else of their bucket. Of two of one configuration, measured
-        here and shipped, the faster one counts.
+        The rows are those of just so many M, or else of their bucket.
         """
         held = problem if problem.text in self.rows else problem.bucketed
         if held.text not in self.rows:
             return None
-        now = versions(problem)
         ours = {written(one): one for one in space(held, self.capability)}
-        rows = ranked(self.rows[held.text], now)
-        rows = [row for row in rows if is_of(row, now)] or rows
-        seconds: dict[str, float] = {}
-        for row in rows:
-            seconds.setdefault(row.configuration, row.seconds)
         others = family_of(problem).peers if peers else ()
-        running = [name for name in seconds if name in ours or name in others]
-        if not running:
-            return None
-        name, default = running[0], next(iter(ours))
+        every = [row for row in self.rows[held.text] if row.configuration in (*ours, *others)]
+        rows = [row for row in every if is_current(row, held)] or every
+        seconds = {row.configuration: row.seconds for row in ranked(rows, {})}
+        if not seconds or not any(row.configuration in ours for row in rows):
+            return None  # nothing ran, or a peer against nobody
+        name, default = next(iter(seconds)), next(iter(ours))
         if name in ours and seconds.get(default, math.inf) <= seconds[name] * REPLACED:
             name = default
         return Choice(
             contender=name, configuration=ours.get(name), seconds=seconds[name],
-            ratio=seconds.get(FLOAT, math.nan) / seconds[name], is_prior=not is_of(rows[0], now),
+            ratio=seconds.get(FLOAT, math.nan) / seconds[name], is_prior=not is_current(rows[0], held),
         )  # fmt: skip
 
     def configuration(self, problem: Problem, default: Configuration) -> Configuration:
@@ -86,9 +81,9 @@ class Schedules:
 
 
 def schedules_of(rows: Iterable[Row], core: Core, capability: int) -> Schedules:
-    """The rows of one device among others."""
-    found: dict[str, list[Row]] = {}
+    """The rows of one device among others; of two of one configuration the first."""
+    found: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row.core == core:
-            found.setdefault(row.workload, []).append(row)
-    return Schedules(capability=capability, rows={name: tuple(held) for name, held in found.items()})
+            found.setdefault(row.workload, {}).setdefault(row.configuration, row)
+    return Schedules(capability=capability, rows={name: (*held.values(),) for name, held in found.items()})

@@ -33,7 +33,7 @@ def source_hash(module: str) -> str:
         name = open_.pop()
         if name not in trees:
             tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
-            trees[name] = ast.dump(tree)
+            trees[name] = ast.unparse(tree)  # which does not differ between versions of Python as a dump does
             open_ += [
                 node.module.removeprefix(PACKAGE)
                 for node in ast.walk(tree)

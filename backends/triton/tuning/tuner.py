@@ -7,10 +7,12 @@ measures what has no row, which is nothing.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
+
+import torch
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.tuning.compiling import Verdict
@@ -25,6 +27,7 @@ from qcompiler.tune.database import Database, Row, is_of, ranked
 from qcompiler.tune.search import ROUNDS, Measured, race
 
 TRIALS = 8  # candidates of a problem, beside the default and the peers
+RESERVE = 24  # more that are compiled, at most
 NOTHING = Residual()
 UNKNOWN = float("inf")  # seconds of what cannot run
 
@@ -47,19 +50,27 @@ Prepare = Callable[[Problem, Mapping[str, Configuration], Sequence[str]], Bench]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A problem, and what of it has no row: candidates, the most promising first, and peers."""
+    """A problem, and what of it has no row: candidates, the most promising first, and peers.
+
+    reserve: what is tried in the place of candidates that the compiler refuses.
+    """
 
     problem: Problem
     candidates: tuple[Configuration, ...]
+    reserve: tuple[Configuration, ...]
     peers: tuple[str, ...]
 
 
-def versions(problem: Problem) -> Mapping[str, str]:
-    """What a time depends on besides the device."""
-    return {
-        "compiler": compiler(family_of(problem).kernel),
-        "qcompiler": version_of("qcompiler"),
-    }
+def is_current(row: Row, problem: Problem) -> bool:
+    """Whether a row is of what would be measured now."""
+    return is_of(row, versions(problem, row.configuration))
+
+
+def versions(problem: Problem, contender: str = "") -> Mapping[str, str]:
+    """What a contender's time depends on besides the device: a peer's on torch, and ours on the kernel."""
+    family = family_of(problem)
+    made_by = f"torch {torch.__version__}" if contender in family.peers else compiler(family.kernel)
+    return {"compiler": made_by, "qcompiler": version_of("qcompiler")}
 
 
 def job(
@@ -77,26 +88,26 @@ def job(
     """
     now = versions(problem)
     mine = [row for row in rows if row.workload == problem.text and row.core == device.core]
-    known = {row.configuration for row in mine if is_of(row, now)}
+    known = {row.configuration for row in mine if is_current(row, problem)}
     default = space(problem, device.capability)[:1]
     every = {written(one): one for one in (*default, *ordered(problem, device, residual))}
-    older = [row for row in mine if not is_of(row, now)]
-    given = [row for row in shipped if row.workload == problem.text and row.core == device.core]
+    # Where something is known, a prior was tried then.
+    older = [] if known else [row for row in mine if not is_current(row, problem)]
+    given = [row for row in shipped if row.workload == problem.text and row.core == device.core and not known]
     priors = [row.configuration for row in ranked([*older, *given], now)]
     wanted = [*[*every][:trials], *[name for name in priors if name in every][:1]]
-    others = [name for name in every if name not in wanted]
-    chosen = dict.fromkeys([*wanted, *drawn(problem, others)])
+    chosen = dict.fromkeys([*wanted, *drawn(problem, [*every][trials:])])
     candidates = tuple(every[name] for name in chosen if name not in known)
+    reserve = tuple(every[name] for name in every if name not in chosen and name not in known)
     peers = [peer for peer in family_of(problem).peers if peer not in known]
     if candidates or peers:  # what ratios are taken to runs beside whatever is measured
         peers = [*dict.fromkeys([FLOAT, *peers])]
-    return Job(problem=problem, candidates=candidates, peers=tuple(peers))
+    return Job(problem=problem, candidates=candidates, reserve=reserve[:RESERVE], peers=tuple(peers))
 
 
 def drawn(problem: Problem, others: Sequence[str]) -> list[str]:
     """One of those that nobody recommends, the same each time: predictions are wrong in ways of their own."""
-    number = int.from_bytes(sha256(problem.text.encode()).digest()[:8])
-    return [others[number % len(others)]] if others else []
+    return sorted(others, key=lambda name: sha256(f"{problem.text} {name}".encode()).digest())[:1]
 
 
 def tune(
@@ -122,43 +133,67 @@ def tune(
         if clock() > until:
             return len(waiting) - done
         tell(one.problem.text, done, len(waiting))
-        database.add(measured(one, device, judge, prepare, rounds, until, clock))
+        for found_now in measured(one, device, judge, prepare, rounds, until, clock):
+            database.add(found_now)
     return 0
 
 
 def measured(
     job: Job, device: Device, judge: Judge, prepare: Prepare, rounds: int, until: float,
     clock: Callable[[], float],
-) -> list[Row]:  # fmt: skip
-    """One row for each contender: seconds, or infinity for what does not compile, fit or compute right."""
-    verdicts = [*judge(job.problem, job.candidates)]
+) -> Iterator[list[Row]]:  # fmt: skip
+    """One row for each contender: seconds, or infinity for what does not compile, fit or compute right.
+
+    In parts, as they are known: what the compiler refuses, what ran, and the best of it once more.
+    """
+
+    def rows(results: Iterable[Measured[str]]) -> list[Row]:
+        return [row(job.problem, result, device) for result in results]
+
+    verdicts = fitting(job, judge)
     fit = {written(one.configuration): one.configuration for one in verdicts if not one.fault}
-    unfit = [written(one.configuration) for one in verdicts if one.fault]
+    yield rows(failed(written(one.configuration) for one in verdicts if one.fault))
     bench = prepare(job.problem, fit, job.peers)
     right = [name for name in (*fit, *job.peers) if not bench.gate(name)]
-    wrong = [name for name in (*fit, *job.peers) if name not in right]
+    yield rows(failed(name for name in (*fit, *job.peers) if name not in right))
     results = race(right, bench.sample, rounds=rounds, until=until, clock=clock) if right else []
-    failed = [Measured(candidate=name, seconds=(UNKNOWN,)) for name in (*unfit, *wrong)]
-    return [row(job.problem, result, device) for result in (*confirmed(results, fit, bench, rounds), *failed)]
+    yield rows(results)
+    default = written(space(job.problem, device.capability)[0]) if fit else ""
+    yield rows(confirmed(results, fit, default, bench, rounds))
+
+
+def fitting(job: Job, judge: Judge) -> list[Verdict]:
+    """Verdicts on a job's candidates, and for each that the compiler refuses on the next on paper."""
+    verdicts, reserve = [*judge(job.problem, job.candidates)], [*job.reserve]
+    missing = sum(bool(one.fault) for one in verdicts)
+    while missing and reserve:
+        more = [*judge(job.problem, reserve[:missing])]
+        verdicts, reserve = [*verdicts, *more], reserve[missing:]
+        missing = sum(bool(one.fault) for one in more)
+    return verdicts
+
+
+def failed(names: Iterable[str]) -> Iterator[Measured[str]]:
+    return (Measured(candidate=name, seconds=(UNKNOWN,)) for name in names)
 
 
 def confirmed(
-    results: Sequence[Measured[str]], fit: Mapping[str, Configuration], bench: Bench, rounds: int
+    results: Sequence[Measured[str]],
+    fit: Mapping[str, Configuration],
+    default: str,
+    bench: Bench,
+    rounds: int,
 ) -> list[Measured[str]]:
     """The best and the default once more, by themselves: who wins a race of many may have been lucky."""
-    mine = [result for result in results if result.candidate in fit]
-    default = next(iter(fit), "")
-    if not mine or mine[0].candidate == default or default not in [result.candidate for result in mine]:
-        return [*results]
-    again = {
-        result.candidate: result for result in race([mine[0].candidate, default], bench.sample, rounds=rounds)
-    }
-    return [again.get(result.candidate, result) for result in results]
+    mine = [result.candidate for result in results if result.candidate in fit]
+    if default not in mine or mine[0] == default:
+        return []
+    return race([mine[0], default], bench.sample, rounds=rounds)
 
 
 def row(problem: Problem, result: Measured[str], device: Device) -> Row:
     return Row(
         workload=problem.text, configuration=result.candidate, isa=device.core.isa,
         processor=device.core.processor, seconds=result.median, spread=result.spread,
-        rounds=len(result.seconds), **versions(problem),
+        rounds=len(result.seconds), **versions(problem, result.candidate),
     )  # fmt: skip

@@ -35,7 +35,7 @@ def test_rows_of_this_gpu_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         Row(
             workload=problem.text, configuration=name, isa=H100.core.isa, processor=H100.core.processor,
-            seconds=seconds, spread=0.0, rounds=3, **versions(problem),
+            seconds=seconds, spread=0.0, rounds=3, **versions(problem, name),
         )
         for name, seconds in ((ours, 1e-6), (FLOAT, 2e-6))
     ]  # fmt: skip

@@ -16,7 +16,13 @@ from tests.backends.tvm.portable import PORTABLE
 RUNNABLE = runnable(this_cpu().features)
 BEST = next(iter(RUNNABLE), AVX2)
 TRIED = (*RUNNABLE, PORTABLE) if AVX2 in RUNNABLE else RUNNABLE
-every_isa = pytest.mark.parametrize("isa", TRIED, ids=[isa.name for isa in TRIED])
+every_isa = pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(isa, id=isa.name, marks=[] if isa in (BEST, PORTABLE) else [pytest.mark.thorough])
+        for isa in TRIED
+    ],
+)
 some_isa = st.sampled_from((*RUNNABLE, PORTABLE))  # one per example, so that a test draws from all of them
 pytestmark = pytest.mark.skipif(not RUNNABLE, reason="this CPU has no instruction set that kernels exist for")
 

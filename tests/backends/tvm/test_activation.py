@@ -63,7 +63,7 @@ def allowed(function: str, x: Tensor) -> Tensor:
 FUNCTION = st.sampled_from(["gelu", "gelu_tanh", "silu"])
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa, function=FUNCTION, rows=st.integers(1, 4), channels=WIDTHS, gap=st.sampled_from([0, 3]),
     spread=st.sampled_from([0.1, 2.0, 30.0]), zero=ZEROS, block=BLOCKS, ranged=st.booleans(),
@@ -107,7 +107,7 @@ def test_the_bounds_of_activations(isa: Isa, function: str) -> None:
     assert np.array_equal(codes, coded(floats, 0))
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa, batch=st.integers(1, 2), positions=st.sampled_from([1, 2, 5]), heads=st.integers(1, 3),
     width=st.sampled_from([2, 6, 32, 64, 80, 128, 160]), whole=st.booleans(), gap=st.sampled_from([0, 3]),

@@ -74,7 +74,7 @@ SCALES = st.tuples(*[st.floats(2**-7, 2**-3, width=32)] * 3)
 WIDER = st.sampled_from([0, 16])
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(isa=some_isa, sizes=SIZES, wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS)
 def test_add(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: int) -> None:
     pair = Pair(a=plane(sizes, border=0), b=plane(sizes, wider=wider), y=plane(sizes))
@@ -90,7 +90,7 @@ def test_add(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: 
     assert np.array_equal(found, called("add", operands, scales[2], zeros[2]))
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(isa=some_isa, sizes=SIZES, wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS)
 def test_multiply(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, seed: int) -> None:
     pair = Pair(a=plane(sizes, border=0), b=plane(sizes, wider=wider), y=plane(sizes))
@@ -101,7 +101,7 @@ def test_multiply(isa: Isa, sizes: Sizes, wider: int, scales: Any, zeros: Any, s
     assert np.array_equal(run(isa, function, given_, pair.y), called("mul", operands, scales[2], zeros[2]))
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa, sizes=SIZES, one=st.sets(st.sampled_from([0, 2, 3])), second=st.booleans(),
     wider=WIDER, scales=SCALES, zeros=ZEROS, seed=SEEDS,
@@ -128,7 +128,7 @@ def entries(op: Any, scales: tuple[float, float], zeros: tuple[int, int]) -> NDA
     return called("unary", [every], scales[1], zeros[1], op)
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(isa=some_isa, sizes=SIZES, wider=WIDER, seed=SEEDS)
 def test_table(isa: Isa, sizes: Sizes, wider: int, seed: int) -> None:
     x, y, codes = plane(sizes, wider=wider), plane(sizes), random(sizes, seed)
@@ -138,7 +138,7 @@ def test_table(isa: Isa, sizes: Sizes, wider: int, seed: int) -> None:
     assert np.array_equal(found, called("unary", [quantized(codes, 0.05, 128)], 0.03, 10, op))
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa,
     sizes=SIZES, widths=st.lists(st.sampled_from([1, 5, 16, 24, 48, 64, 67]), min_size=1, max_size=4),

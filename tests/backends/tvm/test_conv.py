@@ -168,7 +168,7 @@ def layers(draw: Any) -> Convolution:
     )  # fmt: skip
 
 
-@settings(max_examples=28, deadline=None, derandomize=True)
+@settings(max_examples=14, deadline=None, derandomize=True)
 @given(isa=some_isa, layer=layers(), tile=TILES, seed=st.integers(0, 1000))
 def test_equal_to_the_reference(isa: Isa, layer: Convolution, tile: Tile, seed: int) -> None:
     numbers = drawn(layer, seed)

@@ -104,7 +104,7 @@ THREE, ONE = st.just((3, 3)), st.just((1, 1))
 ANY = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(isa=some_isa, layer=layers(THREE, ONE), patch=PATCHES, seed=st.integers(0, 1000))
 def test_three_by_three_equals_the_reference(isa: Isa, layer: Depthwise, patch: Patch, seed: int) -> None:
     numbers = drawn(as_convolution(layer), seed)
@@ -112,7 +112,7 @@ def test_three_by_three_equals_the_reference(isa: Isa, layer: Depthwise, patch: 
     assert np.array_equal(run(layer, patch, numbers, isa), wanted)
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(isa=some_isa, layer=layers(ANY, small), patch=PATCHES, seed=st.integers(0, 1000))
 def test_any_kernel_equals_the_reference(isa: Isa, layer: Depthwise, patch: Patch, seed: int) -> None:
     numbers = drawn(as_convolution(layer), seed)

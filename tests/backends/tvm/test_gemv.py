@@ -116,7 +116,7 @@ def layers(draw: st.DrawFn) -> tuple[Gemv, bool]:
     return layer, signed
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(isa=some_isa, drawn_layer=layers(), seed=st.integers(0, 10_000))
 def test_equals_the_reference(isa: Isa, drawn_layer: tuple[Gemv, bool], seed: int) -> None:
     layer, signed = drawn_layer

@@ -64,7 +64,7 @@ def are_extremes(values: NDArray[Any], found: list[NDArray[Any]]) -> bool:
     )
 
 
-@settings(max_examples=16, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa,
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 3),
@@ -129,7 +129,7 @@ def wanted_of(
     )
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa,
     rows=st.integers(1, 5), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 2),

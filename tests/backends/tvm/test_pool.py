@@ -78,7 +78,7 @@ def described(arguments: dict[str, Any], codes: NDArray[np.uint8], result: NDArr
     )  # fmt: skip
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(isa=some_isa, drawn=pools(dilated=True))
 def test_max(isa: Isa, drawn: tuple[dict[str, Any], NDArray[np.uint8]]) -> None:
     arguments, codes = drawn
@@ -87,7 +87,7 @@ def test_max(isa: Isa, drawn: tuple[dict[str, Any], NDArray[np.uint8]]) -> None:
     assert np.array_equal(run(isa, max_pool(pool, isa, "pool"), pool.x, pool.y, codes), wanted)
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa, drawn=pools(dilated=False), zeros=st.tuples(st.integers(0, 255), st.integers(0, 255)),
     include=st.booleans(), divisor=st.sampled_from([None, None, 5]),
@@ -102,7 +102,7 @@ def test_average(isa: Isa, drawn: Any, zeros: tuple[int, int], include: bool, di
     assert np.array_equal(found, wanted)
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa,
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)), channels=st.sampled_from([1, 40, 64, 112]),

@@ -32,7 +32,7 @@ qc = torch.ops.qcompiler
 SIZES = st.sampled_from([1.0, 1e-3, 3e38, 1e-43, 0.0])
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa,
     rows=st.integers(1, 40), channels=WIDTHS, wider=st.tuples(*[st.sampled_from([0, 3, 16])] * 2),

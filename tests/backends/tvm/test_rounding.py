@@ -42,7 +42,7 @@ def is_rounded(floats: Tensor, block: int, found: Sequence[NDArray[Any]]) -> boo
     )
 
 
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     isa=some_isa, rows=st.integers(1, 4), inputs=st.integers(1, 400), gap=st.integers(0, 20),
     block=st.sampled_from([16, 32, 64, 128, 256]), seed=st.integers(0, 1000),

@@ -29,7 +29,8 @@ class ByRows(Planned):
     """A bench on which ours are the faster from `TURN` rows on."""
 
     def __call__(self, problem: Problem, fit: Mapping[str, Configuration], peers: Sequence[str]) -> ByRows:
-        self.seconds = lambda name: 1e-4 if name in peers else 9e-5 if problem.M >= TURN else 2e-4
+        ours = 1e-6 if problem.op == "quantize_rows" else 9e-5 if problem.M >= TURN else 2e-4
+        self.seconds = lambda name: 1e-4 if name in peers else ours
         self.asked += [f"{problem.M} {name}" for name in (*fit, *peers)]
         return self
 
@@ -70,16 +71,28 @@ def test_rows_of_other_linears_and_kernels_decide_nothing(tmp_path: Path) -> Non
     assert decisions(LINEAR, schedules_of(aged, H100.core, H100.capability)) is None
 
 
-def test_weights_of_few_bits_are_linears_like_others(tmp_path: Path) -> None:
+def test_weights_of_few_bits_are_tuned_and_nothing_decides_against_them(tmp_path: Path) -> None:
+    """They save memory, which a float product would undo."""
     linear = Linear(format="w4h_g128", N=4096, K=4096)
-    bench = Planned(seconds=lambda name: 1e-4 if "BN" in name else 2e-4)
+    bench = Planned(seconds=lambda name: 1e-4 if "BN" in name else 1e-5)
     with open_database(tmp_path / "rows.db") as database:
         found = tune_linears([linear], database, H100, fit, bench, rows=(1, 64), trials=2)
-    assert found.table[linear].names == ("weight_only_linear",)
-    slow = Planned(seconds=lambda name: 1e-5 if name == "dequantized" else 1e-4)
-    with open_database(tmp_path / "others.db") as database:
-        found = tune_linears([linear], database, H100, fit, slow, rows=(64,), trials=2)
-    assert found.table[linear].names == ("float",)
+    assert found.table == {} and {one.M for one in found.chosen} == {1, 64}
+
+
+def test_codes_that_cost_more_than_they_save_are_not_made(tmp_path: Path) -> None:
+    class Costly(ByRows):
+        """The product takes 90 us instead of 100, and its codes 20."""
+
+        def __call__(
+            self, problem: Problem, fit: Mapping[str, Configuration], peers: Sequence[str]
+        ) -> ByRows:
+            ours = 2e-5 if problem.op == "quantize_rows" else 9e-5
+            self.seconds = lambda name: 1e-4 if name in peers else ours
+            return self
+
+    found = tuned(tmp_path / "rows.db", Costly(seconds=lambda name: 1.0), 1024)
+    assert found.table[LINEAR].names == ("float",)
 
 
 def test_every_family_has_contenders() -> None:

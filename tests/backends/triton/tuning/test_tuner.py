@@ -20,7 +20,7 @@ from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.profit import Bucket, weighed
 from qcompiler.backends.triton.tuning.schedules import Schedules, schedules_of
 from qcompiler.backends.triton.tuning.source import compiler, source_hash
-from qcompiler.backends.triton.tuning.tuner import TRIALS, tune
+from qcompiler.backends.triton.tuning.tuner import RESERVE, TRIALS, tune
 from qcompiler.tune.database import Row, open_database
 
 H100 = DEVICES[0]
@@ -109,7 +109,9 @@ def test_what_cannot_run_is_kept_as_that_and_never_tried_again(tmp_path: Path) -
         rows = database.rows()
     assert sorted(bench.asked) == sorted([default, "float", "int_mm"])
     ran = {row.configuration for row in rows if row.seconds < math.inf}
-    assert ran == {default, "float"} and len(rows) == TRIALS + 3
+    assert ran == {default, "float"} and len(rows) == TRIALS + RESERVE + 3, (
+        "for each refused one more is tried"
+    )
     again = Planned(by_warps)
     tuned(tmp_path, again)
     assert again.asked == []
@@ -219,6 +221,34 @@ def test_a_miss_is_said_once_and_runs_as_the_tables_say() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert nothing.configuration(replace(PROBLEM, M=1999), default) == default
+
+
+def test_a_peer_wins_against_nobody(tmp_path: Path) -> None:
+    rows = [
+        row for row in tuned(tmp_path, Planned(by_warps)) if row.configuration in FAMILIES[PROBLEM.op].peers
+    ]
+    assert len(rows) == 2 and schedules(rows).choice(PROBLEM) is None
+
+
+def test_what_was_measured_here_goes_before_what_was_shipped(tmp_path: Path) -> None:
+    mine = tuned(tmp_path, Planned(by_warps))
+    theirs = [replace(row, seconds=1e-6) for row in mine if "warps 4" in row.configuration]
+    choice = schedules([*mine, *theirs]).choice(PROBLEM)
+    assert theirs and choice is not None and "warps 8" in choice.contender
+
+
+def test_a_prior_is_tried_once(tmp_path: Path) -> None:
+    """What is left of an older kernel after the first run is not looked at by the second."""
+    path = tmp_path / "rows.db"
+    with open_database(path) as database:
+        tune([PROBLEM], database, H100, fit, Planned(by_warps), rounds=3)
+        old = [replace(row, compiler="triton 2.0, source 0") for row in database.rows()]
+        others = [written(one) for one in space(PROBLEM, 90)[-4:]]
+        database.add([*old, *(replace(old[0], configuration=name) for name in others)])
+        tune([PROBLEM], database, H100, fit, Planned(by_warps), rounds=3)
+        again = Planned(by_warps)
+        tune([PROBLEM], database, H100, fit, again, rounds=3)
+    assert again.asked == []
 
 
 def test_rows_of_another_device_are_not_of_this_one(tmp_path: Path) -> None:
