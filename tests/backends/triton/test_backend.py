@@ -160,7 +160,11 @@ def test_few_rows_are_read_by_decoded_weights_within_what_rounding_leaves_out() 
 
 
 def test_no_rows_are_no_problem() -> None:
-    table = {Problem(format="int8", N=24, K=33): Decisions(names=("int8_linear",), measured=True)}
+    table = {
+        Problem(format="int8", N=24, K=33, out="fp32", heavy=True): Decisions(
+            names=("int8_linear",), measured=True
+        )
+    }
     executable, _, inputs = lowered("mlp", table=table)
     assert executable([inputs[0][:0]])[0].shape == (0, 5)
     assert {choice.by.name for choice in executable.choices([inputs[0][:0]]).values()} == {"float"}
@@ -168,7 +172,9 @@ def test_no_rows_are_no_problem() -> None:
 
 @pytest.mark.parametrize("name", ["int8_linear", "int_mm"])
 def test_all_that_multiply_int8_have_the_same_bits(name: str) -> None:
-    table = {Problem(format="int8", N=24, K=33): Decisions(names=(name,), measured=True)}
+    table = {
+        Problem(format="int8", N=24, K=33, out="fp32", heavy=True): Decisions(names=(name,), measured=True)
+    }
     executable, decision, inputs = lowered("mlp", table=table)
     assert executable.choices(inputs)["linear_1"].by.name == name
     assert torch.equal(executable(inputs)[0], reference(executable, inputs)[0])
@@ -178,7 +184,7 @@ def test_all_that_multiply_int8_have_the_same_bits(name: str) -> None:
 
 
 def test_a_vendor_that_cannot_is_passed_over_and_it_is_said() -> None:
-    table = {Problem(format="int8", N=33, K=20): Decisions(names=("int_mm",), measured=True)}
+    table = {Problem(format="int8", N=33, K=20, out="fp32"): Decisions(names=("int_mm",), measured=True)}
     executable, decision, inputs = lowered("mlp", table=table)
     assert executable.choices(inputs)["linear"].by.name == "int8_linear"
     remarks = executable.execution(decision.plan).remarks

@@ -139,7 +139,9 @@ def test_verify_finds_what_is_wrong_with_a_weight(part: str) -> None:
 
 def test_a_decoded_weight_is_a_decision() -> None:
     executable, _, inputs = lowered("residual", INT4)
-    table = {Problem(format="w4h_g32", N=128, K=64): Decisions(names=("float",), measured=True)}
+    first = executable.layers.found[0].problem
+    assert (first.format, first.N, first.K) == ("w4h_g32", 128, 64)
+    table = {first: Decisions(names=("float",), measured=True)}
     tabled = Triton("cuda", table=table).lower(executable.graph)
     assert [(each.max_lsb, each.kernel) for each in tabled.verify(inputs)] == [
         (0, "float"),
