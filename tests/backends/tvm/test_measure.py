@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from qcompiler.backends.tvm.build import compiled, handed, host, placed
-from qcompiler.backends.tvm.isa import AVX512_VNNI
 from qcompiler.backends.tvm.kernels.conv import Convolution, Tile, convolution
 from qcompiler.backends.tvm.measure import LocalBench
 from qcompiler.backends.tvm.peak import peak
 from qcompiler.backends.tvm.plane import Plane
 from qcompiler.backends.tvm.probe import FAR, FEWEST, MOST, arguments_of, probe, turns
 from qcompiler.backends.tvm.schedules import ordered
+from tests.backends.tvm.sets import BEST
 from tests.backends.tvm.test_conv import pytestmark
 
 __all__ = ["pytestmark"]
-ISA = AVX512_VNNI
+ISA = BEST
 
 
 def layer(size: int, inputs: int, outputs: int) -> Convolution:
@@ -26,7 +26,7 @@ def layer(size: int, inputs: int, outputs: int) -> Convolution:
 
 def test_a_probe_runs_the_kernel_on_one_copy_of_the_constants_after_the_other() -> None:
     small = layer(5, 16, 32)
-    kernel = convolution(small, Tile(rows=5, columns=2), ISA, "kernel")
+    kernel = convolution(small, ordered(small, ISA)[0], ISA, "kernel")
     given = arguments_of(kernel, small.products)
     assert [(a.name, a.copies > 1) for a in given] == [
         ("x", False), ("weights", True), ("bias", True), ("multiplier", True), ("y", False)
