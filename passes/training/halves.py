@@ -99,7 +99,7 @@ class Halves:
         """Tidy up, and compute all values on fake tensors anew.
 
         Where torch merged equal values, or a pass put one in the place of another, views still tell of the
-        storage of the other. It takes as long as all that a pass does, so a pass between others only tidies.
+        storage of the other. In every pass that was a third of compiling a step, so those between only tidy.
         """
         self.tidy()
         evaluate_all(self.forward.graph)

@@ -91,7 +91,8 @@ def run(
     if json is not None:
         write_json(told, json)
     if str(json) != "-":
-        tune_gpu.draw(told) if is_gpu else draw(told)
+        show_table = tune_gpu.draw if is_gpu else draw
+        show_table(told)
 
 
 def on_cpu(
