@@ -1,14 +1,14 @@
 """`qcompiler tune`: measure the kernels of a model's layers, so that a backend takes the fastest."""
 
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.cli import options, tune_gpu
+from qcompiler.cli import options, tune_gpu, tune_refused
 from qcompiler.cli.screen import complain, say, show, write_json
 from qcompiler.errors import InputError
 
@@ -103,7 +103,9 @@ def on_cpu(
     known, floats, left, peak = measured(source, recipe, aim, rows, where, trials, budget, seed)
     return {
         "left": left, "peak_gops": None if peak is None else peak / 1e9,
-        "layers": [figures(layer, peak) for layer in known], "floats": [asdict(group) for group in floats],
+        "layers": [figures(layer, peak) for layer in known],
+        "floats": [float_figures(group) for group in floats],
+        "refused": tune_refused.figures(row for group in floats for row in group.refused),
     }  # fmt: skip
 
 
@@ -172,6 +174,12 @@ def figures(layer: "Tuned", peak: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def float_figures(group: "TunedFloats") -> dict[str, Any]:
+    """One function of floats as plain values."""
+    told = {field.name: getattr(group, field.name) for field in fields(group)}
+    return {**told, "refused": len(group.refused)}
+
+
 def draw_floats(groups: list[dict[str, Any]]) -> None:
     """Who computes the ops on floats, beside what torch takes."""
     if not groups:
@@ -214,6 +222,7 @@ def draw(told: dict[str, Any]) -> None:
             f"\n{total / 1e3:.2f} ms in all; {guess / total:.3f}x of it with the schedules predicted on paper"
         )
     draw_floats(told["floats"])
+    tune_refused.draw(told["refused"])
     say(f"Rows in {told['database']}; {told['seconds']:.0f} s")
     if told["left"]:
         complain(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from qcompiler.cli import tune_refused
 from qcompiler.cli.screen import complain, say, show
 from qcompiler.errors import InputError
 
@@ -93,6 +94,7 @@ def measured(
             }
             for one in tuned.chosen
         ],
+        "refused": tune_refused.figures(tuned.refused),
     }  # fmt: skip
 
 
@@ -135,6 +137,7 @@ def draw(told: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     if "linears" in told:
         draw_chosen(told["chosen"])
+        tune_refused.draw(told["refused"])
         for name in ("linear", "computed by"):
             table.add_column(name, overflow="fold", header_style="dim")
         for linear in told["linears"]:

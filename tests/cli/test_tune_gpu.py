@@ -50,10 +50,18 @@ def test_what_was_measured_is_shown_with_its_share_of_what_the_device_could(
            "of_roofline": None, "refused": 2}  # fmt: skip
     other = {**one, "M": 512, "contender": "BM 128", "ratio": 1.4, "of_roofline": 0.62}
     linear = {"linear": "int8 64x32 bf16", "decisions": "float, from 200 int8_linear"}
-    told = {"device": "NVIDIA H100", "left": 1, "chosen": [one, other], "linears": [linear]}
+    spilled = {"workload": "w", "candidate": "BM 256", "reason": "registers are spilled: 2656 bytes"}
+    wrong = {**spilled, "reason": "its error is 3.00e-02, and 2.50e-03 is allowed"}
+    refused = [spilled, {**spilled, "workload": "v"}, wrong]
+    told = {"device": "NVIDIA H100", "left": 1, "chosen": [one, other], "linears": [linear],
+            "refused": refused}  # fmt: skip
     monkeypatch.setattr("qcompiler.cli.tune_gpu.measured", lambda *given: told)
     result = run(COMMAND)
     assert result.exit_code == 0, result.stderr
     assert "1.40x" in result.stdout and "62%" in result.stdout
     assert "float, from 200 int8_linear" in result.stdout and "Measured on NVIDIA H100" in result.stdout
     assert "1 problems were not reached in time" in result.stderr
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("BM 256")]
+    assert [(line[-1], "2656" in line, "3.00e-02," in line) for line in lines] == [
+        ("2", True, False), ("1", False, True)
+    ]  # fmt: skip

@@ -46,7 +46,7 @@ class CudaBench:
             raise
         except Exception as error:  # Triton's own are many: it needs more than the device has
             torch.cuda.synchronize()  # an error that stays ends the run, and is no verdict on others
-            return str(error).partition("\n")[0]
+            return f"it cannot run: {type(error).__name__}: {error}".partition("\n")[0]
         why = self.contenders.wrong(name, found)
         spoil(found)
         return why

@@ -14,7 +14,7 @@ from qcompiler.backends.triton.tuning.predict import bound
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.ranking import residual_of
 from qcompiler.backends.triton.tuning.schedules import Schedules, schedules_of
-from qcompiler.backends.triton.tuning.tuner import TRIALS, UNKNOWN, Judge, Prepare, is_current, tune
+from qcompiler.backends.triton.tuning.tuner import TRIALS, Judge, Prepare, is_current, tune
 from qcompiler.progress import Tell, silent
 from qcompiler.tune.database import Database, Row
 
@@ -38,10 +38,11 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """left: problems that were not reached in time."""
+    """left: problems that were not reached in time. refused: rows with the reasons of what cannot be taken."""
 
     table: Table
     chosen: tuple[Chosen, ...]
+    refused: tuple[Row, ...]
     left: int
 
 
@@ -85,10 +86,19 @@ def tune_linears(
         if not left and clock() <= until:
             borders(name, measured(linear, known()))
     found = known()
-    chosen = (
-        one for linear in linears for M in measured(linear, found) if (one := told(linear, M, found, device))
-    )
-    return Tuned(table=table(linears, found), chosen=tuple(chosen), left=left)
+    asked = [(linear, M) for linear in linears for M in measured(linear, found)]
+    chosen = (one for linear, M in asked if (one := told(linear, M, found, device)))
+    problems = dict.fromkeys(problem for linear, M in asked for problem in problems_of(linear, M))
+    return Tuned(
+        table=table(linears, found), chosen=tuple(chosen), left=left,
+        refused=tuple(row for problem in problems for row in refused_of(problem, found)),
+    )  # fmt: skip
+
+
+def refused_of(problem: Problem, schedules: Schedules) -> list[Row]:
+    """The rows of these versions that could not run, or were wrong."""
+    rows = schedules.rows.get(problem.text, ())
+    return [row for row in rows if row.is_refused and is_current(row, problem)]
 
 
 def problems_of(linear: Linear, M: int) -> list[Problem]:
@@ -104,9 +114,8 @@ def told(linear: Linear, M: int, schedules: Schedules, device: Device) -> Chosen
     if choice is None or choice.is_prior:
         return None
     work = choice.configuration and family_of(problem).work(problem, choice.configuration)
-    rows = [row for row in schedules.rows[problem.text] if is_current(row, problem)]
     return Chosen(
         linear=linear, M=M, contender=choice.contender, us=choice.seconds * 1e6, ratio=choice.ratio,
         of_roofline=bound(work, device) / choice.seconds if work else None,
-        refused=sum(row.seconds == UNKNOWN for row in rows),
+        refused=len(refused_of(problem, schedules)),
     )  # fmt: skip

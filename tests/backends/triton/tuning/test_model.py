@@ -10,6 +10,7 @@ import pytest
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.contest import MAKERS
 from qcompiler.backends.triton.tuning.decided import decisions, problem_of, table
 from qcompiler.backends.triton.tuning.device import DEVICES
@@ -22,6 +23,7 @@ from tests.backends.triton.tuning.test_tuner import Planned, fit
 
 H100 = DEVICES[0]
 LINEAR = Linear(format="int8", N=4096, K=1024)
+OPS = ("int8_linear", "quantize_rows")
 TURN = 200  # rows from which on our kernel is the faster
 
 
@@ -69,6 +71,21 @@ def test_rows_of_other_linears_and_kernels_decide_nothing(tmp_path: Path) -> Non
     assert problem is not None and problem == problem_of(LINEAR, 16)
     aged = [replace(row, compiler="triton 2.0, source 0") for row in rows]
     assert decisions(LINEAR, schedules_of(aged, H100.core, H100.capability)) is None
+
+
+def test_what_was_refused_is_told_with_its_reason_even_where_nothing_of_ours_ran(tmp_path: Path) -> None:
+    """The codes' candidates are told of as well as the products'."""
+
+    def spilling(problem: Problem, candidates: Sequence[Configuration]) -> list[Verdict]:
+        why = f"255 registers a thread in {problem.op}, 168 are allowed"
+        return [Verdict(configuration=one, fault=why) for one in candidates]
+
+    with open_database(tmp_path / "rows.db") as database:
+        bench = ByRows(seconds=lambda name: 1.0, wrong=frozenset({"int_mm"}))
+        found = tune_linears([LINEAR], database, H100, spilling, bench, rows=(16,), trials=2)
+    told = {row.workload.partition(",")[0]: row.reason for row in found.refused if row.reason[0] == "2"}
+    assert told == {op: f"255 registers a thread in {op}, 168 are allowed" for op in OPS}
+    assert {row.reason for row in found.refused if row.configuration == "int_mm"} == {"its sums are wrong"}
 
 
 def test_weights_of_few_bits_are_tuned_and_nothing_decides_against_them(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def test_what_cannot_run_is_kept_as_that_and_never_tried_again(tmp_path: Path) -
     assert ran == {default, "float"} and len(rows) == TRIALS + RESERVE + 3, (
         "for each refused one more is tried"
     )
+    assert {row.configuration: row.reason for row in rows if row.configuration in ran} == dict.fromkeys(ran, "")
+    reasons = {row.configuration: row.reason for row in rows if row.is_refused}
+    assert reasons.pop("int_mm") == "its sums are wrong" and {*reasons.values()} == {"spills"}
     again = Planned(by_warps)
     tuned(tmp_path, again)
     assert again.asked == []
