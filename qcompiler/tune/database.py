@@ -12,6 +12,7 @@ turns (a write-ahead log: https://sqlite.org/wal.html). Rows are text and number
 import contextlib
 import json
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from qcompiler.errors import TuningError
 SCHEMA = 3
 PATIENCE = 60.0  # seconds that a writer waits for the others
 MINE = 0x71636F6D  # "qcom": the application id of the file
+VARIABLE = "QCOMPILER_DATABASE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,12 @@ CREATE = f"CREATE TABLE IF NOT EXISTS measured ({', '.join(COLUMNS)}, PRIMARY KE
 
 
 def default_path() -> Path:
-    """In the user's folder of caches."""
-    return Path.home() / ".cache" / "qcompiler" / "schedules.db"
+    """The file that QCOMPILER_DATABASE names, else one in the user's folder of caches.
+
+    For commands, backends and ops alike: an op has no argument that could name one.
+    """
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else Path.home() / ".cache" / "qcompiler" / "schedules.db"
 
 
 class Database:

@@ -38,6 +38,16 @@ def test_rows_are_kept_shown_and_used(run: Run, tmp_path: Path) -> None:
     assert compiled.exit_code == 0, compiled.stderr
 
 
+def test_the_environment_names_the_file_for_all_who_read_or_write_rows(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever reads none is not disturbed by it."""
+    monkeypatch.setenv("QCOMPILER_DATABASE", str(tmp_path / "mine.db"))
+    result = run("tune zoo:residual --time-budget 0 --json -")
+    assert json.loads(result.stdout)["database"] == str(tmp_path / "mine.db")
+    assert run("compile zoo:residual --quiet --threads 1").exit_code == 0
+
+
 def test_the_budget_of_time_is_told(run: Run) -> None:
     result = run("tune zoo:residual --database rows.db --time-budget 0")
     assert result.exit_code == 0
@@ -76,6 +86,7 @@ def test_another_version_and_another_backend_are_refused(run: Run) -> None:
         assert run("compile zoo:residual --backend tvm --database rows.db --quiet").exit_code == 0
     result = run("compile zoo:residual --database rows.db")
     assert result.exit_code == 1 and "'ort' reads no database" in result.stderr
+    assert "leave it out, or use tvm or triton" in result.stderr
 
 
 def test_no_tracker_and_no_address_are_told(run: Run) -> None:

@@ -38,6 +38,36 @@ def test_a_recipe_without_codes_of_rows_has_nothing_to_tune(run: Run) -> None:
     assert "use --recipe int8-dynamic" in " ".join(result.stderr.split())
 
 
+def test_problems_are_named_as_the_warning_names_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    command = (
+        "tune --target cuda --no-device --database rows.db --json - --problem "
+        "'quantize_both, int8 drawn, M 64, K 128, bf16'"
+    )
+    for rows, wanted in (("", {"M 64"}), (" --rows 16 --rows 32", {"M 16", "M 32"})):
+        result = run(command + rows)
+        assert result.exit_code == 0, result.stderr
+        told = json.loads(result.stdout)
+        assert {one["problem"].split(", ")[2] for one in told["candidates"]} == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--problem 'norm_quantize, int8 rms'", "is no problem, because one reads like 'norm_quantize, int8 rms, M"),
+        ("--problem 'norm, int8 rms, M 1, K 64, bf16'", "nothing is known of 'norm'; ask for one of int8_linear"),
+        ("--problem 'norm_quantize, int8 max, M 1, K 64, bf16'", "norm_quantize has no scheme 'int8 max'"),
+        ("--problem 'quantize_rows, int8, M 1, K 64, float64'", "nothing tunes results in float64"),
+        ("--problem 'int8_linear, int8, M 1, K 64, bf16'", "has no N, because products have outputs"),
+        ("", "name a model, or problems by --problem"),
+        ("zoo:mlp --problem 'quantize_rows, int8, M 1, K 64, bf16'", "name a model, or problems by --problem"),
+    ],
+)  # fmt: skip
+def test_what_is_no_problem_is_refused_in_a_sentence(run: Run, words: str, why: str) -> None:
+    result = run(f"tune {words} --target cuda --no-device --database rows.db")
+    assert result.exit_code != 0 and why in " ".join(result.stderr.split())
+
+
 def test_rows_are_of_gpus(run: Run) -> None:
     result = run("tune zoo:mlp --rows 16 --database rows.db")
     assert result.exit_code != 0 and "add --target cuda" in " ".join(result.stderr.split())
@@ -46,7 +76,7 @@ def test_rows_are_of_gpus(run: Run) -> None:
 def test_what_was_measured_is_shown_with_its_share_of_what_the_device_could(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = {"linear": "int8 64x32", "M": 16, "contender": "float", "us": 1.5, "ratio": 1.0,
+    one = {"name": "int8 64x32", "M": 16, "contender": "float", "us": 1.5, "ratio": 1.0,
            "of_roofline": None, "refused": 2}  # fmt: skip
     other = {**one, "M": 512, "contender": "BM 128", "ratio": 1.4, "of_roofline": 0.62}
     linear = {"linear": "int8 64x32 bf16", "decisions": "float, from 200 int8_linear"}

@@ -23,7 +23,7 @@ from qcompiler.backends.triton.tuning.ranking import ordered
 from qcompiler.backends.triton.tuning.residual import Residual
 from qcompiler.backends.triton.tuning.source import compiler, version_of
 from qcompiler.progress import Tell, silent
-from qcompiler.tune.database import Database, Row, is_of, ranked
+from qcompiler.tune.database import Core, Row, is_of, ranked
 from qcompiler.tune.search import ROUNDS, Measured, race
 
 TRIALS = 8  # candidates of a problem, beside the default and the peers
@@ -46,6 +46,14 @@ class Bench(Protocol):
 
 Prepare = Callable[[Problem, Mapping[str, Configuration], Sequence[str]], Bench]
 """Of a problem, its candidates by name, and its peers."""
+
+
+class Kept(Protocol):
+    """A database, or what stands for one."""
+
+    def rows(self, core: Core | None = None) -> list[Row]: ...
+
+    def add(self, rows: Iterable[Row]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +120,7 @@ def drawn(problem: Problem, others: Sequence[str]) -> list[str]:
 
 def tune(
     problems: Sequence[Problem],
-    database: Database,
+    database: Kept,
     device: Device,
     judge: Judge,
     prepare: Prepare,

@@ -40,7 +40,7 @@ def test_rows_of_this_gpu_decide(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, seconds in ((ours, 1e-6), (FLOAT, 2e-6))
     ]  # fmt: skip
     known = Chosen(schedules=schedules_of(rows, H100.core, H100.capability))
-    monkeypatch.setattr(backend, "of_device", lambda device: known)
+    monkeypatch.setattr(backend, "of_device", lambda device, database: known)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert backend.measured(layers) == {

@@ -79,16 +79,17 @@ def use(kernel: str) -> Callable[[Problem], Use]:
     return of
 
 
-def family(kernel: str, peer: str) -> Family:
+def family(kernel: str, peer: str, schemes: str) -> Family:
     def default(problem: Problem, capability: int) -> Configuration:
         return chosen(kernel, capability, mode=mode_of(problem), heavy=problem.heavy)
 
     return Family(
-        kernel=kernel, default=default, space=space(kernel), work=work, use=use(kernel), peers=(FLOAT, peer)
-    )
+        kernel=kernel, default=default, space=space(kernel), work=work, use=use(kernel), peers=(FLOAT, peer),
+        schemes=schemes,
+    )  # fmt: skip
 
 
 PRODUCTS: Mapping[str, Family] = {
-    "int8_linear": family("int8_matmul", "int_mm"),
-    "fp8_linear": family("fp8_matmul", "scaled_mm"),
+    "int8_linear": family("int8_matmul", "int_mm", "int8"),
+    "fp8_linear": family("fp8_matmul", "scaled_mm", "e4m3 (fast|promote128)"),
 }

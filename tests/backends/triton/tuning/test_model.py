@@ -18,7 +18,7 @@ from qcompiler.backends.triton.tuning.families import FAMILIES
 from qcompiler.backends.triton.tuning.model import Tuned, tune_linears
 from qcompiler.backends.triton.tuning.problem import Problem, parsed
 from qcompiler.backends.triton.tuning.schedules import schedules_of
-from qcompiler.tune.database import open_database
+from qcompiler.tune.database import Core, Database, Row, open_database
 from tests.backends.triton.tuning.test_tuner import Planned, fit
 
 H100 = DEVICES[0]
@@ -58,6 +58,56 @@ def test_the_border_is_sought_between_rows_that_disagree(tmp_path: Path) -> None
     assert {int(asked.split()[0]) for asked in bench.asked} > {16, 64, 1024}
     again = ByRows(seconds=lambda name: 1.0)
     assert tuned(tmp_path / "rows.db", again, 16, 64, 1024).table == found.table and again.asked == []
+
+
+def test_the_database_is_read_once_however_many_probes_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, whole = list[Core | None](), Database.rows
+
+    def counted(self: Database, core: Core | None = None) -> list[Row]:
+        read.append(core)
+        return whole(self, core)
+
+    monkeypatch.setattr(Database, "rows", counted)
+    bench = ByRows(seconds=lambda name: 1.0)
+    tuned(tmp_path / "rows.db", bench, 16, 1024)
+    assert len({asked.split()[0] for asked in bench.asked}) > 5 and read == [H100.core]
+
+
+def test_a_search_that_time_ends_is_left_and_gone_on_with(tmp_path: Path) -> None:
+    """What was measured before the end is kept, and another run has the border."""
+    now, path = 0.0, tmp_path / "rows.db"
+
+    class Timed(ByRows):
+        """From the third number of rows on, the time is over when a problem is done."""
+
+        def __call__(
+            self, problem: Problem, fit: Mapping[str, Configuration], peers: Sequence[str]
+        ) -> ByRows:
+            nonlocal now
+            now += problem.M not in (16, 1024)
+            return super().__call__(problem, fit, peers)
+
+    with open_database(path) as database:
+        found = tune_linears(
+            [LINEAR], database, H100, fit, Timed(seconds=lambda name: 1.0), rows=(16, 1024), trials=2,
+            until=0.5, clock=lambda: now,
+        )  # fmt: skip
+    again = ByRows(seconds=lambda name: 1.0)
+    whole = tuned(path, again, 16, 1024)
+    seen = {int(asked.split()[0]) for asked in again.asked}
+    assert found.left > 0 and 520 in seen and not seen & {16, 1024}, "of 520 rows the codes were left"
+    assert whole.left == 0 and abs(whole.table[LINEAR].borders[0] - TURN) <= 16
+
+
+def test_problems_of_other_ops_are_measured_beside_linears(tmp_path: Path) -> None:
+    norm = Problem(op="norm_quantize", scheme="int8 rms", M=512, N=0, K=1024)
+    bench = Planned(seconds=lambda name: 1e-5)
+    with open_database(tmp_path / "rows.db") as database:
+        found = tune_linears([], database, H100, fit, bench, rows=(), beside=[norm], trials=2)
+        assert {row.workload for row in database.rows()} == {norm.text}
+    assert [(one.name, one.M) for one in found.chosen] == [("norm_quantize, int8 rms, K 1024, bf16", 512)]
 
 
 def test_rows_of_other_linears_and_kernels_decide_nothing(tmp_path: Path) -> None:
