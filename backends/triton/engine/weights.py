@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.triton.layouts import LAYOUTS, ROWS, SCALES, Layout, Weight, pack
+from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.numerics import IntFormat, parse_format
 from qcompiler.passes.partition import Region
@@ -86,7 +87,7 @@ def weight_of(region: Region, graph: Graph) -> Weight:
     )
     groups = (len(codes), codes.shape[1] // layout.group)
     scales, zeros = (
-        part.reshape(len(codes), -1).expand(groups).contiguous()
+        even(part.reshape(len(codes), -1).expand(groups).contiguous())  # a file may begin anywhere
         for part in (tensor(given["scale"], graph).to(STORED), zeros)
     )
     return Weight(
