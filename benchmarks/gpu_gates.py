@@ -32,7 +32,7 @@ from benchmarks.gpu_contest import (
 from qcompiler.backends.triton.ops.linear import finished
 from qcompiler.backends.triton.ops.quantize import CODES
 from qcompiler.backends.triton.tuning.bench import Contenders
-from qcompiler.backends.triton.tuning.products import FAST, FLOOR
+from qcompiler.backends.triton.tuning.gate import lost, relative
 from qcompiler.numerics.hadamard import transform
 
 Found = tuple[float, float]
@@ -211,23 +211,14 @@ def fp8_linear(mode: str, M: int, N: int, K: int, device: torch.device) -> Found
     a, s, b, t = operands(M, N, K, "e4m3", device)
     found = op("fp8_linear")(a, s, b, t, None, None, "none", mode, torch.bfloat16)
     wanted = (a.double() * s.double()[:, None]) @ (b.double() * t.double()[:, None]).t()
-    return relative(found, wanted, FAST if mode == "fast" else 0.0)
+    return relative(found, wanted, lost(mode, K))
 
 
 def weight_only(scheme: str, M: int, device: torch.device) -> Found:
     x = hard(M, 256, device) if M > 2 else torch.randn(M, 256, device=device).bfloat16()
     codes, scales = gpu_weights.weight(scheme, 192, 256, device)
     found = gpu_weights.linear(x, codes, scales, scheme)
-    return relative(found, gpu_weights.exact(x, codes, scales, scheme), 0.0)
-
-
-def relative(found: Tensor, wanted: Tensor, allowed: float) -> Found:
-    """|found - wanted| / |wanted|, beside 1.5 times what rounding to the result's type makes of it."""
-    if not torch.equal(found.isnan(), wanted.isnan()):
-        return float("inf"), allowed
-    there, found = wanted.nan_to_num(), found.double().nan_to_num()
-    floor = float((there.bfloat16().double() - there).norm() / there.norm())
-    return float((found - there).norm() / there.norm()), max(FLOOR * floor, allowed)
+    return relative(found, gpu_weights.exact(x, codes, scales, scheme))
 
 
 def contenders(prepare: Callable[[torch.device], Contenders], device: torch.device) -> Found:

@@ -14,7 +14,8 @@ from benchmarks.gpu_contest import OPS, Cell, op
 from benchmarks.gpu_products import SHAPES
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
 from qcompiler.backends.triton.tuning.families import FLOAT
-from qcompiler.backends.triton.tuning.products import SAMPLED, activations, too_far, weights
+from qcompiler.backends.triton.tuning.gate import too_far
+from qcompiler.backends.triton.tuning.products import SAMPLED, activations, weights
 
 OP = "weight_only_linear"
 ROWS = (1, 16, 128, 64, 256, 512, 32, 8, 4, 2)
@@ -81,7 +82,7 @@ def prepare(scheme: str, M: int, N: int, K: int, device: torch.device) -> Conten
     wanted = exact(x[rows], codes, scales, scheme)
 
     def wrong(name: str, found: Tensor) -> str:
-        return "" if name == FLOAT else too_far(found[rows], wanted, 0.0)
+        return "" if name == FLOAT else too_far(found[rows], wanted)
 
     return Contenders(
         calls={

@@ -18,11 +18,10 @@ from qcompiler.backends.triton.ops.quantize import quantize_rows
 from qcompiler.backends.triton.signatures import kernel_named
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
 from qcompiler.backends.triton.tuning.families import FLOAT, WIDTHS, mode_of
+from qcompiler.backends.triton.tuning.gate import lost, too_far
 from qcompiler.backends.triton.tuning.problem import Problem
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FLOOR = 1.5  # times the error of rounding the exact result to its type
-FAST = 1e-2  # of the result, where tensor cores keep fewer bits of sums than float32
 SAMPLED = 256  # rows that are compared
 QUANTIZED = " + quantize"  # behind a contender's name: it makes the codes of x as well
 
@@ -118,7 +117,7 @@ def contenders(
             return ""
         if format == "int8" and not problem.heavy and not torch.equal(found[sampled], to_the_bit):
             return f"{int((found[sampled] != to_the_bit).sum())} numbers are not those of exact sums"
-        return too_far(found[sampled], wanted, FAST if mode_of(problem) == "fast" else 0.0)
+        return too_far(found[sampled], wanted, lost(mode_of(problem), K))
 
     make = reference if device.type == "cpu" else ours
     calls: dict[str, Callable[[int], Tensor]] = {}
@@ -137,12 +136,3 @@ def exact(sums: Tensor, s: Tensor, t: Tensor, bias: Tensor, residual: Tensor | N
     """act(sums s t + bias) + residual in float64."""
     y = sums * s.double()[:, None] * t.double() + bias.double()
     return y if residual is None else F.gelu(y) + residual.double()
-
-
-def too_far(found: Tensor, wanted: Tensor, allowed: float) -> str:
-    """Why a result is wrong: its error is beyond what rounding it to its type makes, and what is allowed."""
-    scale = wanted.norm()
-    error = float((found.double() - wanted).norm() / scale)
-    floor = float((wanted.to(found.dtype).double() - wanted).norm() / scale)
-    limit = max(FLOOR * floor, allowed)
-    return "" if error <= limit else f"its error is {error:.2e}, and {limit:.2e} is allowed"
