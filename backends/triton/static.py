@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qcompiler.backends.triton.configurations import SHARED, Bounds, Configuration
+from qcompiler.backends.triton.configurations import Bounds, Configuration, shared_of
 from qcompiler.errors import LoweringError
 
 REGISTER_FILE = 65536  # registers of one multiprocessor, which a program's threads share
@@ -205,7 +205,7 @@ def is_wide(name: str, opcodes: Collection[str]) -> bool:
 
 def faults(found: Findings, bounds: Bounds) -> list[str]:
     """What machine code has that it may not, or lacks, in sentences; none where it is fit."""
-    limit = min(bounds.shared, SHARED[max(known for known in SHARED if known <= found.capability)])
+    limit = min(bounds.shared, shared_of(found.capability))
     families = " and ".join(found.mma) or "none"
     checks = (
         (found.stack > 0 or found.spills > 0,

@@ -9,7 +9,7 @@ generated code reaches. (Williams et al. 2009; waves as in Osama et al. 2023, ar
 import math
 from dataclasses import dataclass
 
-from qcompiler.backends.triton.configurations import SHARED
+from qcompiler.backends.triton.configurations import shared_of
 from qcompiler.backends.triton.tuning.device import Device
 
 REACHED = 0.65  # of peak, until rows say better (residual.py)
@@ -66,6 +66,6 @@ def predicted(work: Work, device: Device) -> Predicted:
 
 def resident(work: Work, device: Device) -> int:
     """Programs that one processor holds at the same time."""
-    shared = SHARED[max(known for known in SHARED if known <= max(device.capability, min(SHARED)))]
+    shared = shared_of(device.capability)
     fits = min(THREADS // work.threads, FILE // (work.threads * REGISTERS), shared // max(work.shared, 1))
     return max(1, fits)
