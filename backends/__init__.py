@@ -35,7 +35,8 @@ def find_backend(name: str, target: Target, *, database: str | Path | None = Non
         )
     if database is not None and chosen not in TUNED:
         raise InputError(
-            f"backend '{chosen}' reads no database of schedules", fix=f"leave it out, or use {' or '.join(TUNED)}"
+            f"backend '{chosen}' reads no database of schedules",
+            fix=f"leave it out, or use {' or '.join(TUNED)}",
         )
     module, member = BACKENDS[chosen]
     options = {} if database is None else {"database": Path(database)}

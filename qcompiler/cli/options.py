@@ -58,8 +58,8 @@ Database = Annotated[
     typer.Option(
         "--database",
         metavar="FILE",
-        help="Measured schedules of our own kernels; if absent, the file that QCOMPILER_DATABASE names, or one "
-        "in the user's cache folder.",
+        help="Measured schedules of our own kernels; if absent, the file that QCOMPILER_DATABASE names, or "
+        "one in the user's cache folder.",
         show_default=False,
     ),
 ]

@@ -79,9 +79,7 @@ UPGRADES = {
     2: ("ALTER TABLE measured ADD COLUMN reason NOT NULL DEFAULT ''",),
 }
 """What takes a file from a schema to the next; nothing that it holds is lost."""
-INSERT = (
-    f"INSERT OR REPLACE INTO measured ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-)
+INSERT = f"INSERT OR REPLACE INTO measured ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 CREATE = f"CREATE TABLE IF NOT EXISTS measured ({', '.join(COLUMNS)}, PRIMARY KEY ({', '.join(KEY)}))"
 
 

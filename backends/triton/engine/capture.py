@@ -5,8 +5,8 @@
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 MOST captures are kept. A newcomer takes the place of the one that was used least recently, once it has been
-called AGAIN times since: as often as a capture takes time, so capturing at most doubles the time of calls, and
-shapes that take turns do not chase each other out.
+called AGAIN times since: a capture takes as long as so many calls, so capturing at most doubles the time of
+calls, and shapes that take turns do not chase each other out.
 """
 
 import threading
@@ -116,8 +116,8 @@ class Captures:
         if len(self.kept) < MOST:
             return True
         self.refuse(
-            f"more than {MOST} sets of shapes were called: so many captures are kept, and further shapes run op "
-            f"by op until they are called {AGAIN} times while one of those is not"
+            f"more than {MOST} sets of shapes were called: so many captures are kept, and further shapes run "
+            f"op by op until they are called {AGAIN} times while one of those is not"
         )
         calls = self.waiting.pop(key, deque(maxlen=AGAIN))
         calls.append(now)

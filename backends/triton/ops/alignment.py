@@ -23,7 +23,7 @@ def even(x: T) -> T:
 
 
 def is_even(x: Tensor) -> bool:
-    """Whether x begins at a whole load, and its strides are multiples of 16 where those of a copy would be."""
+    """Whether x begins at a whole load, and its strides are multiples of 16 where a copy's would be."""
     own = 1
     for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[:-1]), strict=True):
         own *= size

@@ -67,8 +67,8 @@ class Chosen:
         if kind not in self.missed:
             self.missed.add(kind)
             warn(
-                f"{problem.bucketed.text}: nothing was measured on this device, so it runs as the tables say; "
-                f"{remedy(problem, self.database)}",
+                f"{problem.bucketed.text}: nothing was measured on this device, so it runs as the tables "
+                f"say; {remedy(problem, self.database)}",
                 NotMeasured,
             )
         return default

@@ -52,7 +52,9 @@ def recalled(
 
         row = chosen("recall", capability(packed.device))
         with torch.cuda.device(packed.device):
-            launch_recall(in_row(packed), even(bounds.contiguous()), x, bits, row.constants["GROUPS"], row.options)
+            launch_recall(
+                in_row(packed), even(bounds.contiguous()), x, bits, row.constants["GROUPS"], row.options
+            )
     return laid_out(x.to(dtype), shape, stride)
 
 

@@ -129,8 +129,8 @@ def launched(
     total = chosen("weight_only_total", capability(x.device))
     with torch.cuda.device(x.device):
         launch(
-            x, codes, scales, zeros, even(bias), even(residual), out, bits=kind.bits, group=kind.group, gated=gated,
-            activation=activation, run=RUN, parts=parts_of(M, N, x.shape[1], kind),
+            x, codes, scales, zeros, even(bias), even(residual), out, bits=kind.bits, group=kind.group,
+            gated=gated, activation=activation, run=RUN, parts=parts_of(M, N, x.shape[1], kind),
             product=(product.constants, product.options), total=(total.constants, total.options),
         )  # fmt: skip
     return out

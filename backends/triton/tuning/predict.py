@@ -48,7 +48,12 @@ class Predicted:
 
 def bound(work: Work, device: Device) -> float:
     """Seconds that no kernel takes less of: all of the device's rate, nothing read twice."""
-    return max(work.operations / device.rates.get(work.kind, math.inf), work.bytes / device.bandwidth)
+    return least(work.bytes, device, kind=work.kind, operations=work.operations)
+
+
+def least(bytes: float, device: Device, *, kind: str = "", operations: float = 0.0) -> float:
+    """max(F / P, B / W): the roofline, where nothing is known of a kernel."""
+    return max(operations / device.rates.get(kind, math.inf), bytes / device.bandwidth)
 
 
 def predicted(work: Work, device: Device) -> Predicted:

@@ -77,7 +77,7 @@ def jobs(groups: Sequence[Group], rows: Sequence[Row], core: Core, trials: int) 
 
 
 class Bench:
-    """The configurations of one group by number, ready to run; `refused`: why LLVM does not take the others."""
+    """The configurations of one group by number, ready to run; `refused`: why LLVM does not take others."""
 
     def __init__(
         self, group: Group, configurations: Sequence[str], isa: Isa,

@@ -25,8 +25,8 @@ OPS, KERNELS = "qcompiler.backends.triton.ops.", "qcompiler.backends.triton.kern
 # Not by attributes: the package has functions of the same names.
 accumulate, attention, hadamard, linear, norm, quantize, quantize_both, storage, weight_only = MODULES = [
     import_module(f"{OPS}{name}")
-    for name in ("accumulate", "attention", "hadamard", "linear", "norm", "quantize", "quantize_both", "storage",
-                 "weight_only")
+    for name in ("accumulate", "attention", "hadamard", "linear", "norm", "quantize", "quantize_both",
+                 "storage", "weight_only")
 ]  # fmt: skip
 
 
@@ -64,13 +64,16 @@ def test_what_lies_otherwise_is_copied(dtype: torch.dtype, view: Callable[[Tenso
 
 
 def test_rows_of_uneven_length_are_no_views() -> None:
-    """A tensor of its own has them as well; a transposed one row has a pitch of 1, which says another thing."""
+    """A tensor of its own has them as well; a column that is turned has a pitch of 1, which is a view's."""
     assert is_even(torch.randn(5, 70)[1:3]) is False, "it begins within a load"
     assert is_even(torch.randn(5, 72)[2:]) and is_even(torch.randn(5, 72)[:, :70])
     assert not is_even(torch.randn(64, 1).t()) and is_even(even(torch.randn(64, 1).t()))
 
 
 # ---------------------------------------------------------------- what kernels are given
+
+STUBS = ("attention", "cache", "draws", "fp8_matmul", "hadamard", "int8_matmul", "launching", "masks", "norm",
+         "quantize", "quantize_both", "storage", "weight_only")  # fmt: skip
 
 
 @pytest.fixture
@@ -81,8 +84,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     def launch(*given: Any, **more: Any) -> None:
         seen.extend(x for x in (*given, *more.values()) if isinstance(x, Tensor))
 
-    for name in ("accumulate", "attention", "cache", "draws", "fp8_matmul", "hadamard", "int8_matmul",
-                 "launching", "masks", "norm", "quantize", "quantize_both", "storage", "weight_only"):  # fmt: skip
+    for name in STUBS:
         made = ModuleType(f"{KERNELS}{name}")
         for member in ("launch", "launch_product", "launch_store", "launch_recall"):
             setattr(made, member, launch)
@@ -116,8 +118,8 @@ def every() -> dict[str, Launch]:
     params = params_from_range(*reduce_range(w, groups), parse_format("uint4"), groups, scheme="asymmetric")
     kept = stored(w, params, half)
     key = noise_key(1, 2, 3)
-    cache = {f"{kv}_{what}": made for kv in "kv" for what, made in
-             (("codes", torch.zeros(2, 2, 64, 64, dtype=torch.int8)), ("scales", torch.ones(2, 2, 64)))}  # fmt: skip
+    cache = {"k_codes": torch.zeros(2, 2, 64, 64, dtype=torch.int8), "k_scales": torch.ones(2, 2, 64)}
+    cache |= {name.replace("k", "v", 1): made.clone() for name, made in cache.items()}
     token, numbers = torch.randn(2, 2, 64).to(half), torch.ones(2, dtype=torch.int64)
     codes = {"a": a, "a_scale": s, "b": b, "b_scale": t}
     e4m3 = codes | {name: codes[name].to(torch.float8_e4m3fn) for name in "ab"}
@@ -150,7 +152,8 @@ def every() -> dict[str, Launch]:
             ("bias", "residual"),
         ),
         "decode_attention": Launch(
-            attention.decode_on_cuda, {"q": token, **cache, "lengths": numbers, "scale": 1.0}, ("q", "lengths")
+            attention.decode_on_cuda, {"q": token, **cache, "lengths": numbers, "scale": 1.0},
+            ("q", "lengths"),
         ),
         "append_kv": Launch(
             attention.append_on_cuda, {**cache, "k": token, "v": token, "positions": numbers},
@@ -159,7 +162,9 @@ def every() -> dict[str, Launch]:
         "store": Launch(storage.stored, {"x": x, "key": key, "tensor": 1, "bits": 4}, ("x", "key")),
         "recall": Launch(storage.recalled, {**held, "bits": 4, **shape}, ("packed", "bounds")),
         "store_mask": Launch(storage.masked, {"x": x > 0}, ("x",)),
-        "recall_mask": Launch(storage.unmasked, {"packed": held["packed"][:32].clone(), **shape}, ("packed",)),
+        "recall_mask": Launch(
+            storage.unmasked, {"packed": held["packed"][:32].clone(), **shape}, ("packed",)
+        ),
         "draws": Launch(storage.drawn, {"key": key, "count": 5, "tensor": 1, "purpose": 1}, ("key",)),
     }  # fmt: skip
 

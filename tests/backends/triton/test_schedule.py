@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from qcompiler.api import explain
-from qcompiler.backends import find_backend
 from qcompiler.backends.triton.configurations import Configuration, chosen
-from qcompiler.backends.triton.engine.executable import TritonExecutable
 from qcompiler.backends.triton.ops import schedule
 from qcompiler.backends.triton.ops.schedule import NotMeasured, of_rows, reading, scheduled
 from qcompiler.backends.triton.tuning import device as devices
@@ -26,8 +22,6 @@ from qcompiler.backends.triton.tuning.families import check, space, written
 from qcompiler.backends.triton.tuning.problem import Problem, parsed
 from qcompiler.backends.triton.tuning.shipped import ship
 from qcompiler.backends.triton.tuning.tuner import versions
-from qcompiler.proof import quantized
-from qcompiler.target import find_target
 from qcompiler.tune import database
 from qcompiler.tune.database import Row, open_database
 
@@ -140,22 +134,6 @@ def test_a_database_that_is_named_is_read_by_ops_called_inside(
     monkeypatch.setenv(database.VARIABLE, str(tmp_path / "mine.db"))
     schedule.of_device.cache_clear()
     assert asked() == OTHER
-
-
-def test_a_model_runs_as_the_database_of_its_backend_says(tmp_path: Path) -> None:
-    model, x = nn.Linear(64, 32).bfloat16().eval(), torch.randn(16, 64).bfloat16()
-    graph = quantized(explain(model, x, recipe="int8-dynamic", target="cuda", progress=False))
-    seen = list[Path | None]()
-
-    def told(node: object, call: Callable[[], object]) -> object:
-        seen.append(schedule.DATABASE.get())
-        return call()
-
-    backend = find_backend("triton", find_target("cuda"), database=tmp_path / "mine.db")
-    executable = backend.lower(graph)
-    assert isinstance(executable, TritonExecutable)
-    executable.run([x], around=told)
-    assert {*seen} == {tmp_path / "mine.db"} and schedule.DATABASE.get() is None
 
 
 def test_a_damaged_database_is_left_out_with_a_warning(tmp_path: Path) -> None:

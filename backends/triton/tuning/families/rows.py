@@ -166,7 +166,10 @@ def hadamard_use(problem: Problem) -> Use:
 
 
 def held(
-    kernel: str, constants: Callable[[int], dict[str, int]], work: Any, use: Callable[[Problem], Use],
+    kernel: str,
+    constants: Callable[[int], dict[str, int]],
+    work: Any,
+    use: Callable[[Problem], Use],
     schemes: str,
 ) -> Family:
     return Family(

