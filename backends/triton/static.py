@@ -22,11 +22,11 @@ from qcompiler.backends.triton.configurations import Bounds, Configuration, shar
 from qcompiler.errors import LoweringError
 
 REGISTER_FILE = 65536  # registers of one multiprocessor, which a program's threads share
-MMA = ("HGMMA", "IGMMA", "QGMMA", "HMMA", "IMMA", "QMMA")
+MMA = ("HGMMA", "IGMMA", "QGMMA", "HMMA", "IMMA", "QMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA")
 LOADS = ("LDG", "LDGSTS", "UTMALDG")
 INEXACT = r"^\s*(?:@!?%\w+\s+)?(?:fma\.|[a-z0-9]+\.(?:full|approx|ftz)\b|[a-z0-9]+\.\w+\.ftz\b)"  # in PTX
 ONES = 0x3F803F80  # two of bfloat16
-READER = 5  # counted up when the same machine code would be read in another way
+READER = 6  # counted up when the same machine code would be read in another way
 
 
 @dataclass(frozen=True, kw_only=True)
