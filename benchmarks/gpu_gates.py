@@ -29,6 +29,7 @@ from benchmarks.gpu_contest import (
     op,
     reason,
 )
+from qcompiler.backends.triton.layouts import restored
 from qcompiler.backends.triton.ops.linear import finished
 from qcompiler.backends.triton.ops.quantize import CODES
 from qcompiler.backends.triton.tuning.bench import Contenders
@@ -216,9 +217,8 @@ def fp8_linear(mode: str, M: int, N: int, K: int, device: torch.device) -> Found
 
 def weight_only(scheme: str, M: int, device: torch.device) -> Found:
     x = hard(M, 256, device) if M > 2 else torch.randn(M, 256, device=device).bfloat16()
-    codes, scales = gpu_weights.weight(scheme, 192, 256, device)
-    found = gpu_weights.linear(x, codes, scales, scheme)
-    return relative(found, gpu_weights.exact(x, codes, scales, scheme))
+    w = gpu_weights.weight(scheme, 192, 256, device)
+    return relative(gpu_weights.linear(x, w), x.double() @ restored(w).double().t())
 
 
 def contenders(prepare: Callable[[torch.device], Contenders], device: torch.device) -> Found:
