@@ -240,7 +240,7 @@ def decode(of: Layer, sequences: int, tokens: int, small: bool, device: torch.de
     x = torch.randn(sequences, of.width, device=device).to(DTYPE)
     w, g = matrices(of, device), torch.ones(of.width, device=device, dtype=DTYPE)
     scheme = gpu_weights.SCHEMES[1 if small else 0]
-    packed = {name: gpu_weights.weight(scheme, *one.shape, device) for name, one in w.items()}
+    packed = {name: gpu_weights.weight(scheme, len(one), one.shape[1], device) for name, one in w.items()}
     few = {name: (one.codes, one.scales) for name, one in packed.items()}
     shape = (sequences, of.kv_heads, tokens, of.head)
     k, v = (torch.randn(shape, device=device).to(DTYPE) for _ in range(2))

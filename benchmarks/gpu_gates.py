@@ -34,6 +34,7 @@ from qcompiler.backends.triton.ops.linear import finished
 from qcompiler.backends.triton.ops.quantize import CODES
 from qcompiler.backends.triton.tuning.bench import Contenders
 from qcompiler.backends.triton.tuning.gate import lost, relative
+from qcompiler.backends.triton.tuning.rows import EPS
 from qcompiler.numerics.hadamard import transform
 
 Found = tuple[float, float]
@@ -166,13 +167,13 @@ def same(found: Tensor, wanted: Tensor) -> bool:
 
 
 def normed(x: Tensor, weight: Tensor, format: str) -> tuple[Tensor, ...]:
-    made = op("norm_quantize")(x, None, weight, None, None, "rms", gpu_rows.EPS, format, False)
+    made = op("norm_quantize")(x, None, weight, None, None, "rms", EPS, format, False)
     return made[0], made[1]
 
 
 def rms(x: Tensor, weight: Tensor) -> Tensor:
     wide = x.double()
-    return wide * (wide.square().mean(1, keepdim=True) + gpu_rows.EPS).rsqrt() * weight.double()
+    return wide * (wide.square().mean(1, keepdim=True) + EPS).rsqrt() * weight.double()
 
 
 BLOCK = 16
