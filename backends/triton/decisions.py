@@ -65,7 +65,7 @@ def parse_decisions(text: str, *, measured: bool = False) -> Decisions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class Linear:
     """The linears that decide alike: codes of a format, or of a layout of few bits, [N, K] of them.
 
     out: the type of the result. heavy: whether an activation or a residual goes with it.
@@ -81,7 +81,7 @@ class Problem:
         return f"{self.format} {self.N}x{self.K} {self.out}{' heavy' if self.heavy else ''}"
 
 
-Table: TypeAlias = Mapping[Problem, Decisions]
+Table: TypeAlias = Mapping[Linear, Decisions]
 
 DEFAULT: Mapping[str, Decisions] = {
     "int8": Decisions(borders=(16,), names=("float", "int8_linear")),

@@ -22,7 +22,7 @@ from qcompiler.cli.screen import complain, say, show
 from qcompiler.errors import InputError
 
 if TYPE_CHECKING:
-    from qcompiler.backends.triton.decisions import Problem as Linear
+    from qcompiler.backends.triton.decisions import Linear
     from qcompiler.backends.triton.tuning.problem import Problem
     from qcompiler.target import Target
     from qcompiler.tune.database import Database

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from qcompiler.backends.triton.decisions import Problem
+from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.engine.candidates import OURS
 from qcompiler.backends.triton.engine.weights import (
     few_bit_obstacles,
@@ -55,7 +55,7 @@ class Layer:
     activation: str
     residual: Node | None
     tail: tuple[Node, ...]
-    problem: Problem
+    problem: Linear
     dtype: torch.dtype
 
     @property
@@ -155,7 +155,7 @@ def layer_at(region: Region, graph: Graph) -> Layer:
         region=region, x=x, codes=str(weight["q"].target),
         scale=str(weight["scale"].target), bias=arguments(anchor)["bias"], activation=activation,
         residual=residual, tail=tuple(tail), dtype=held.dtype,
-        problem=Problem(
+        problem=Linear(
             format=format, N=N, K=K, out=named(held.dtype), heavy=activation != "none" or residual is not None
         ),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch.fx import Node
 
 from qcompiler.backends.base import Prediction
-from qcompiler.backends.triton.decisions import Problem
+from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.engine.layers import Layer
 from qcompiler.backends.triton.layouts import layout_named
 from qcompiler.backends.triton.tuning import profit
@@ -39,7 +39,7 @@ def product(M: int, N: int, K: int, kind: str, device: Device, *, weight: float 
     return least(moved, device, kind=kind, operations=2 * M * N * K) + device.launch
 
 
-def few_bit_bytes(problem: Problem) -> float:
+def few_bit_bytes(problem: Linear) -> float:
     """Codes in their layout, and a scale and at most a zero point for each group."""
     layout = layout_named(problem.format)
     return problem.N * problem.K * (1 / layout.per_byte + (HALF + 1) / layout.group)

@@ -7,8 +7,7 @@ Between two numbers of rows that were measured, the larger one decides.
 
 from collections.abc import Iterable, Mapping
 
-from qcompiler.backends.triton.decisions import Decisions, Table
-from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.decisions import Decisions, Linear, Table
 from qcompiler.backends.triton.layouts import LAYOUTS
 from qcompiler.backends.triton.ops.quantize import padded
 from qcompiler.backends.triton.tuning.borders import borders

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from qcompiler.backends.triton.decisions import Problem as Linear
-from qcompiler.backends.triton.decisions import Table
+from qcompiler.backends.triton.decisions import Linear, Table
 from qcompiler.backends.triton.tuning.borders import borders
 from qcompiler.backends.triton.tuning.decided import fastest, measured, problem_of, quantizer_of, table
 from qcompiler.backends.triton.tuning.device import Device

@@ -16,7 +16,7 @@ from qcompiler.api import explain
 from qcompiler.backends.memory import memory_of
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.reference.kernels import Codes, weight_only_linear
-from qcompiler.backends.triton.decisions import Decisions, Problem
+from qcompiler.backends.triton.decisions import Decisions, Linear
 from qcompiler.backends.triton.engine import predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable
@@ -212,7 +212,7 @@ def test_a_plan_for_another_target_runs_in_float_and_says_why() -> None:
 
 def test_predictions_go_by_the_bytes_of_the_weight() -> None:
     """One row waits for the weight, of 4.75 bits with a scale and a zero point for 32; many rows do not."""
-    problem = Problem(format="w4h_g32", N=14336, K=4096)
+    problem = Linear(format="w4h_g32", N=14336, K=4096)
     few = predict.few_bit_bytes(problem)
     assert few == problem.N * problem.K * (0.5 + 3 / 32)
 

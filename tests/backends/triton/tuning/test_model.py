@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qcompiler.backends.triton.configurations import Configuration
-from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.contest import MAKERS
 from qcompiler.backends.triton.tuning.decided import decisions, problem_of, table
