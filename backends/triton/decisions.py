@@ -68,7 +68,8 @@ def parse_decisions(text: str, *, measured: bool = False) -> Decisions:
 class Linear:
     """The linears that decide alike: codes of a format, or of a layout of few bits, [N, K] of them.
 
-    out: the type of the result. heavy: whether an activation or a residual goes with it.
+    out: the type of the result. heavy: whether an activation or a residual goes with it. zeros: whether
+    groups have zero points.
     """
 
     format: str
@@ -76,9 +77,11 @@ class Linear:
     K: int
     out: str = "bf16"
     heavy: bool = False
+    zeros: bool = False
 
     def __str__(self) -> str:
-        return f"{self.format} {self.N}x{self.K} {self.out}{' heavy' if self.heavy else ''}"
+        words = f"{' heavy' if self.heavy else ''}{' zeros' if self.zeros else ''}"
+        return f"{self.format} {self.N}x{self.K} {self.out}{words}"
 
 
 Table: TypeAlias = Mapping[Linear, Decisions]

@@ -1,7 +1,7 @@
 """`qcompiler tune --target cuda`: what computes each linear of a model fastest, by the number of its rows.
 
-Ops that no linear of a model needs, as norms, blocks of Hadamard, both orders for training and weights with
-zero points, are named one by one, as the warning does that tells of a missing row.
+Ops that no linear of a model needs, as norms, blocks of Hadamard, and both orders for training, are named one
+by one, as the warning does that tells of a missing row.
 
 Without a GPU, `--no-device` does what needs none: it orders candidates on paper, compiles the first of each
 problem where Triton is installed, and says what it found.

@@ -18,6 +18,7 @@ from qcompiler.backends.triton.engine.candidates import OURS
 from qcompiler.backends.triton.engine.weights import (
     few_bit_obstacles,
     few_bit_region,
+    has_zeros,
     layout_of_weight,
     tensor,
 )
@@ -156,7 +157,9 @@ def layer_at(region: Region, graph: Graph) -> Layer:
         scale=str(weight["scale"].target), bias=arguments(anchor)["bias"], activation=activation,
         residual=residual, tail=tuple(tail), dtype=held.dtype,
         problem=Linear(
-            format=format, N=N, K=K, out=named(held.dtype), heavy=activation != "none" or residual is not None
+            format=format, N=N, K=K, out=named(held.dtype),
+            heavy=activation != "none" or residual is not None,
+            zeros=not region.operands and has_zeros(region, graph),
         ),
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ OPS: Mapping[str, tuple[str, str]] = {
 def problem_of(linear: Linear, M: int) -> Problem:
     """A linear's product of M rows."""
     op, scheme = OPS[linear.format]
+    scheme = f"{scheme} zeros" if linear.zeros else scheme
     K = padded(linear.K) if linear.format in CODES else linear.K
     return Problem(op=op, scheme=scheme, M=M, N=linear.N, K=K, out=linear.out, heavy=linear.heavy)
 

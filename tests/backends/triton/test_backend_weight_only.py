@@ -22,6 +22,7 @@ from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable
 from qcompiler.backends.triton.engine.lower import aligned
 from qcompiler.backends.triton.ops.alignment import lies_askew
+from qcompiler.backends.triton.tuning.decided import problem_of
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.errors import PlanError
 from qcompiler.ir import flatten_inputs
@@ -88,6 +89,8 @@ def test_layers_are_within_what_float32_sums_allow(
 ) -> None:
     executable, decision, inputs = lowered("residual", recipe, dtype)
     assert [layer.problem.format for layer in executable.layers.found] == layouts
+    asked = {problem_of(layer.problem, 3).scheme.partition(" ")[2] for layer in executable.layers.found}
+    assert asked == {"zeros" if isinstance(recipe, qc.Recipe) else ""}, "as the op calls its problem"
     taken = [(layer.activation, layer.residual is not None) for layer in executable.layers.found]
     assert taken == [("silu", False), ("none", True)]
     assert all((each.max_lsb, each.kernel) == (0, "weight_only_linear") for each in executable.verify(inputs))

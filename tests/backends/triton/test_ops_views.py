@@ -208,3 +208,22 @@ def test_what_is_added_to_in_place_may_lie_anywhere(monkeypatch: pytest.MonkeyPa
     out = shifted(torch.zeros(8, 64))
     launch.on_cuda(**launch.given | {"out": out})
     assert torch.equal(out, torch.ones(8, 64))
+
+
+def test_maxima_of_columns_begin_evenly_behind_those_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both lie in one piece of memory, which is filled with zeros at once; 7 rows end within a load."""
+    pytest.importorskip("triton")
+    module, seen = import_module(f"{KERNELS}quantize_both"), list[Tensor]()
+
+    class Launched:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *given, **more: seen.extend(x for x in given if isinstance(x, Tensor))
+
+    for name in ("amax_both", "quantize_both"):
+        monkeypatch.setattr(module, name, Launched())
+    x, sizes = torch.randn(7, 64), {"BM": 64, "BK": 64}
+    codes, scales, turned, turned_scales = quantize_both.empty(x, "int8")
+    module.launch(x, codes, scales, turned, turned_scales, "int8", None, 0, (1, 2), sizes, sizes)
+    assert len(seen) == 10 and all(is_even(found) for found in seen)
+    rows, columns = seen[1:3]
+    assert len(rows) >= 7 and len(columns) == 64 and not (rows.any() or columns.any())
