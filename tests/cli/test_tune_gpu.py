@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import Result
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.tuning import bench, compiling, contest, device
+from qcompiler.backends.triton.tuning.compiling import Verdict
+from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.tune.database import read_rows
+from tests.backends.triton.tuning.test_tuner import Planned
 
 Run = Callable[[str], Result]
 COMMAND = "tune zoo:mlp --target cuda --recipe int8-dynamic --database rows.db"
@@ -49,6 +57,38 @@ def test_problems_are_named_as_the_warning_names_them(run: Run, monkeypatch: pyt
         assert result.exit_code == 0, result.stderr
         told = json.loads(result.stdout)
         assert {one["problem"].split(", ")[2] for one in told["candidates"]} == wanted
+
+
+def test_a_named_problem_is_measured_kept_and_told_with_what_was_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that is not here: everything but its times and its compiler is as it runs."""
+
+    def judged(problem: Problem, candidates: Sequence[Configuration], *_: object) -> list[Verdict]:
+        last = len(candidates) - 1
+        return [
+            Verdict(configuration=one, fault="255 registers a thread, 72 are allowed" * (place == last))
+            for place, one in enumerate(candidates)
+        ]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(device, "device_of", lambda where: device.DEVICES[0])
+    monkeypatch.setattr(compiling, "pool", nullcontext)
+    monkeypatch.setattr(compiling, "judged", judged)
+    monkeypatch.setattr(contest, "contenders", lambda *given: None)
+    monkeypatch.setattr(bench, "CudaBench", lambda made: Planned(seconds=lambda name: 1e-5))
+    result = run(
+        "tune --target cuda --database rows.db --json told.json --trials 2 "
+        "--problem 'norm_quantize, int8 rms, M 512, K 1024, bf16'"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "Measured on NVIDIA H100" in result.stdout and "255 registers a thread" in result.stdout
+    (chosen,) = json.loads(Path("told.json").read_text())["chosen"]
+    assert (chosen["name"], chosen["M"]) == ("norm_quantize, int8 rms, K 1024, bf16", 512)
+    assert chosen["refused"] >= 1
+    rows = read_rows(Path("rows.db"), device.DEVICES[0].core)
+    assert {row.workload for row in rows} == {"norm_quantize, int8 rms, M 512, K 1024, bf16"}
 
 
 @pytest.mark.parametrize(
