@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from qcompiler.backends.triton.decisions import Problem
+from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.engine.candidates import OURS
 from qcompiler.backends.triton.engine.weights import (
     few_bit_obstacles,
     few_bit_region,
+    has_zeros,
     layout_of_weight,
     tensor,
 )
@@ -55,7 +56,7 @@ class Layer:
     activation: str
     residual: Node | None
     tail: tuple[Node, ...]
-    problem: Problem
+    problem: Linear
     dtype: torch.dtype
 
     @property
@@ -155,8 +156,10 @@ def layer_at(region: Region, graph: Graph) -> Layer:
         region=region, x=x, codes=str(weight["q"].target),
         scale=str(weight["scale"].target), bias=arguments(anchor)["bias"], activation=activation,
         residual=residual, tail=tuple(tail), dtype=held.dtype,
-        problem=Problem(
-            format=format, N=N, K=K, out=named(held.dtype), heavy=activation != "none" or residual is not None
+        problem=Linear(
+            format=format, N=N, K=K, out=named(held.dtype),
+            heavy=activation != "none" or residual is not None,
+            zeros=not region.operands and has_zeros(region, graph),
         ),
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from qcompiler.backends.reference import coded
 from qcompiler.backends.triton.engine.candidates import Candidate
 from qcompiler.backends.triton.engine.layers import Layer
 from qcompiler.backends.triton.engine.weights import tensor, weight_of
-from qcompiler.backends.triton.ops.linear import lies_askew
+from qcompiler.backends.triton.ops.alignment import lies_askew
 from qcompiler.backends.triton.ops.quantize import padded
 from qcompiler.ir import Graph
 

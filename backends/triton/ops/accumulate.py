@@ -6,6 +6,7 @@ out[m, n] += (sum_k a[m, k] b[n, k]) s_m t_n
 import torch
 from torch import Tensor
 
+from qcompiler.backends.triton.ops.alignment import is_even
 from qcompiler.backends.triton.ops.linear import (
     ACCUMULATIONS,
     checked,
@@ -65,7 +66,7 @@ def on_cuda(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor,
     from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
     from qcompiler.backends.triton.kernels.int8_matmul import int8_matmul
 
-    if a.dtype == torch.int8 and a.shape[1] > DEEP:
+    if (a.dtype == torch.int8 and a.shape[1] > DEEP) or not is_even(out):
         out.copy_(product((a, a_scale), (b, b_scale), accumulation, out.dtype, residual=out))
         return
     known(accumulation, ACCUMULATIONS, "accumulation")
