@@ -22,7 +22,7 @@ from qcompiler.backends.triton.engine.candidates import Candidate
 from qcompiler.backends.triton.engine.layers import Layer
 from qcompiler.backends.triton.engine.weights import tensor, weight_of
 from qcompiler.backends.triton.ops.linear import lies_askew
-from qcompiler.backends.triton.ops.quantize import padded
+from qcompiler.backends.triton.ops.quantize import packed
 from qcompiler.ir import Graph
 
 qc = torch.ops.qcompiler
@@ -172,13 +172,6 @@ class Lowering:
         used = {str(node.target) for node in self.fx.nodes if node.op == "get_attr"}
         kept = {name: found for name, found in self.tensors.items() if name in used}
         return Program(graph=replace(self.graph, fx=self.fx, tensors=kept), calls=tuple(self.calls))
-
-
-def packed(codes: Tensor) -> Tensor:
-    """[N, K]  -->  [N, K rounded up to 16], zeros behind the K-th, in memory of its own, which is aligned."""
-    wide = torch.zeros((codes.shape[0], padded(codes.shape[1])), dtype=codes.dtype)
-    wide[:, : codes.shape[1]] = codes
-    return wide
 
 
 def decoded(layer: Layer, graph: Graph) -> Tensor:
