@@ -23,7 +23,11 @@ from qcompiler.ir.products import DEEPEST, summed
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda y: y, "gelu": F.gelu, "silu": F.silu}
 """By name; the GELU is the one with erf."""
 ACCUMULATIONS = ("fast", "promote128")
-PROBLEMS = {"int8_matmul": ("int8_linear", "int8"), "fp8_matmul": ("fp8_linear", "e4m3")}
+PROBLEMS = {
+    "int8_matmul": ("int8_linear", "int8"),
+    "fp8_matmul": ("fp8_linear", "e4m3"),
+    "fp8_block_matmul": ("fp8_block_linear", "e4m3"),
+}
 """By kernel: what a product is called where it is measured, and its codes."""
 CHUNK = 128  # of k, whose sum is added in float32 by "promote128"
 MULTIPLE = 16

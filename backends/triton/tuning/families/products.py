@@ -27,7 +27,7 @@ SIDES = (64, 128, 256)
 DEPTHS = (64, 128)
 MMA = {"int8_matmul": {80: "IMMA", 90: "IGMMA"}, "fp8_matmul": {90: "QGMMA"}}
 PROMOTES: Mapping[str, Mapping[str, Any]] = {"fast": {"PROMOTE": None}, "promote128": {"PROMOTE": 128}}
-KINDS = {"int8_matmul": "int8", "fp8_matmul": "fp8"}
+KINDS = {"int8_matmul": "int8", "fp8_matmul": "fp8", "fp8_block_matmul": "fp8"}
 
 
 def space(kernel: str) -> Callable[[Problem, int], Iterator[Configuration]]:
