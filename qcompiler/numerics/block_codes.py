@@ -2,8 +2,8 @@
 
     x  -->  q, s        s = max |x| / L of the block, q = clamp(rne(x / s), -L, L), x ~ q s
 
-What is not finite, or large, spoils or coarsens its block and no other. Blocks of 128 along a row are those
-of activations, squares of 128 those of weights (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
+What is not finite spoils its block and no other. Blocks of 128 along a row are those of activations, squares
+of 128 those of weights (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
 """
 
 import torch

@@ -111,12 +111,13 @@ CANDIDATES: tuple[Candidate, ...] = (
         name="fp8_linear_promote128", format="e4m3", compute=qc.triton_fp8_linear.default,
         more={"accumulation": "promote128"},
     ),
+    Candidate(name="fp8_block_linear", format="e4m3b128", compute=qc.triton_fp8_block_linear.default),
     # pytorch/pytorch#178469: more than 16 rows, and sizes that are multiples of 8
     Candidate(name="int_mm", format="int8", compute=int_mm, refuses=multiples(8, above=16)),
     Candidate(name="scaled_mm", format="e4m3", compute=scaled_mm, refuses=multiples(16)),
     *(
         Candidate(name=FLOAT, format=name, compute=float_linear, reads_codes=False)
-        for name in ("int8", "e4m3", *LAYOUTS)
+        for name in ("int8", "e4m3", "e4m3b128", *LAYOUTS)
     ),
     *(
         Candidate(
@@ -128,7 +129,8 @@ CANDIDATES: tuple[Candidate, ...] = (
 )  # fmt: skip
 
 OURS: Mapping[str, str] = {
-    "int8": "int8_linear", "e4m3": "fp8_linear", **dict.fromkeys(LAYOUTS, "weight_only_linear"),
+    "int8": "int8_linear", "e4m3": "fp8_linear", "e4m3b128": "fp8_block_linear",
+    **dict.fromkeys(LAYOUTS, "weight_only_linear"),
 }  # fmt: skip
 """By format, the candidate that refuses nothing that is lowered."""
 

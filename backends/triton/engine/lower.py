@@ -23,9 +23,12 @@ from qcompiler.backends.triton.engine.layers import Layer
 from qcompiler.backends.triton.engine.weights import tensor, weight_of
 from qcompiler.backends.triton.ops.linear import lies_askew
 from qcompiler.backends.triton.ops.quantize import packed
-from qcompiler.ir import Graph
+from qcompiler.ir import Graph, arguments
 
 qc = torch.ops.qcompiler
+
+QUANTIZERS: Mapping[str, tuple[Any, ...]] = {"e4m3b128": (qc.triton_quantize_blocks.default,)}
+"""By a problem's format, the op that makes codes and what it is told, where that is not said by rows."""
 
 
 def rows(x: Tensor) -> Tensor:
@@ -129,7 +132,15 @@ class Lowering:
             return self.aligned(layer.x), *self.few_bits(layer)
         a, s = self.codes(layer.x, layer.problem.format)
         b = self.constant(f"{layer.codes}.packed", lambda: packed(tensor(layer.codes, self.graph)))
-        return a, s, b, self.fx.get_attr(layer.scale)
+        return a, s, b, self.scale(layer)
+
+    def scale(self, layer: Layer) -> Node:
+        """Of each output, or of each square of them."""
+        block = arguments(layer.weight)["block"]
+        if not block:
+            return self.fx.get_attr(layer.scale)
+        scale = tensor(layer.scale, self.graph)
+        return self.constant(f"{layer.scale}.squares", scale[::block].contiguous)
 
     def few_bits(self, layer: Layer) -> tuple[Node | None, ...]:
         """Codes, scales and zero points as kernels read them."""
@@ -142,7 +153,8 @@ class Lowering:
     def codes(self, x: Node, format: str) -> tuple[Node, Node]:
         """Codes and scales of rows, which all that read the value share."""
         if (x, format) not in self.quantized:
-            both = self.call(f"{x.name}_q", qc.triton_quantize_rows.default, self.rows(x), format)
+            make, *more = QUANTIZERS.get(format, (qc.triton_quantize_rows.default, format))
+            both = self.call(f"{x.name}_q", make, self.rows(x), *more)
             found = [self.call("part", operator.getitem, both, index) for index in range(2)]
             self.quantized[x, format] = (found[0], found[1])
         return self.quantized[x, format]

@@ -3,8 +3,9 @@
     x[m, k] ~ a[m, k] s[k / 128, m]        w[n, k] ~ b[n, k] t[n / 128, k / 128]
     y[m, n] = act(sum_g p_g s[g, m] t[n / 128, g] + bias_n) + residual[m, n]
 
-p_g is the sum of a[m, k] b[n, k] over the 128 k of block g. An outlier coarsens the numbers of its block, and
-not its whole row. Codes are e4m3. (DeepSeek-V3, arXiv 2412.19437, section 3.3)
+p_g is the sum of a[m, k] b[n, k] over the 128 k of block g. Codes are e4m3, which have as many bits for all
+numbers down to 1 / 28,672 of the largest under their scale, and fewer below: that largest is one of a block
+here, and not of a row. (DeepSeek-V3, arXiv 2412.19437, section 3.3)
 """
 
 import torch
