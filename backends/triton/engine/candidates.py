@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import qcompiler.backends.triton.ops  # noqa: F401  registers torch.ops.qcompiler.triton_*
 from qcompiler.backends.triton.layouts import LAYOUTS
+from qcompiler.backends.triton.ops import blocks
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS, finished
 from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.ir.products import summed
@@ -90,6 +91,12 @@ def scaled_mm(
     return (y if residual is None else y + residual.float()).to(dtype)
 
 
+def scaled_mm_of_blocks(a: Tensor, *given: Any, **more: Any) -> Tensor:
+    """cuBLAS' product of FP8 with a scale for each block."""
+    y: Tensor = (blocks.scaled_mm if a.is_cuda else qc.triton_fp8_block_linear)(a, *given, **more)
+    return y
+
+
 def multiples(of: int, above: int = 0) -> Callable[[int, int], str]:
     """What vendors want of sizes: N a multiple, and more rows than some."""
 
@@ -115,6 +122,7 @@ CANDIDATES: tuple[Candidate, ...] = (
     # pytorch/pytorch#178469: more than 16 rows, and sizes that are multiples of 8
     Candidate(name="int_mm", format="int8", compute=int_mm, refuses=multiples(8, above=16)),
     Candidate(name="scaled_mm", format="e4m3", compute=scaled_mm, refuses=multiples(16)),
+    Candidate(name="scaled_mm", format="e4m3b128", compute=scaled_mm_of_blocks, refuses=multiples(128)),
     *(
         Candidate(name=FLOAT, format=name, compute=float_linear, reads_codes=False)
         for name in ("int8", "e4m3", "e4m3b128", *LAYOUTS)

@@ -10,6 +10,8 @@ here, and not of a row. (DeepSeek-V3, arXiv 2412.19437, section 3.3)
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.functional import ScalingType, SwizzleType
 
 from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops import quantize
@@ -19,6 +21,7 @@ from qcompiler.backends.triton.ops.linear import (
     check_beside,
     check_codes,
     ended,
+    is_heavy,
     known,
     launched,
 )
@@ -143,6 +146,33 @@ def on_cuda(
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
     launched(fp8_block_matmul, "", a, a_scale, b, b_scale, bias, residual, activation, out)
     return out
+
+
+def scaled_mm(
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The same by cuBLAS, in bfloat16 up to the bias; N and K are multiples of 128.
+
+    Scales of a weight lie [K / 128 rounded up to 4, N / 128] there, columns side by side: the page of
+    `torch.nn.functional.scaled_mm` does not say it, but torch's check of a call does.
+    """
+    over = -b_scale.shape[1] % 4
+    squares = F.pad(b_scale, (0, over)) if over else b_scale
+    y = F.scaled_mm(
+        a, b.t(), a_scale.t(), ScalingType.BlockWise1x128, squares.t(), ScalingType.BlockWise128x128,
+        SwizzleType.NO_SWIZZLE, SwizzleType.NO_SWIZZLE, None if bias is None else bias.bfloat16(),
+        torch.bfloat16,
+    )  # fmt: skip
+    return (
+        ended(y.float(), None, residual, activation, dtype) if is_heavy(activation, residual) else y.to(dtype)
+    )
 
 
 def checked(

@@ -12,10 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.functional import ScalingType, SwizzleType
 
 from qcompiler.backends.triton.configurations import Configuration
-from qcompiler.backends.triton.ops.blocks import fp8_block_linear, quantize_blocks, quantize_tiles
+from qcompiler.backends.triton.ops import blocks
 from qcompiler.backends.triton.ops.linear import finished, fp8_linear, int8_linear
 from qcompiler.backends.triton.ops.quantize import quantize_rows
 from qcompiler.backends.triton.signatures import kernel_named
@@ -63,9 +62,9 @@ class Scheme:
 def scheme_of(problem: Problem) -> Scheme:
     if problem.op == "fp8_block_linear":
         return Scheme(
-            of_rows=quantize_blocks, of_weight=quantize_tiles,
+            of_rows=blocks.quantize_blocks, of_weight=blocks.quantize_tiles,
             rows=lambda a, s, picked: decoded(a.float()[picked], s.t()[picked], ROW_BLOCK),
-            weight=lambda b, t: decoded(b, t, SQUARE_BLOCK), op=fp8_block_linear,
+            weight=lambda b, t: decoded(b, t, SQUARE_BLOCK), op=blocks.fp8_block_linear,
         )  # fmt: skip
     made = partial(quantize_rows, format=format_of(problem))
     is_fp8 = problem.op == "fp8_linear"
@@ -141,15 +140,10 @@ def contenders(
 
     def scaled_mm_of_blocks(rows: Codes, copy: int) -> Tensor:
         a, s = rows()
-        y = F.scaled_mm(
-            a, codes[copy].t(), s.t(), ScalingType.BlockWise1x128, tiles, ScalingType.BlockWise128x128,
-            SwizzleType.NO_SWIZZLE, SwizzleType.NO_SWIZZLE, cast, dtype,
-        )  # fmt: skip
-        return y if residual is None else F.gelu(y) + residual
+        return blocks.scaled_mm(a, s, codes[copy], t, bias, residual, activation, dtype)
 
-    is_by_blocks = problem.op == "fp8_block_linear"
-    tiles = scales_of_tiles(t) if is_by_blocks else t
-    vendors = {"int_mm": int_mm, "scaled_mm": scaled_mm_of_blocks if is_by_blocks else scaled_mm}
+    by_blocks = problem.op == "fp8_block_linear"
+    vendors = {"int_mm": int_mm, "scaled_mm": scaled_mm_of_blocks if by_blocks else scaled_mm}
     sampled = torch.randperm(M, device=device)[:SAMPLED]
     beside = residual if residual is None else residual[sampled]
     wanted = exact(scheme.rows(a, s, sampled) @ scheme.weight(b, t).t(), bias, beside)
@@ -176,15 +170,6 @@ def contenders(
     if FLOAT in peers:
         calls[FLOAT] = float_product
     return Contenders(calls=calls, copies=copies, wrong=wrong)
-
-
-def scales_of_tiles(t: Tensor) -> Tensor:
-    """[N / 128, K / 128]  -->  [K / 128 rounded up to 4, N / 128], columns side by side.
-
-    So `scaled_mm` wants them; its page does not say it, but torch's own check of a call does
-    (`torch._meta_registrations`).
-    """
-    return F.pad(t, (0, -t.shape[1] % 4)).t()
 
 
 def exact(y: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:

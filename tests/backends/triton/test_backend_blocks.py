@@ -108,13 +108,14 @@ def test_measured_rows_decide_and_have_problems_of_their_own() -> None:
     made = quantizer_of(linear, 64)
     assert problem_of(linear, 64).text == "fp8_block_linear, e4m3, M 64, N 150, K 304, fp32, heavy"
     assert made is not None and made.text == "quantize_blocks, e4m3, M 64, K 300, fp32"
-    executable = lowered(table={linear: Decisions(names=("float",), measured=True)})
-    choices = executable.choices([model()[1]])
-    assert [choice.by.name for choice in choices.values()] == [
-        "float",
-        "fp8_block_linear",
-        "fp8_block_linear",
-    ]
+    others = [Problem(format="e4m3b128", N=40, K=150, out="fp32", heavy=heavy) for heavy in (False, True)]
+    table = {
+        linear: Decisions(names=("float",), measured=True),
+        **{other: Decisions(names=("scaled_mm",), measured=True) for other in others},
+    }
+    first, *rest = lowered(table=table).choices([model()[1]]).values()
+    assert first.by.name == "float" and {one.by.name for one in rest} == {"fp8_block_linear"}
+    assert {one.why for one in rest} == {"40 outputs are no multiple of 128"}
 
 
 def test_a_plan_with_blocks_is_read_back() -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.nn.functional import ScalingType, SwizzleType
 
 from qcompiler.backends.triton.configurations import chosen
 from qcompiler.backends.triton.ops import fp8_block_linear, quantize_blocks, quantize_rows, quantize_tiles
-from qcompiler.backends.triton.tuning.products import scales_of_tiles
+from qcompiler.backends.triton.ops.blocks import scaled_mm
 from qcompiler.errors import InputError, TargetError
 from qcompiler.numerics import ROW_BLOCK, SQUARE_BLOCK, reduce_amax
 from qcompiler.numerics.block_codes import decoded
@@ -115,15 +114,15 @@ def test_ops_say_the_truth_about_themselves(rows: int) -> None:
 
 def test_scales_lie_as_a_vendor_wants_them() -> None:
     """Whoever checks calls for torch takes ours: a call on a GPU may still be refused by its libraries."""
-    plain = SwizzleType.NO_SWIZZLE
-    by = ScalingType.BlockWise1x128, ScalingType.BlockWise128x128
-    (a, s), (b, t) = quantize_blocks(torch.randn(48, 640)), quantize_tiles(torch.randn(256, 640))
-    with FakeTensorMode() as mode:
-        a, s, b, t = (mode.from_tensor(x) for x in (a, s, b, t))
-        y = F.scaled_mm(a, b.t(), s.t(), by[0], scales_of_tiles(t), by[1], plain, plain)
-        assert y.shape == (48, 256) and y.dtype == torch.bfloat16
-        with pytest.raises(RuntimeError, match="scale b must have shape"):
-            F.scaled_mm(a, b.t(), s.t(), by[0], t.t(), by[1], plain, plain)
+    bias, residual = torch.randn(256), torch.randn(48, 256)
+    for K in (512, 640):
+        (a, s), (b, t) = quantize_blocks(torch.randn(48, K)), quantize_tiles(torch.randn(256, K))
+        with FakeTensorMode() as mode:
+            a, s, b, t, beside, added = (mode.from_tensor(x) for x in (a, s, b, t, bias, residual))
+            y = scaled_mm(a, s, b, t, beside, added, "gelu", torch.float32)
+            assert y.shape == (48, 256) and y.dtype == torch.float32
+            with pytest.raises(RuntimeError, match="scale a must have shape"):
+                scaled_mm(a, s.t().contiguous().t(), b, t, None, None, "none", torch.bfloat16)
 
 
 # ---------------------------------------------------------------- refusals
