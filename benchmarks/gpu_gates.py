@@ -30,11 +30,14 @@ from benchmarks.gpu_contest import (
     reason,
 )
 from qcompiler.backends.triton.layouts import restored
+from qcompiler.backends.triton.ops.blocks import quantize_tiles
 from qcompiler.backends.triton.ops.linear import finished
 from qcompiler.backends.triton.ops.quantize import CODES
 from qcompiler.backends.triton.tuning.bench import Contenders
 from qcompiler.backends.triton.tuning.gate import lost, relative
 from qcompiler.backends.triton.tuning.rows import EPS
+from qcompiler.numerics import ROW_BLOCK, SQUARE_BLOCK
+from qcompiler.numerics.block_codes import decoded
 from qcompiler.numerics.hadamard import transform
 
 Found = tuple[float, float]
@@ -101,6 +104,9 @@ def checks(has_fp8: bool = True) -> Iterator[Check]:
         yield row("int8_linear", f"{M} x {N} x {K}", "linear", partial(int8_linear, M, N, K))
         for mode in ("fast", "promote128") if has_fp8 else ():
             yield row("fp8_linear", f"{mode} {M} x {N} x {K}", "linear", partial(fp8_linear, mode, M, N, K))
+        if has_fp8:
+            yield row("quantize_blocks", f"{M} x {K}", "blocks", partial(block_codes, M, K))
+            yield row("fp8_block_linear", f"{M} x {N} x {K}", "blocks", partial(blocks, M, N, K))
     for M, scheme in product((1, 5, 64, 130), gpu_weights.SCHEMES):
         yield row(gpu_weights.OP, f"{scheme} M {M}", "weight_only", partial(weight_only, scheme, M))
     for kind in gpu_rows.KINDS:
@@ -214,6 +220,24 @@ def fp8_linear(mode: str, M: int, N: int, K: int, device: torch.device) -> Found
     found = op("fp8_linear")(a, s, b, t, None, None, "none", mode, torch.bfloat16)
     wanted = (a.double() * s.double()[:, None]) @ (b.double() * t.double()[:, None]).t()
     return relative(found, wanted, lost(mode, K))
+
+
+def block_codes(M: int, K: int, device: torch.device) -> Found:
+    """How many codes and scales are not those of the CPU: none."""
+    x = hard(M, K, device)
+    pairs = zip(op("quantize_blocks")(x), op("quantize_blocks")(x.cpu()), strict=True)
+    return float(sum(not same(one.cpu(), other) for one, other in pairs)), 0.0
+
+
+def blocks(M: int, N: int, K: int, device: torch.device) -> Found:
+    """A weight of whole and of short squares; a row with NaN loses a block, and with it all its sums."""
+    (a, s), (b, t) = (
+        op("quantize_blocks")(hard(M, K, device)),
+        quantize_tiles(torch.randn(N, K, device=device)),
+    )
+    found = op("fp8_block_linear")(a, s, b, t, None, None, "none", torch.bfloat16)
+    wanted = decoded(a, s.t(), ROW_BLOCK) @ decoded(b, t, SQUARE_BLOCK).t()
+    return relative(found, wanted, lost("promote128", K))
 
 
 def weight_only(scheme: str, M: int, device: torch.device) -> Found:

@@ -29,7 +29,12 @@ SQUARES = (8192, 4096, 2048, 1024, 16384)
 TRIALS = 3  # configurations of a problem, the default among them: the autotuner tries more
 WARMED = 256  # rows, inputs and outputs with which a candidate is compiled where it will run
 
-SCHEMES = (("int8_linear", "int8"), ("fp8_linear", "e4m3 fast"), ("fp8_linear", "e4m3 promote128"))
+SCHEMES = (
+    ("int8_linear", "int8"),
+    ("fp8_linear", "e4m3 fast"),
+    ("fp8_linear", "e4m3 promote128"),
+    ("fp8_block_linear", "e4m3"),
+)
 
 Fit = Mapping[str, Configuration]
 Fitted = Callable[[Problem], Fit]
@@ -68,7 +73,7 @@ def baselines(small: bool) -> Iterator[Cell]:
 
 
 def peers_of(problem: Problem, small: bool) -> tuple[str, ...]:
-    """int_mm takes more than 16 rows; scaled_mm by rows is there on GPUs, and adds up all at once."""
+    """int_mm takes more than 16 rows; scaled_mm is there on GPUs, and by rows adds up all at once."""
     peers = family_of(problem).peers
     is_slow = mode_of(problem) == "promote128"
     out = {"int_mm"} if problem.M <= 16 else {"scaled_mm"} if small or is_slow else set[str]()
@@ -87,7 +92,7 @@ def cell(problem: Problem, peers: tuple[str, ...], fitted: Fitted | None) -> Cel
 
     return Cell(
         op=problem.op, scheme=problem.scheme, M=M, N=N, K=K, prepare=prepare, peers=names,
-        needs=(f"{OPS}linear",), operations=2.0 * M * N * K,
+        needs=(f"{OPS}linear", f"{OPS}blocks"), operations=2.0 * M * N * K,
         bytes=lambda name: (2.0 if name == FLOAT else 1.0) * N * K,  # the others may stay in L2
         kind=lambda name: "bf16" if name == FLOAT else KINDS[family.kernel],
         kernel=family.kernel,

@@ -6,7 +6,7 @@ f(x, w, b)  -->  f(dq(q(x)), dq(w'), b)             where the kernel returns flo
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ def insert_pair(draft: Draft, value: Node, planned: ValueSpec) -> Pair:
         )  # fmt: skip
     dequantized = draft.call(
         qc.dequantize.default, codes, scale, zero, planned.format,
-        *((-1, width(value)) if planned.by_row else ()),
+        *((-1, planned.block or width(value)) if planned.by_row else ()),
         before=place, origin=value, name=f"{value.name}_dq", **kept_type(value),
     )  # fmt: skip
     draft.replace(value, dequantized, only=readers)
@@ -119,12 +119,13 @@ def kept_type(value: Node) -> dict[str, Any]:
 
 
 def unpack_dynamic(draft: Draft, value: Node, planned: ValueSpec, place: Node) -> tuple[Node, Node, Node]:
-    """Codes, scale and zero point of a value whose range, or that of each row, is taken at run time."""
-    given = (qc.quantize_rows.default, value, planned.format)
-    triple = draft.call(
-        *(given if planned.by_row else (qc.dynamic_quantize.default, value)),
-        before=place, name=f"{value.name}_q",
-    )  # fmt: skip
+    """Codes, scale and zero point of a value whose range, or that of rows or blocks, is taken at run time."""
+    given: tuple[Any, ...] = (qc.dynamic_quantize.default, value)
+    if planned.by_row:
+        given = (qc.quantize_rows.default, value, planned.format)
+    if planned.block:
+        given = (*given, planned.block)
+    triple = draft.call(*given, before=place, name=f"{value.name}_q")
     codes, scale, zero = (draft.call(operator.getitem, triple, index, before=place) for index in range(3))
     return codes, scale, zero
 
@@ -179,6 +180,9 @@ def insert_weight(draft: Draft, layer: Node, planned: WeightSpec, pairs: dict[st
         params = with_room_for_bias(params, bias, input_scale)
         insert_bias(draft, layer, bias, input_scale, params.scale)
     codes = quantize(tensor, params)
+    if planned.square:  # each output's groups have scales of their own, which are those of its square
+        every = torch.arange(len(tensor)) // planned.group_size
+        params = replace(params, scale=params.scale[every], zero_point=params.zero_point[every])
     stored = store(
         draft, layer, f"{module_path(layer) or layer.name}.{planned.argument}", codes, params,
         planned.axis if not planned.group_size else 1, planned.group_size, **kept_type(weight),

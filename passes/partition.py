@@ -125,11 +125,12 @@ def operand_nodes(given: Mapping[str, object], row: KernelRow) -> list[Node]:
 def are_codes(node: object, target: Target) -> bool:
     """Whether a value is the decoding of codes that are multiplied as they are.
 
-    Integers, or what the target has kernels for, with one scale per tensor, channel or row.
+    Integers, or what the target has kernels for, with one scale per tensor, channel, row or block.
     """
     if not isinstance(node, Node) or node.target is not qc.dequantize.default:
         return False
     given, found = arguments(node), spec(node)
     assert found is not None
     by_row = target.range_of == "row" and given["axis"] == -1 and given["block"] == found.shape[-1]
-    return target.computes(given["format"]) and (by_row or not given["block"])
+    by_block = given["block"] == target.dynamic_blocks.get(given["format"])
+    return target.computes(given["format"]) and (by_row or by_block or not given["block"])

@@ -92,7 +92,8 @@ def describe(choice: Choice, target: Target) -> LayerPlan:
     row, layer = choice.group.row, choice.recipe
     weight_only = next((w.kernel for w in target.weight_only if w.format == layer.weights), "float")
     static = row.kernel if choice.output_codes else row.to_float or row.kernel
-    kernels = {"static": static, "dynamic": str(target.dynamic_kernel), "weight-only": weight_only}
+    dynamic = target.block_kernel if layer.group_size else str(target.dynamic_kernel)
+    kernels = {"static": static, "dynamic": dynamic, "weight-only": weight_only}
     precision = "float"
     if choice.mode == "static":
         precision = activation_format(layer, target).name
@@ -153,14 +154,22 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
     weight = arguments(group.anchor)[str(group.row.weight)]
     reduction = graph.tensors[str(weight.target)].shape[1:].numel()
     size = layer.group_size
-    if size and choice.mode != "weight-only":
+    square = choice.mode == "dynamic" and bool(size) and target.dynamic_blocks.get(format.name) == size
+    if size and choice.mode != "weight-only" and not square:
         raise PlanError(
             f"group size {size} does not fit integer activations",
             node=label(group.anchor),
             why="an integer kernel has one scale per output channel",
             fix="set group_size to 0, or activations to null",
         )
-    if size and reduction % size:
+    if square and (layer.weight_observer, layer.weight_method) != ("minmax", "nearest"):
+        raise PlanError(
+            f"weights in squares of {size} by '{layer.weight_observer}' and '{layer.weight_method}'",
+            node=label(group.anchor),
+            why="the scale of a square is that of its largest weight",
+            fix="set weight_observer to 'minmax' and weight_method to 'nearest'",
+        )
+    if size and reduction % size and not square:
         raise PlanError(
             f"group size {size} does not divide the {reduction} inputs of the layer",
             node=label(group.anchor),
@@ -173,7 +182,7 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
         layer=group.anchor.name, argument=str(group.row.weight), format=format.name, axis=0, group_size=size,
         observer=layer.weight_observer, limit=weight_limit(choice, target), method=layer.weight_method,
         float_bias=choice.mode != "static" or bool(group.row.to_float and not choice.output_codes),
-        scale_type=reader.scales if reader is not None else "float32",
+        scale_type=reader.scales if reader is not None else "float32", square=square,
     )  # fmt: skip
 
 
@@ -344,19 +353,20 @@ def reason(value: Node, choices: Mapping[Node, Choice], target: Target, format: 
 
 def plan_dynamic(choices: Mapping[Node, Choice], target: Target) -> Iterable[ValueSpec]:
     """Inputs of dynamically quantized linears; one value read by several is quantized once."""
-    readers: dict[Node, dict[str, str]] = {}
+    readers: dict[Node, dict[str, tuple[str, int]]] = {}
     for anchor, choice in choices.items():
         if choice.mode == "dynamic":
             found = readers.setdefault(operands(choice.group)[0], {})
-            found[anchor.name] = activation_format(choice.recipe, target).name
+            found[anchor.name] = activation_format(choice.recipe, target).name, choice.recipe.group_size
     by_row = target.range_of == "row"
     for value, formats in readers.items():
-        if len(set(formats.values())) > 1:
-            raise one_format(value, set(formats.values()))
+        (format, block), *others = dict.fromkeys(formats.values())
+        if others:
+            raise one_format(value, {name + f" in blocks of {n}" * (n > 0) for name, n in formats.values()})
+        each = "of each block " if block else "of each row " if by_row else ""
         yield ValueSpec(
-            value=value.name, label=label(value), format=next(iter(formats.values())),
-            why=f"range {'of each row ' if by_row else ''}taken at run time",
-            readers=tuple(formats), dynamic=True, by_row=by_row, observer="run time",
+            value=value.name, label=label(value), format=format, why=f"range {each}taken at run time",
+            readers=tuple(formats), dynamic=True, by_row=by_row, block=block, observer="run time",
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from qcompiler.numerics import (
     Granularity,
     IntFormat,
+    PerBlock,
     PerChannel,
     PerGroup,
     QuantParams,
@@ -77,6 +78,8 @@ def has_free_scales(planned: WeightSpec) -> bool:
 
 
 def granularity_of(planned: WeightSpec) -> Granularity:
+    if planned.square:
+        return PerBlock(sizes=(planned.group_size, planned.group_size))
     return PerGroup(axis=1, size=planned.group_size) if planned.group_size else PerChannel(axis=planned.axis)
 
 

@@ -105,8 +105,8 @@ def compile(
     example_inputs: a tensor, a tuple of arguments or a dict of keywords, on which the model is traced and
         timed; an exported program has its own.
     calibration: iterable of batches in the same forms; the example inputs if absent, and the report says so.
-    recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", "fp8-dynamic", a
-        .json file, a mapping or a Recipe.
+    recipe: "int8", "int8-mixed", "int8-dynamic", "w8a16", "w4a16", "w4a16-best", "fp8", "fp8-dynamic",
+        "fp8-block", a .json file, a mapping or a Recipe.
     backend: "ort", "tvm", "triton", "reference", or "auto": the target's own, and where the model is large
         enough also the machine's others, of which the fastest is kept.
     strict: a layer planned in integers that the engine runs in float is an error (ContractError).

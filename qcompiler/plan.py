@@ -16,7 +16,7 @@ class ValueSpec:
 
     `readers` are the nodes that read the quantized value (all others read float); empty means all.
     A dynamic value has no range: scale and zero point are computed at run time, those of each row by
-    themselves where it says `by_row`.
+    themselves where it says `by_row`, or of each `block` numbers of one.
     Values with the same `shared` name have one scale and zero point.
     """
 
@@ -27,6 +27,7 @@ class ValueSpec:
     readers: tuple[str, ...] = ()
     dynamic: bool = False
     by_row: bool = False
+    block: int = 0
     shared: str = ""
     observer: str = ""
     lo: float = 0.0
@@ -45,6 +46,7 @@ class WeightSpec:
     Where the observer is "learned", `scales` are all of its scales in order, exact in float32.
     float_bias: the kernel adds the layer's bias to a float result, so that the bias stays as it is.
     scale_type: what scales are rounded to, before codes are chosen.
+    square: as many outputs as inputs of a group share its scale.
     """
 
     layer: str
@@ -57,6 +59,7 @@ class WeightSpec:
     float_bias: bool = False
     method: str = "nearest"
     scale_type: str = "float32"
+    square: bool = False
     scales: tuple[float, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)
 

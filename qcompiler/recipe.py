@@ -44,7 +44,8 @@ class Recipe:
     weights, activations: a format name, "target" for what the target computes fastest, or None for float.
     dynamic: activations of linears get their range at run time; convolutions then stay float.
     dynamic_where_better: so do single linears whose input that serves, by measured error and time.
-    group_size: one scale per so many weights along the reduction; 0 is one per output channel.
+    group_size: one scale per so many weights along the reduction; 0 is one per output channel. With dynamic
+        activations: one per so many numbers of their rows, and per square of as many weights a side.
     observers: candidate ranges, among which the measured error chooses for every tensor.
     weight_observer: "minmax" or "mse", for every scale of a weight.
     weight_method: how weights of linears are rounded: "nearest", "hqq", "awq", "gptq", or "best" of these.
@@ -185,6 +186,13 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(name="fp8", weights="float8_e4m3fn", activations="float8_e4m3fn", observers=("minmax",)),
         Recipe(name="fp8-dynamic", weights="float8_e4m3fn", activations="float8_e4m3fn", dynamic=True),
+        Recipe(
+            name="fp8-block",
+            weights="float8_e4m3fn",
+            activations="float8_e4m3fn",
+            dynamic=True,
+            group_size=128,
+        ),
     )
 }
 

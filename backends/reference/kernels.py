@@ -8,6 +8,7 @@
     y    = float32(acc) float32(s_x s_w[c]) + b[c]              or a bias of floats, where ranges are taken
     y    = fma(float32(acc), float32(s_x s_w[c]), b[c] + a)     at run time; or both
     y    = (float32(acc) s_x[r]) s_w[c] + b[c]                  where each row r has a range of its own
+    y    = fma(acc_g, s_x[r,g] s_w[c,g], y) for g = 0, 1, ..    where each block g of it has; then + b[c]
 
 Codes of FP8 are numbers, and are summed as integers are: exactly, but for what float64 rounds.
 
@@ -142,7 +143,18 @@ def convolution(call: Call) -> Tensor:
 
 def linear(call: Call) -> Tensor:
     assert call.weight is not None
+    if call.weight.block:
+        return linear_by_blocks(call, call.operands[0], call.weight)
     return finish(call, F.linear(call.operands[0].centered, call.weight.centered), axis=-1)
+
+
+def linear_by_blocks(call: Call, x: Codes, weight: Codes) -> Tensor:
+    """Codes without zero points, with scales [..., blocks] and [out, blocks] along what is summed over."""
+    y = torch.zeros(*x.values.shape[:-1], len(weight.values))
+    parts = (torch.split(codes.values.double(), weight.block, -1) for codes in (x, weight))
+    for g, (p, q) in enumerate(zip(*parts, strict=True)):
+        y = multiply_add(F.linear(p, q).float(), x.scale[..., g, None] * weight.scale[:, g], y)
+    return y + call.bias.float() if isinstance(call.bias, Tensor) else y
 
 
 def weight_only_linear(

@@ -66,7 +66,7 @@ def parse_decisions(text: str, *, measured: bool = False) -> Decisions:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """The linears that decide alike: codes of a format, or of a layout of few bits, [N, K] of them.
+    """The linears that decide alike: codes of a format, in blocks too, or of a layout of few bits, [N, K].
 
     out: the type of the result. heavy: whether an activation or a residual goes with it. zeros: whether
     groups have zero points.
@@ -89,6 +89,7 @@ Table: TypeAlias = Mapping[Linear, Decisions]
 DEFAULT: Mapping[str, Decisions] = {
     "int8": Decisions(borders=(16,), names=("float", "int8_linear")),
     "e4m3": Decisions(borders=(16,), names=("float", "fp8_linear")),
+    "e4m3b128": Decisions(borders=(16,), names=("float", "fp8_block_linear")),
     **{name: Decisions(names=("weight_only_linear",)) for name in LAYOUTS},
 }
 """By format, where nothing was measured: tensor cores take 16 rows at a time, and weights of few bits are

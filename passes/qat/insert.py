@@ -124,7 +124,7 @@ class Builder:
         copy = self.copies[node]
         if spec.dynamic:
             self.rounded[node.name, True] = self.new.call_function(
-                quantize_dynamic, (copy, spec.format, spec.by_row)
+                quantize_dynamic, (copy, spec.format, spec.by_row, spec.block)
             )
         elif spec.shared and spec.shared != spec.value:
             self.rounded[node.name, False], self.scales[node.name] = copy, self.scales[spec.shared]
@@ -179,10 +179,10 @@ def quantize_constant(tensor: Tensor, format: str) -> Tensor:
     return quantize_through(tensor, params_of_constant(tensor.detach(), parse_format(format)))
 
 
-def quantize_dynamic(x: Tensor, format: str, by_row: bool) -> Tensor:
-    """A value whose range, or that of each row, is taken at run time: nothing of it is beyond."""
+def quantize_dynamic(x: Tensor, format: str, by_row: bool, block: int) -> Tensor:
+    """A value whose range, or that of its rows or blocks, is taken at run time: nothing of it is beyond."""
     with torch.no_grad():
         given = x.detach()
-        triple = qc.quantize_rows(given, format) if by_row else qc.dynamic_quantize(given)
-        rounded = qc.dequantize(*triple, format, *((-1, x.shape[-1]) if by_row else ()))
+        triple = qc.quantize_rows(given, format, block) if by_row else qc.dynamic_quantize(given)
+        rounded = qc.dequantize(*triple, format, *((-1, block or x.shape[-1]) if by_row else ()))
     return pass_through(x, rounded)

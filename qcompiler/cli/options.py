@@ -19,7 +19,8 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         "-r",
-        help="int8, int8-mixed, int8-dynamic, w8a16, w4a16, w4a16-best, fp8, fp8-dynamic, or a .json file.",
+        help="int8, int8-mixed, int8-dynamic, w8a16, w4a16, w4a16-best, fp8, fp8-dynamic, fp8-block, or a"
+        " .json file.",
     ),
 ]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="Where the model will run.")]

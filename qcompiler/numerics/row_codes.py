@@ -34,7 +34,8 @@ def row_codes(x: Tensor, format: str) -> tuple[Tensor, Tensor]:
 def scale_of(x: Tensor, format: str) -> Tensor:
     """Of each row of x [..., K] in float32: [...]."""
     amax = x.abs().amax(-1)
-    scale = (amax / CODES[format][1]).clamp(min=torch.finfo(torch.float32).tiny)
+    largest = amax.new_full((), CODES[format][1])  # on CUDA, torch divides by a number in another way
+    scale = (amax / largest).clamp(min=torch.finfo(torch.float32).tiny)
     return scale.masked_fill(amax == 0, 1.0).masked_fill(~amax.isfinite(), torch.nan)
 
 

@@ -107,6 +107,8 @@ class Target:
     dynamic_kernel: str | None = None
     dynamic_formats: tuple[str, ...] = ("uint8",)  # of activations whose range is taken at run time
     range_of: RangeOf = "tensor"  # what such a range is of; that of a row is symmetric
+    dynamic_blocks: Mapping[str, int] = field(default_factory=dict)  # format -> numbers of a row in a block
+    block_kernel: str = ""  # which reads them
     calibrated: bool = True  # whether kernels read codes whose range is known before
     floats: frozenset[torch.dtype] = frozenset({torch.float32})  # that models may compute in
     rotary: bool = False  # whether a kernel computes `qcompiler::rotary`

@@ -49,6 +49,8 @@ NVIDIA_GPU = register_target(
         dynamic_kernel=KERNEL,
         dynamic_formats=("int8", "float8_e4m3fn"),
         range_of="row",
+        dynamic_blocks={"float8_e4m3fn": 128},
+        block_kernel="block-scaled linear",
         calibrated=False,
         floats=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     )

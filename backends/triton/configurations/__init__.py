@@ -2,6 +2,7 @@
 
 from qcompiler.backends.triton.configurations.attention import ATTENTION
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration, shared_of
+from qcompiler.backends.triton.configurations.blocks import BLOCKS
 from qcompiler.backends.triton.configurations.both import BOTH
 from qcompiler.backends.triton.configurations.hadamard import HADAMARD
 from qcompiler.backends.triton.configurations.norms import NORMS
@@ -19,6 +20,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     *NORMS,
     *HADAMARD,
     *PRODUCTS,
+    *BLOCKS,
     *STORAGE,
     *ATTENTION,
     *WEIGHT_ONLY,

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import qcompiler.backends.triton.ops  # noqa: F401  registers torch.ops.qcompiler.triton_*
 from qcompiler.backends.triton.layouts import LAYOUTS
+from qcompiler.backends.triton.ops import blocks
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS, finished
 from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.ir.products import summed
@@ -93,6 +94,12 @@ def scaled_mm(
     return (y if residual is None else y + residual.float()).to(dtype)
 
 
+def scaled_mm_of_blocks(a: Tensor, *given: Any, **more: Any) -> Tensor:
+    """cuBLAS' product of FP8 with a scale for each block."""
+    y: Tensor = (blocks.scaled_mm if a.is_cuda else qc.triton_fp8_block_linear)(a, *given, **more)
+    return y
+
+
 def multiples(of: int, above: int = 0) -> Callable[[int, int], str]:
     """What vendors want of sizes: N a multiple, and more rows than some."""
 
@@ -114,12 +121,14 @@ CANDIDATES: tuple[Candidate, ...] = (
         name="fp8_linear_promote128", format="e4m3", compute=qc.triton_fp8_linear.default,
         more={"accumulation": "promote128"},
     ),
+    Candidate(name="fp8_block_linear", format="e4m3b128", compute=qc.triton_fp8_block_linear.default),
     # pytorch/pytorch#178469: more than 16 rows, and sizes that are multiples of 8
     Candidate(name="int_mm", format="int8", compute=int_mm, refuses=multiples(8, above=16)),
     Candidate(name="scaled_mm", format="e4m3", compute=scaled_mm, refuses=multiples(16)),
+    Candidate(name="scaled_mm", format="e4m3b128", compute=scaled_mm_of_blocks, refuses=multiples(128)),
     *(
         Candidate(name=FLOAT, format=name, compute=float_linear, reads_codes=False)
-        for name in ("int8", "e4m3", *LAYOUTS)
+        for name in ("int8", "e4m3", "e4m3b128", *LAYOUTS)
     ),
     *(
         Candidate(
@@ -131,7 +140,8 @@ CANDIDATES: tuple[Candidate, ...] = (
 )  # fmt: skip
 
 OURS: Mapping[str, str] = {
-    "int8": "int8_linear", "e4m3": "fp8_linear", **dict.fromkeys(LAYOUTS, "weight_only_linear"),
+    "int8": "int8_linear", "e4m3": "fp8_linear", "e4m3b128": "fp8_block_linear",
+    **dict.fromkeys(LAYOUTS, "weight_only_linear"),
 }  # fmt: skip
 """By format, the candidate that refuses nothing that is lowered."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.triton.decisions import Linear
@@ -117,9 +118,18 @@ def obstacles(region: Region, graph: Graph) -> Iterator[str]:
         return
     if bool(tensor(weight["zero_point"], graph).double().any()):
         yield "its weight has zero points; use a symmetric format"
+    if weight["block"] and not is_in_squares(tensor(weight["scale"], graph), weight["block"]):
+        yield f"its weight has no scale for each square of {weight['block']}; plan it for this target"
+    if weight["block"] and arguments(operand)["block"] != weight["block"]:
+        yield f"its input has no scale for each {weight['block']}; plan it for this target"
     depth = tensor(weight["q"], graph).shape[1]
     if formats[0] == "int8" and depth > DEEPEST:
         yield f"int32 does not hold the sum of {depth} products; keep it in float by an override"
+
+
+def is_in_squares(scale: Tensor, block: int) -> bool:
+    """Whether rows [N, groups] are alike within each block of them."""
+    return torch.equal(scale, scale[torch.arange(len(scale)) // block * block])
 
 
 def row_codes_of(decoded: Node) -> Node | None:
@@ -136,6 +146,7 @@ def layer_at(region: Region, graph: Graph) -> Layer:
         quantized = row_codes_of(region.operands[0])
         assert quantized is not None
         x, format = arguments(quantized)["x"], SHORT[weight["format"]]
+        format += f"b{weight['block']}" if weight["block"] else ""
     else:
         format = layout_of_weight(region, graph).name
     activation, tail = "none", []

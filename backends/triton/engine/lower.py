@@ -22,10 +22,13 @@ from qcompiler.backends.triton.engine.candidates import Candidate
 from qcompiler.backends.triton.engine.layers import Layer
 from qcompiler.backends.triton.engine.weights import tensor, weight_of
 from qcompiler.backends.triton.ops.alignment import lies_askew
-from qcompiler.backends.triton.ops.quantize import padded
-from qcompiler.ir import Graph
+from qcompiler.backends.triton.ops.quantize import packed
+from qcompiler.ir import Graph, arguments
 
 qc = torch.ops.qcompiler
+
+QUANTIZERS: Mapping[str, tuple[Any, ...]] = {"e4m3b128": (qc.triton_quantize_blocks.default,)}
+"""By a problem's format, the op that makes codes and what it is told, where that is not said by rows."""
 
 
 def rows(x: Tensor) -> Tensor:
@@ -129,7 +132,15 @@ class Lowering:
             return self.aligned(layer.x), *self.few_bits(layer)
         a, s = self.codes(layer.x, layer.problem.format)
         b = self.constant(f"{layer.codes}.packed", lambda: packed(tensor(layer.codes, self.graph)))
-        return a, s, b, self.fx.get_attr(layer.scale)
+        return a, s, b, self.scale(layer)
+
+    def scale(self, layer: Layer) -> Node:
+        """Of each output, or of each square of them."""
+        block = arguments(layer.weight)["block"]
+        if not block:
+            return self.fx.get_attr(layer.scale)
+        scale = tensor(layer.scale, self.graph)
+        return self.constant(f"{layer.scale}.squares", scale[::block].contiguous)
 
     def few_bits(self, layer: Layer) -> tuple[Node | None, ...]:
         """Codes, scales and zero points as kernels read them."""
@@ -142,7 +153,8 @@ class Lowering:
     def codes(self, x: Node, format: str) -> tuple[Node, Node]:
         """Codes and scales of rows, which all that read the value share."""
         if (x, format) not in self.quantized:
-            both = self.call(f"{x.name}_q", qc.triton_quantize_rows.default, self.rows(x), format)
+            make, *more = QUANTIZERS.get(format, (qc.triton_quantize_rows.default, format))
+            both = self.call(f"{x.name}_q", make, self.rows(x), *more)
             found = [self.call("part", operator.getitem, both, index) for index in range(2)]
             self.quantized[x, format] = (found[0], found[1])
         return self.quantized[x, format]
@@ -172,13 +184,6 @@ class Lowering:
         used = {str(node.target) for node in self.fx.nodes if node.op == "get_attr"}
         kept = {name: found for name, found in self.tensors.items() if name in used}
         return Program(graph=replace(self.graph, fx=self.fx, tensors=kept), calls=tuple(self.calls))
-
-
-def packed(codes: Tensor) -> Tensor:
-    """[N, K]  -->  [N, K rounded up to 16], zeros behind the K-th, in memory of its own, which is aligned."""
-    wide = torch.zeros((codes.shape[0], padded(codes.shape[1])), dtype=codes.dtype)
-    wide[:, : codes.shape[1]] = codes
-    return wide
 
 
 def decoded(layer: Layer, graph: Graph) -> Tensor:

@@ -22,7 +22,7 @@ from qcompiler.backends.triton.tuning.predict import least
 from qcompiler.ir import label
 from qcompiler.target import Target
 
-KINDS = {"int8": "int8", "e4m3": "fp8"}
+KINDS = {"int8": "int8", "e4m3": "fp8", "e4m3b128": "fp8"}
 HALF = 2  # bytes of a result, and of a number in bfloat16
 
 

@@ -6,6 +6,7 @@ they need not, a bound is derived, and what is beyond it counts. S = sum_k |a_k 
     fp8, on a CPU          K 2^-24 S                    a sum of float32 in any order
     fp8 fast, on CUDA      K / 32 2^-13 S               32 products at a time, of which 14 bits stay
     fp8 promote128         4 2^-13 S + K 2^-24 S        (DeepSeek-V3, arXiv 2412.19437, section 3.3.2)
+    fp8 in blocks          the same
     floats                 sum_k |x_k - a_k s| |w_k| + (K 2^-24 + 2 u) S'       the rounding that was left out
     few bits, on a CPU     (K + 3 K / G + 2) 2^-24 S'
     few bits, on CUDA      (2 K + 3 K / G + 2) 2^-23 S'
@@ -35,6 +36,8 @@ from qcompiler.backends.triton.engine.weights import tensor
 from qcompiler.backends.triton.layouts import layout_named
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS
 from qcompiler.ir import Graph, arguments
+from qcompiler.numerics import PerGroup
+from qcompiler.numerics.block_codes import decoded
 
 STEEPEST = 1.13  # the largest derivative of GELU, 1.129, and of SiLU, 1.100
 TENSOR_CORES = 2.0**-13
@@ -77,9 +80,11 @@ def operands(layer: Layer, x: Tensor, graph: Graph) -> tuple[Codes | Tensor, Cod
     weight = coded(layer.weight, lambda node: tensor(node, graph))
     if layer.is_weight_only:
         return x, weight
-    format = arguments(layer.region.operands[0])["format"]
-    values, scale, zero = torch.ops.qcompiler.quantize_rows(x, format)
-    operand = Codes(values=values, scale=scale, zero_point=zero, format=format, axis=-1, block=x.shape[-1])
+    format, block = arguments(layer.region.operands[0])["format"], weight.block
+    values, scale, zero = torch.ops.qcompiler.quantize_rows(x, format, block)
+    operand = Codes(
+        values=values, scale=scale, zero_point=zero, format=format, axis=-1, block=block or x.shape[-1]
+    )
     return operand, weight
 
 
@@ -92,7 +97,7 @@ def bound(call: Call, x: Tensor, operand: Codes | Tensor, weight: Codes, device:
     """How far what a linear alone returns may be from the reference, [..., N] in float64."""
     depth = weight.values.shape[1]
     w = replace(weight, dtype=torch.float32).decoded().double().abs().t()
-    a = operand.double() if isinstance(operand, Tensor) else operand.values.double() * operand.scale.double()
+    a = operand.double() if isinstance(operand, Tensor) else exact(operand)
     if not call.by.reads_codes:
         half = torch.finfo(call.layer.dtype).eps / 2
         return (x.double() - a).abs() @ w + (depth * FLOAT32 + 2 * half) * (x.double().abs() @ w)
@@ -103,9 +108,14 @@ def bound(call: Call, x: Tensor, operand: Codes | Tensor, weight: Codes, device:
         return (inside + after) * (a.abs() @ w)
     if call.layer.problem.format == "int8":
         return torch.zeros(())
-    promoted = call.by.more.get("accumulation") == "promote128"
+    promoted = bool(weight.block) or call.by.more.get("accumulation") == "promote128"
     inside = 0.0 if device.type == "cpu" else TENSOR_CORES * (4 if promoted else depth / 32)
     return (inside + depth * FLOAT32) * (a.abs() @ w)
+
+
+def exact(codes: Codes) -> Tensor:
+    """q s in float64, of rows or of blocks of them."""
+    return decoded(codes.values, codes.scale, PerGroup(axis=-1, size=codes.block))
 
 
 def gap(found: Tensor, wanted: Tensor) -> Tensor:

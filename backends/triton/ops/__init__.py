@@ -5,6 +5,7 @@ Each has a reference on the CPU, which states its numbers, a fake implementation
 
 from qcompiler.backends.triton.ops.accumulate import accumulate
 from qcompiler.backends.triton.ops.attention import append_kv, decode_attention
+from qcompiler.backends.triton.ops.blocks import fp8_block_linear, quantize_blocks, quantize_tiles
 from qcompiler.backends.triton.ops.hadamard import hadamard_quantize
 from qcompiler.backends.triton.ops.linear import fp8_linear, int8_linear
 from qcompiler.backends.triton.ops.norm import norm_quantize
@@ -17,13 +18,16 @@ __all__ = [
     "accumulate",
     "append_kv",
     "decode_attention",
+    "fp8_block_linear",
     "fp8_linear",
     "hadamard_quantize",
     "int8_linear",
     "low_bit_linear",
     "norm_quantize",
+    "quantize_blocks",
     "quantize_both",
     "quantize_rows",
+    "quantize_tiles",
     "trained_linear",
     "weight_only_linear",
 ]

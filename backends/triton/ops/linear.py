@@ -24,7 +24,11 @@ from qcompiler.ir.products import DEEPEST, summed
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda y: y, "gelu": F.gelu, "silu": F.silu}
 """By name; the GELU is the one with erf."""
 ACCUMULATIONS = ("fast", "promote128")
-PROBLEMS = {"int8_matmul": ("int8_linear", "int8"), "fp8_matmul": ("fp8_linear", "e4m3")}
+PROBLEMS = {
+    "int8_matmul": ("int8_linear", "int8"),
+    "fp8_matmul": ("fp8_linear", "e4m3"),
+    "fp8_block_matmul": ("fp8_block_linear", "e4m3"),
+}
 """By kernel: what a product is called where it is measured, and its codes."""
 CHUNK = 128  # of k, whose sum is added in float32 by "promote128"
 
@@ -189,7 +193,13 @@ def finished(
     dtype: torch.dtype,
 ) -> Tensor:
     """What happens to sums float32 [M, N] on their way out."""
-    y = sums * a_scale[:, None] * b_scale
+    return ended(sums * a_scale[:, None] * b_scale, bias, residual, activation, dtype)
+
+
+def ended(
+    y: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, dtype: torch.dtype
+) -> Tensor:
+    """The same of sums float32 [M, N] that are scaled."""
     y = y if bias is None else y + bias.float()
     y = ACTIVATIONS[activation](y)
     y = y if residual is None else y + residual.float()
@@ -218,12 +228,22 @@ def checked(
 ) -> None:
     """InputError where operands do not fit one another or lie otherwise than kernels read them."""
     known(activation, ACTIVATIONS, "activation")
+    check_codes(a, b, kind)
+    shape = len(a), len(b)
+    given = (("scales", a_scale, shape[:1]), ("scales", b_scale, shape[1:]), ("bias", bias, shape[1:]),
+             ("residual", residual, shape))  # fmt: skip
+    for what, x, wanted in given:
+        check_beside(what, x, wanted, a.device, (torch.float32,) if what == "scales" else ())
+
+
+def check_codes(a: Tensor, b: Tensor, kind: torch.dtype) -> None:
+    """InputError for codes of another type, shape or place than [M, K] and [N, K] that kernels read."""
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or not a.dtype == b.dtype == kind:
         raise InputError(
             f"a product of {a.dtype} {[*a.shape]} and {b.dtype} {[*b.shape]}",
             why=f"{kind} [M, K] and [N, K] are wanted",
         )
-    K, shape = a.shape[1], (a.shape[0], b.shape[0])
+    K = a.shape[1]
     if K == 0 or K % MULTIPLE or (kind == torch.int8 and K > DEEPEST):
         raise InputError(
             f"a product of {kind} over {K}",
@@ -236,10 +256,6 @@ def checked(
             why=f"rows must be contiguous and begin at multiples of {MULTIPLE} bytes",
             fix="store the weight as [N, K], and make codes contiguous",
         )
-    given = (("scales", a_scale, shape[:1]), ("scales", b_scale, shape[1:]), ("bias", bias, shape[1:]),
-             ("residual", residual, shape))  # fmt: skip
-    for what, x, wanted in given:
-        check_beside(what, x, wanted, a.device, (torch.float32,) if what == "scales" else ())
 
 
 def check_beside(

@@ -60,9 +60,14 @@ def configuration(width: int, capability: int) -> Configuration:
 
 def codes_of(x: Tensor, scale: Tensor, format: str, noise: Tensor | None = None) -> Tensor:
     """The codes of rows, and zeros behind them: x [M, K]  -->  [M, K rounded up to 16]."""
-    codes = x.new_zeros((len(x), padded(x.shape[1])), dtype=CODES[format][0])
-    codes[:, : x.shape[1]] = row_codes.codes_of(x, scale, format, noise)
-    return codes
+    return packed(row_codes.codes_of(x, scale, format, noise))
+
+
+def packed(codes: Tensor) -> Tensor:
+    """[M, K]  -->  [M, K rounded up to 16], zeros behind the K-th, in memory of its own, which is aligned."""
+    wide = codes.new_zeros((codes.shape[0], padded(codes.shape[1])))
+    wide[:, : codes.shape[1]] = codes
+    return wide
 
 
 def empty(x: Tensor, format: str) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.signatures.attention import ATTENTION
 from qcompiler.backends.triton.signatures.base import Signature, Use
+from qcompiler.backends.triton.signatures.blocks import BLOCKS
 from qcompiler.backends.triton.signatures.both import BOTH
 from qcompiler.backends.triton.signatures.hadamard import HADAMARD
 from qcompiler.backends.triton.signatures.norms import NORMS
@@ -23,6 +24,7 @@ SIGNATURES: Mapping[str, Signature] = {
     **NORMS,
     **HADAMARD,
     **PRODUCTS,
+    **BLOCKS,
     **STORAGE,
     **ATTENTION,
     **WEIGHT_ONLY,

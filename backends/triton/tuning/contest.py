@@ -14,6 +14,8 @@ Make = Callable[[Problem, Mapping[str, Configuration], Sequence[str], torch.devi
 
 MAKERS: Mapping[str, Make] = {
     **dict.fromkeys(PRODUCTS, products.contenders),
+    "fp8_block_linear": products.contenders,
+    "quantize_blocks": rows.contenders,
     **dict.fromkeys(WEIGHT_ONLY, weight_only.contenders),
     **dict.fromkeys(ROWS, rows.contenders),
 }

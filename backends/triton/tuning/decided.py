@@ -20,24 +20,32 @@ from qcompiler.numerics.row_codes import CODES
 OPS: Mapping[str, tuple[str, str]] = {
     "int8": ("int8_linear", "int8"),
     "e4m3": ("fp8_linear", "e4m3 fast"),
+    "e4m3b128": ("fp8_block_linear", "e4m3"),
     **{name: ("weight_only_linear", name) for name in LAYOUTS},
 }
 """By format of codes, or layout of a weight of few bits: the op that multiplies it, and its scheme."""
+
+QUANTIZERS: Mapping[str, tuple[str, str]] = {
+    **{name: ("quantize_rows", name) for name in CODES},
+    "e4m3b128": ("quantize_blocks", "e4m3"),
+}
+"""By format of codes, the op that makes them of floats, and its scheme."""
 
 
 def problem_of(linear: Linear, M: int) -> Problem:
     """A linear's product of M rows."""
     op, scheme = OPS[linear.format]
     scheme = f"{scheme} zeros" if linear.zeros else scheme
-    K = padded(linear.K) if linear.format in CODES else linear.K
+    K = padded(linear.K) if linear.format in QUANTIZERS else linear.K
     return Problem(op=op, scheme=scheme, M=M, N=linear.N, K=K, out=linear.out, heavy=linear.heavy)
 
 
 def quantizer_of(linear: Linear, M: int) -> Problem | None:
     """What makes the codes of its input; None where it reads floats."""
-    if linear.format not in CODES:
+    if linear.format not in QUANTIZERS:
         return None
-    return Problem(op="quantize_rows", scheme=linear.format, M=M, N=0, K=linear.K, out=linear.out)
+    op, scheme = QUANTIZERS[linear.format]
+    return Problem(op=op, scheme=scheme, M=M, N=0, K=linear.K, out=linear.out)
 
 
 def table(linears: Iterable[Linear], schedules: Schedules) -> Table:
@@ -45,7 +53,7 @@ def table(linears: Iterable[Linear], schedules: Schedules) -> Table:
 
     Weights of few bits are there to save memory, which the float product would undo: nothing decides on them.
     """
-    found = {linear: decisions(linear, schedules) for linear in linears if linear.format in CODES}
+    found = {linear: decisions(linear, schedules) for linear in linears if linear.format in QUANTIZERS}
     return {linear: made for linear, made in found.items() if made is not None}
 
 

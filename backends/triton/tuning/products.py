@@ -6,6 +6,7 @@ run faster. A vendor's products and the float one are the functions that models 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,14 +14,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qcompiler.backends.triton.configurations import Configuration
-from qcompiler.backends.triton.engine.candidates import float_linear, int_mm, scaled_mm
+from qcompiler.backends.triton.engine.candidates import (
+    float_linear,
+    int_mm,
+    scaled_mm,
+    scaled_mm_of_blocks,
+)
+from qcompiler.backends.triton.ops import blocks
 from qcompiler.backends.triton.ops.linear import finished, fp8_linear, int8_linear
 from qcompiler.backends.triton.ops.quantize import quantize_rows
 from qcompiler.backends.triton.signatures import kernel_named
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
 from qcompiler.backends.triton.tuning.families import FLOAT, WIDTHS, mode_of
+from qcompiler.backends.triton.tuning.families.base import format_of
 from qcompiler.backends.triton.tuning.gate import lost, too_far
 from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.numerics import ROW_BLOCK, SQUARE_BLOCK
+from qcompiler.numerics.block_codes import decoded
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SAMPLED = 256  # rows that are compared
@@ -40,6 +50,41 @@ def weights(N: int, K: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (torch.randn(N, K, device=device) / math.sqrt(K)).to(dtype)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How both operands get codes, what these mean in float64, and the op that multiplies them.
+
+    rows: of those that are picked. mode: how sums are made. scaled_mm: a vendor's product of FP8.
+    """
+
+    of_rows: Callable[[Tensor], tuple[Tensor, Tensor]]
+    of_weight: Callable[[Tensor], tuple[Tensor, Tensor]]
+    rows: Callable[[Tensor, Tensor, Tensor], Tensor]
+    weight: Callable[[Tensor, Tensor], Tensor]
+    op: Callable[..., Tensor]
+    mode: str
+    scaled_mm: Callable[..., Tensor]
+
+
+def scheme_of(problem: Problem) -> Scheme:
+    if problem.op == "fp8_block_linear":
+        return Scheme(
+            of_rows=blocks.quantize_blocks, of_weight=blocks.quantize_tiles,
+            rows=lambda a, s, picked: decoded(a.float()[picked], s.t()[picked], ROW_BLOCK),
+            weight=lambda b, t: decoded(b, t, SQUARE_BLOCK), op=blocks.fp8_block_linear,
+            mode="promote128", scaled_mm=scaled_mm_of_blocks,
+        )  # fmt: skip
+    made = partial(quantize_rows, format=format_of(problem))
+    mode, is_fp8 = mode_of(problem), problem.op == "fp8_linear"
+    return Scheme(
+        of_rows=made, of_weight=made,
+        rows=lambda a, s, picked: a.float()[picked].double() * s[picked].double()[:, None],
+        weight=lambda b, t: b.double() * t.double()[:, None],
+        op=partial(fp8_linear, accumulation=mode) if is_fp8 else int8_linear,
+        mode=mode, scaled_mm=partial(scaled_mm, accumulation=mode),
+    )  # fmt: skip
+
+
 def contenders(
     problem: Problem,
     configurations: Mapping[str, Configuration],
@@ -53,13 +98,13 @@ def contenders(
     On a CPU every configuration is the op's reference.
     """
     M, N, K, dtype = problem.M, problem.N, problem.K, DTYPES[problem.out]
-    format = problem.scheme.partition(" ")[0]
+    scheme = scheme_of(problem)
     copies = copies_of(N * K, device)
     x, bias = activations(M, K, dtype, device), torch.randn(N, device=device)
     residual = torch.randn(M, N, device=device).to(dtype) if problem.heavy else None
     activation = "gelu" if problem.heavy else "none"
-    a, s = quantize_rows(x, format)
-    b, t = quantize_rows(weights(N, K, dtype, device), format)
+    a, s = scheme.of_rows(x)
+    b, t = scheme.of_weight(weights(N, K, dtype, device))
     codes = [b.clone() for _ in range(copies)]
     floats = [weights(N, K, dtype, device) for _ in range(copies_of(N * K * WIDTHS[problem.out], device))]
     out, cast = torch.empty(M, N, dtype=dtype, device=device), bias.to(dtype)
@@ -81,13 +126,9 @@ def contenders(
         return call
 
     def reference(configuration: Configuration, rows: Codes) -> Callable[[int], Tensor]:
-        op = {"int8_linear": int8_linear, "fp8_linear": fp8_linear}[problem.op]
-        mode = (mode_of(problem),) if problem.op == "fp8_linear" else ()
-
         def call(copy: int) -> Tensor:
             a, s = rows()
-            y: Tensor = op(a, s, codes[copy], t, bias, residual, activation, *mode, dtype)
-            return y
+            return scheme.op(a, s, codes[copy], t, bias, residual, activation, dtype=dtype)
 
         return call
 
@@ -99,26 +140,28 @@ def contenders(
         return compute(a, s, codes[copy], t, bias, *behind)
 
     vendors: Mapping[str, Callable[..., Tensor]] = {
-        "int_mm": int_mm, "scaled_mm": partial(scaled_mm, accumulation=mode_of(problem))
+        "int_mm": int_mm, "scaled_mm": scheme.scaled_mm
     }  # fmt: skip
     sampled = torch.randperm(M, device=device)[:SAMPLED]
-    sums = a.float()[sampled].double() @ b.double().t()
     beside = residual if residual is None else residual[sampled]
-    wanted = exact(sums, s[sampled], t, bias, beside)
-    to_the_bit = finished(sums.float(), s[sampled], t, bias, beside, activation, dtype)
+    wanted = exact(scheme.rows(a, s, sampled) @ scheme.weight(b, t).t(), bias, beside)
+    to_the_bit = None
+    if problem.op == "int8_linear" and not problem.heavy:
+        sums = (a.double()[sampled] @ b.double().t()).float()
+        to_the_bit = finished(sums, s[sampled], t, bias, beside, activation, dtype)
 
     def wrong(name: str, found: Tensor) -> str:
         if name == FLOAT:  # of other weights; it is nobody's reference
             return ""
-        if format == "int8" and not problem.heavy and not torch.equal(found[sampled], to_the_bit):
+        if to_the_bit is not None and not torch.equal(found[sampled], to_the_bit):
             return f"{int((found[sampled] != to_the_bit).sum())} numbers are not those of exact sums"
-        return too_far(found[sampled], wanted, lost(mode_of(problem), K))
+        return too_far(found[sampled], wanted, lost(scheme.mode, K))
 
     make = reference if device.type == "cpu" else ours
     calls: dict[str, Callable[[int], Tensor]] = {}
     inputs: list[tuple[str, Codes]] = [("", lambda: (a, s))]
     if quantized:
-        inputs.append((QUANTIZED, lambda: quantize_rows(x, format)))
+        inputs.append((QUANTIZED, lambda: scheme.of_rows(x)))
     for suffix, rows in inputs:
         calls |= {f"{name}{suffix}": make(one, rows) for name, one in configurations.items()}
         calls |= {f"{name}{suffix}": partial(vendor, vendors[name], rows) for name in peers if name != FLOAT}
@@ -127,7 +170,7 @@ def contenders(
     return Contenders(calls=calls, copies=copies, wrong=wrong)
 
 
-def exact(sums: Tensor, s: Tensor, t: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    """act(sums s t + bias) + residual in float64."""
-    y = sums * s.double()[:, None] * t.double() + bias.double()
+def exact(y: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    """act(y + bias) + residual in float64."""
+    y = y + bias.double()
     return y if residual is None else F.gelu(y) + residual.double()

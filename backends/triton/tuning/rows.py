@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qcompiler.backends.triton.configurations import Configuration
-from qcompiler.backends.triton.ops import hadamard, norm, quantize
+from qcompiler.backends.triton.ops import blocks, hadamard, norm, quantize
 from qcompiler.backends.triton.ops.quantize_both import PURPOSES, quantize_both
 from qcompiler.backends.triton.ops.quantize_both import launched as launched_both
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
@@ -19,6 +19,8 @@ from qcompiler.backends.triton.tuning.families import FLOAT, mode_of
 from qcompiler.backends.triton.tuning.families.base import format_of
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.products import DTYPES, activations
+from qcompiler.numerics import ROW_BLOCK
+from qcompiler.numerics.block_codes import block_codes
 from qcompiler.numerics.hadamard import hadamard as hadamard_matrix
 from qcompiler.numerics.philox import noise_key, uniform
 
@@ -184,9 +186,24 @@ def of_hadamard(problem: Problem, device: torch.device) -> Kind:
     )  # fmt: skip
 
 
+def of_blocks(problem: Problem, device: torch.device) -> Kind:
+    """Scales are [blocks, M]."""
+    picked = some(problem.M)
+
+    def wrong(found: Made, x: Tensor) -> str:
+        q, s = found
+        return differs((q[picked], s[:, picked]), blocks.quantize_blocks(x[picked].cpu()))
+
+    def apart(x: Tensor) -> Made:
+        return block_codes(x, ROW_BLOCK, format_of(problem))
+
+    return Kind(reference=blocks.quantize_blocks, kernel=blocks.quantized, apart=apart, wrong=wrong)
+
+
 KINDS: Mapping[str, Callable[[Problem, torch.device], Kind]] = {
     "quantize_rows": of_rows,
     "quantize_both": of_both,
+    "quantize_blocks": of_blocks,
     "norm_quantize": of_norms,
     "hadamard_quantize": of_hadamard,
 }

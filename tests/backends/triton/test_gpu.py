@@ -9,13 +9,16 @@ from torch import Tensor
 from qcompiler.backends.triton.ops import (
     append_kv,
     decode_attention,
+    fp8_block_linear,
     fp8_linear,
     hadamard_quantize,
     int8_linear,
     low_bit_linear,
     norm_quantize,
+    quantize_blocks,
     quantize_both,
     quantize_rows,
+    quantize_tiles,
     weight_only_linear,
 )
 from qcompiler.backends.triton.ops.device import capability
@@ -26,6 +29,7 @@ from qcompiler.numerics.philox import noise_key
 from tests.backends.groups import hard
 from tests.backends.triton.cases.attention import cache, exact, stored
 from tests.backends.triton.cases.base import same
+from tests.backends.triton.cases.blocks import operands as block_operands
 from tests.backends.triton.cases.both import hard_matrix
 from tests.backends.triton.cases.products import operands
 from tests.backends.triton.cases.rows import hard_rows
@@ -111,6 +115,27 @@ def test_fp8_products_are_near_float64(M: int, N: int, K: int, mode: str) -> Non
     found = fp8_linear(*on_gpu(a, s, b, t, None, None), "none", mode, torch.float16)
     error, allowed = relative(found.cpu(), exact, lost(mode, K))
     assert error <= allowed
+
+
+@pytest.mark.parametrize("columns", [256, 100, 5000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_codes_of_blocks_are_those_of_the_cpu(dtype: torch.dtype, columns: int) -> None:
+    """Of activations by a kernel, and of weights by torch on either device."""
+    needs_fp8()
+    x = hard_rows(columns, dtype)
+    for make in (quantize_blocks, quantize_tiles):
+        assert all(same(one.cpu(), other) for one, other in zip(make(x.cuda()), make(x), strict=True))
+
+
+@pytest.mark.parametrize(("M", "N", "K"), [(256, 512, 1024), (300, 200, 144), (5, 24, 16)])
+def test_block_products_are_those_of_the_cpu(M: int, N: int, K: int) -> None:
+    """Sums of 128 are at most 2^13, which are exact in tensor cores too."""
+    needs_fp8()
+    given = block_operands(M, N, K)
+    beside = (torch.randn(N), torch.randn(M, N).bfloat16())
+    wanted = fp8_block_linear(*given, *beside, "none", torch.bfloat16)
+    found = fp8_block_linear(*on_gpu(*given, *beside), "none", torch.bfloat16)
+    assert same(found.cpu(), wanted)
 
 
 @pytest.mark.parametrize("adds", [False, True])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.tuning.families.base import FLOAT, WIDTHS, Family, loosened, mode_of
+from qcompiler.backends.triton.tuning.families.blocks import BLOCKS
 from qcompiler.backends.triton.tuning.families.products import KINDS, PRODUCTS
 from qcompiler.backends.triton.tuning.families.rows import ROWS
 from qcompiler.backends.triton.tuning.families.weight_only import WEIGHT_ONLY
@@ -15,6 +16,7 @@ from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.errors import InputError, TargetError
 
 __all__ = [
+    "BLOCKS",
     "FAMILIES",
     "FLOAT",
     "KINDS",
@@ -30,7 +32,7 @@ __all__ = [
     "written",
 ]
 
-FAMILIES: Mapping[str, Family] = {**PRODUCTS, **WEIGHT_ONLY, **ROWS}
+FAMILIES: Mapping[str, Family] = {**PRODUCTS, **BLOCKS, **WEIGHT_ONLY, **ROWS}
 """By op."""
 
 

@@ -27,7 +27,7 @@ from qcompiler.errors import TargetError
 SIDES = (64, 128, 256)
 DEPTHS = (64, 128)
 PROMOTES: Mapping[str, Mapping[str, Any]] = {"fast": {"PROMOTE": None}, "promote128": {"PROMOTE": 128}}
-KINDS = {"int8_matmul": "int8", "fp8_matmul": "fp8"}
+KINDS = {"int8_matmul": "int8", "fp8_matmul": "fp8", "fp8_block_matmul": "fp8"}
 
 
 def space(kernel: str) -> Callable[[Problem, int], Iterator[Configuration]]:

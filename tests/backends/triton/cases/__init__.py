@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tests.backends.triton.cases.attention import ATTENTION
+from tests.backends.triton.cases.blocks import BLOCKS
 from tests.backends.triton.cases.both import BOTH
 from tests.backends.triton.cases.hadamard import HADAMARD
 from tests.backends.triton.cases.norms import NORMS
@@ -25,6 +26,7 @@ CASES: Mapping[str, Callable[[], None]] = {
     **NORMS,
     **HADAMARD,
     **PRODUCTS,
+    **BLOCKS,
     **STORAGE,
     **ATTENTION,
     **WEIGHT_ONLY,

@@ -18,6 +18,7 @@ PROBLEMS = [
     Problem(op="quantize_rows", scheme="e4m3", M=5, N=0, K=70),
     Problem(op="quantize_both", scheme="int8", M=21, N=0, K=35, out="fp32"),
     Problem(op="quantize_both", scheme="int8 drawn ragged", M=21, N=0, K=35),
+    Problem(op="quantize_blocks", scheme="e4m3", M=5, N=0, K=200),
     Problem(op="norm_quantize", scheme="int8 rms residual", M=5, N=0, K=70),
     Problem(op="norm_quantize", scheme="e4m3 layer floats", M=5, N=0, K=70, out="fp16"),
     Problem(op="hadamard_quantize", scheme="int8 32", M=5, N=0, K=96),

@@ -78,9 +78,11 @@ def test_every_candidate_may_run_and_has_a_name_of_its_own(op: str, device: Devi
 SCHEMES = {
     "int8_linear": ("int8",),
     "fp8_linear": ("e4m3 fast", "e4m3 promote128"),
+    "fp8_block_linear": ("e4m3",),
     "weight_only_linear": ("w4h_g128", "w2h_g64 zeros", "w8_g128 gated"),
     "quantize_rows": ("int8", "e4m3"),
     "quantize_both": ("int8", "int8 drawn", "e4m3 drawn ragged"),
+    "quantize_blocks": ("e4m3",),
     "norm_quantize": ("int8 rms residual", "e4m3 layer floats"),
     "hadamard_quantize": ("int8 256",),
 }
@@ -104,11 +106,13 @@ def problems(op: str) -> list[Problem]:
 FREE = {
     "int8_matmul": {"BM", "BN", "BK", "GROUP", "DESCRIPTORS"},
     "fp8_matmul": {"BM", "BN", "BK", "GROUP", "DESCRIPTORS"},
+    "fp8_block_matmul": {"BM", "BN"},
     "weight_only_gemv": {"BN"},
     "weight_only_gemm": {"BM", "BN"},
     "quantize_rows": {"BLOCK"},
     "quantize_long_rows": {"BLOCK"},
     "quantize_both": {"BM", "BK"},
+    "quantize_blocks": {"BM"},
     "norm_quantize": {"BLOCK", "LEVELS"},
     "hadamard_quantize": {"BLOCK"},
 }
@@ -143,6 +147,8 @@ def test_a_bucket_of_rows_has_one_kernel() -> None:
 
 def test_rows_of_8_bits_are_not_asked_of_devices_without_them() -> None:
     assert space(replace(LARGE, op="fp8_linear", scheme="e4m3 fast"), 80) == []
+    for op in ("fp8_block_linear", "quantize_blocks"):
+        assert space(replace(LARGE, op=op, scheme="e4m3"), 80) == []
 
 
 def test_an_unknown_op_is_refused_in_a_sentence() -> None:
