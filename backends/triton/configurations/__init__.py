@@ -4,6 +4,7 @@ from qcompiler.backends.triton.configurations.attention import ATTENTION
 from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
 from qcompiler.backends.triton.configurations.both import BOTH
 from qcompiler.backends.triton.configurations.hadamard import HADAMARD
+from qcompiler.backends.triton.configurations.known import KNOWN
 from qcompiler.backends.triton.configurations.norms import NORMS
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
@@ -18,6 +19,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     *BOTH,
     *NORMS,
     *HADAMARD,
+    *KNOWN,
     *PRODUCTS,
     *STORAGE,
     *ATTENTION,

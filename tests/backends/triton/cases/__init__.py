@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from tests.backends.triton.cases.attention import ATTENTION
 from tests.backends.triton.cases.both import BOTH
 from tests.backends.triton.cases.hadamard import HADAMARD
+from tests.backends.triton.cases.known import KNOWN
 from tests.backends.triton.cases.norms import NORMS
+from tests.backends.triton.cases.onward import ONWARD
 from tests.backends.triton.cases.products import PRODUCTS
 from tests.backends.triton.cases.rows import ROWS
 from tests.backends.triton.cases.schedules import SCHEDULES
@@ -25,6 +27,8 @@ CASES: Mapping[str, Callable[[], None]] = {
     **NORMS,
     **HADAMARD,
     **PRODUCTS,
+    **KNOWN,
+    **ONWARD,
     **STORAGE,
     **ATTENTION,
     **WEIGHT_ONLY,
