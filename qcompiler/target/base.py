@@ -107,7 +107,9 @@ class Target:
     dynamic_kernel: str | None = None
     dynamic_formats: tuple[str, ...] = ("uint8",)  # of activations whose range is taken at run time
     range_of: RangeOf = "tensor"  # what such a range is of; that of a row is symmetric
-    calibrated: bool = True  # whether kernels read codes whose range is known before
+    # Formats of activations whose range is known before that kernels read; None: all of `activations`.
+    calibrated_formats: tuple[str, ...] | None = None
+    zero_points: bool = True  # whether such codes may have a zero point
     floats: frozenset[torch.dtype] = frozenset({torch.float32})  # that models may compute in
     rotary: bool = False  # whether a kernel computes `qcompiler::rotary`
     attention: AttentionKernel | None = None

@@ -2,10 +2,10 @@
 
     y[m, n] = act((sum_k a[m, k] b[n, k]) s_m t_n + bias_n) + residual[m, n]
 
-Of a candidate that reads floats, a and b are floats, and there are no scales; of one that reads a weight of
-few bits, a is floats, and the other three are its codes, scales and zero points. Which one computes is said
-by decisions over M, so a candidate is here because it can, and never because it is assumed to be fast. Names
-are those of `tuning.families`: an op's, or a peer's.
+Where rows have no scales of their own there is no s_m. Of a candidate that reads floats, a and b are floats,
+and there are no scales; of one that reads a weight of few bits, a is floats, and the other three are its
+codes, scales and zero points. Which one computes is said by decisions over M, so a candidate is here because
+it can, and never because it is assumed to be fast. Names are those of `tuning.families`: of an op, or a peer.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,12 +29,14 @@ qc = torch.ops.qcompiler
 class Candidate:
     """format: of the codes that it stands for. reads_codes: else it reads floats, and codes are decoded once.
 
+    onward: the same with codes for its result, by a scale that it is given; None where it knows no such way.
     more: arguments beside those that all have. refuses: why it cannot compute [M, K] times [N, K], or "".
     """
 
     name: str
     format: str
     compute: Callable[..., Tensor]
+    onward: Callable[..., Tensor] | None = None
     reads_codes: bool = True
     more: Mapping[str, Any] = field(default_factory=dict)
     refuses: Callable[[int, int], str] = lambda M, N: ""
@@ -57,7 +59,7 @@ def float_linear(
 
 def int_mm(
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b: Tensor,
     b_scale: Tensor,
     bias: Tensor | None,
@@ -102,7 +104,10 @@ def multiples(of: int, above: int = 0) -> Callable[[int, int], str]:
 
 
 CANDIDATES: tuple[Candidate, ...] = (
-    Candidate(name="int8_linear", format="int8", compute=qc.triton_int8_linear.default),
+    Candidate(
+        name="int8_linear", format="int8", compute=qc.triton_int8_linear.default,
+        onward=qc.triton_linear_codes.default,
+    ),
     Candidate(
         name="fp8_linear", format="e4m3", compute=qc.triton_fp8_linear.default,
         more={"accumulation": "fast"},
@@ -131,6 +136,7 @@ OURS: Mapping[str, str] = {
     "int8": "int8_linear", "e4m3": "fp8_linear", **dict.fromkeys(LAYOUTS, "weight_only_linear"),
 }  # fmt: skip
 """By format, the candidate that refuses nothing that is lowered."""
+ONWARD = "linear_codes"  # what reports call the way of a candidate that hands on codes
 
 
 def candidate(name: str, format: str) -> Candidate | None:

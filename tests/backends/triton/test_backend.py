@@ -230,6 +230,13 @@ def test_epilogues_take_activations_and_residuals() -> None:
     assert {layer.reason for layer in merged} == {"merged into another kernel"}
 
 
+def test_a_relu_is_taken_along() -> None:
+    executable, _, inputs = lowered("mlp")
+    assert [layer.activation for layer in executable.layers.found] == ["relu", "silu", "none"]
+    assert [layer.problem.heavy for layer in executable.layers.found] == [False, True, False]
+    assert not calls(executable, inputs, torch.ops.aten.relu.default)
+
+
 def test_weights_are_rows_of_whole_sixteens() -> None:
     executable, _, inputs = lowered("mlp")
     executable(inputs)
@@ -288,9 +295,9 @@ def test_fp8_is_refused_where_there_are_no_units_for_it() -> None:
         explain(model.eval(), inputs, recipe="fp8-dynamic", target="cuda-sm80")
 
 
-def test_calibrated_ranges_have_no_kernel_and_the_plan_says_which_recipe_has() -> None:
+def test_calibrated_fp8_has_no_kernel_and_the_plan_says_which_recipe_has() -> None:
     model, inputs = example("mlp")
-    plan = explain(model.eval(), inputs, recipe="int8", target="cuda").plan
+    plan = explain(model.eval(), inputs, recipe="fp8", target="cuda").plan
     linears = [layer for layer in plan.layers if layer.op == "linear"]
     assert {layer.precision for layer in linears} == {"float"}
     assert all(layer.why.endswith("use a dynamic recipe") for layer in linears)
@@ -328,10 +335,10 @@ def test_what_reads_a_value_is_weighed_together() -> None:
     executable, *_ = lowered("block")
     qkv = [layer for layer in executable.layers.found if layer.x is executable.layers.found[0].x]
     large = [replace(layer, problem=Problem(format="int8", N=N, K=N)) for layer in qkv]
-    found = predict.weighed(large[0].x, large, M, (), H100)
+    found = predict.weighed(large[0].x, large, M, (), {}, H100)
     assert len(large) == 3 and found.us == pytest.approx(together * 1e6)
     assert found.kept and not pays(M, N, N) and "predicted, 1.33x needed" in found.why
-    alone = predict.weighed(large[0].x, large, M, [layer.anchor.name for layer in large], H100)
+    alone = predict.weighed(large[0].x, large, M, [layer.anchor.name for layer in large], {}, H100)
     assert alone.us == alone.float_us and not alone.kept
 
 
