@@ -23,7 +23,8 @@ from qcompiler.backends.triton.decisions import DEFAULT, Decisions, Table
 from qcompiler.backends.triton.engine.candidates import ONWARD, OURS, Candidate, candidate
 from qcompiler.backends.triton.engine.capture import Captures
 from qcompiler.backends.triton.engine.layers import Layer, Layers
-from qcompiler.backends.triton.engine.lower import Program, handed_on, lower
+from qcompiler.backends.triton.engine.lower import Program, lower
+from qcompiler.backends.triton.engine.onward import handed_on
 from qcompiler.backends.triton.engine.predict import device_for, predictions
 from qcompiler.backends.triton.engine.verify import distance
 from qcompiler.backends.triton.tuning.families import FLOAT

@@ -5,6 +5,8 @@
     linear(dq(quantize(x, s)), dq(w), b)    -->  a = triton_quantize_by_scale(rows(x), s, format)
                                                  y = candidate(a, None, packed(w), s t, b, residual, act, ..)
     quantize(that, u), read by such alone   -->  a = the same with codes for its result, by u
+    quantize_rows(a long result)            -->  y, m = the same with maxima of rows
+                                                 a, s = triton_quantize_by_amax(y, m, format)
     linear(x, dq(w in groups), b)           -->  y = candidate(rows(x), w, t, z, b, residual, act, dtype)
 
 Everything else stays as it is. The graph holds no sizes, so it serves all calls for which the same
@@ -12,7 +14,7 @@ candidates were chosen.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.fx import Node
 from qcompiler.backends.reference import coded
 from qcompiler.backends.triton.engine.candidates import ONWARD, Candidate
 from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.engine.onward import end, handed_on, peaked, read, source
 from qcompiler.backends.triton.engine.weights import tensor, weight_of
 from qcompiler.backends.triton.ops.linear import lies_askew
 from qcompiler.backends.triton.ops.quantize import padded
@@ -80,7 +83,7 @@ def lower(graph: Graph, layers: Sequence[Layer], chosen: Mapping[str, Candidate]
     """A program of the same inputs and results; `chosen` is by the name of a layer's anchor."""
     handed = handed_on(layers, chosen)
     ends = {end(layer, handed): layer for layer in layers}
-    needed, made = read(graph, ends, handed), Lowering(graph, handed)
+    needed, made = read(graph, ends, handed), Lowering(graph, handed, peaked(layers, chosen))
     for node in graph.fx.nodes:
         if node in ends:
             made.compute(ends[node], chosen[ends[node].anchor.name])
@@ -89,52 +92,17 @@ def lower(graph: Graph, layers: Sequence[Layer], chosen: Mapping[str, Candidate]
     return made.finished()
 
 
-def handed_on(layers: Sequence[Layer], chosen: Mapping[str, Candidate]) -> dict[Node, Layer]:
-    """The `quantize` -> the layer that computes it, where its choice can, and all its readers read codes."""
-    return {
-        layer.onward: layer
-        for layer in layers
-        if layer.onward is not None
-        and chosen[layer.anchor.name].onward is not None
-        and all(chosen[each.anchor.name].reads_codes for each in layers if each.coded is layer.onward)
-    }
-
-
-def read(graph: Graph, ends: Mapping[Node, Layer], handed: Mapping[Node, Layer]) -> set[Node]:
-    """What is computed still: what results follow from, where a layer reads floats, or codes handed on."""
-    found: set[Node] = set(graph.inputs)
-    waiting = [graph.output]
-    while waiting:
-        node = waiting.pop()
-        if node in found:
-            continue
-        found.add(node)
-        layer = ends.get(node)
-        reads = node.all_input_nodes if layer is None else (source(layer, handed), layer.bias, layer.residual)
-        waiting += [each for each in reads if each is not None]
-    return found
-
-
-def end(layer: Layer, handed: Mapping[Node, Layer]) -> Node:
-    """The value of the graph that a layer computes."""
-    return layer.onward if layer.onward is not None and layer.onward in handed else layer.result
-
-
-def source(layer: Layer, handed: Mapping[Node, Layer]) -> Node:
-    """The value of the graph that a layer is computed from."""
-    return layer.coded if layer.coded is not None and layer.coded in handed else layer.x
-
-
 class Lowering:
     """One lowering under way."""
 
-    def __init__(self, graph: Graph, handed: Mapping[Node, Layer]) -> None:
-        self.graph, self.fx, self.handed = graph, fx.Graph(), handed
+    def __init__(self, graph: Graph, handed: Mapping[Node, Layer], peaked: Collection[Node]) -> None:
+        self.graph, self.fx, self.handed, self.peaked = graph, fx.Graph(), handed, peaked
         self.tensors: dict[str, Tensor] = dict(graph.tensors)
         self.now: dict[Node, Node] = {}  # value of the graph -> what stands for it
         self.flat: dict[Node, Node] = {}  # and as rows
         self.even: dict[Node, Node] = {}  # that begin where kernels may read them
         self.quantized: dict[tuple[Node, str], tuple[Node, Node]] = {}
+        self.amax: dict[Node, Node] = {}  # a result -> the maxima of its rows
         self.calibrated: dict[Node, Node] = {}  # `quantize` -> codes
         self.leading: dict[Node, Node] = {}  # codes handed on -> floats of as many rows, in their shape
         self.calls: list[Call] = []
@@ -152,6 +120,9 @@ class Lowering:
         how: dict[str, Any] = {"activation": layer.activation, **by.more}
         if hands_codes:
             y = self.call(layer.anchor.name, by.onward, *given, scale=self.scale(y_is), **how)
+        elif y_is in self.peaked:
+            both = self.call(layer.anchor.name, by.peaked, *given, dtype=layer.dtype, **how)
+            y, self.amax[y_is] = self.parts(both)
         else:
             y = self.call(layer.anchor.name, by.compute, *given, dtype=layer.dtype, **how)
         self.calls.append(
@@ -191,10 +162,17 @@ class Lowering:
     def codes(self, x: Node, format: str) -> tuple[Node, Node]:
         """Codes and scales of rows, which all that read the value share."""
         if (x, format) not in self.quantized:
-            both = self.call(f"{x.name}_q", qc.triton_quantize_rows.default, self.rows(x), format)
-            found = [self.call("part", operator.getitem, both, index) for index in range(2)]
-            self.quantized[x, format] = (found[0], found[1])
+            name, flat = f"{x.name}_q", self.rows(x)
+            if x in self.amax:
+                both = self.call(name, qc.triton_quantize_by_amax.default, flat, self.amax[x], format)
+            else:
+                both = self.call(name, qc.triton_quantize_rows.default, flat, format)
+            self.quantized[x, format] = self.parts(both)
         return self.quantized[x, format]
+
+    def parts(self, both: Node) -> tuple[Node, Node]:
+        first, second = (self.call("part", operator.getitem, both, index) for index in range(2))
+        return first, second
 
     def by_one_scale(self, layer: Layer, coded: Node) -> Node:
         """Codes that were handed on, or are made by a known scale, which all that read them share."""

@@ -18,7 +18,7 @@ from qcompiler.api import explain
 from qcompiler.backends.memory import memory_of
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.triton.decisions import Decisions, Problem
-from qcompiler.backends.triton.engine import predict
+from qcompiler.backends.triton.engine import onward, predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable, device_of
 from qcompiler.backends.triton.tuning import profit
@@ -228,6 +228,21 @@ def test_epilogues_take_activations_and_residuals() -> None:
     merged = [layer for layer in executable.execution(decision.plan).layers if not layer.kernel]
     assert [layer.node.split("_")[0] for layer in merged] == ["add", "gelu", "add"]
     assert {layer.reason for layer in merged} == {"merged into another kernel"}
+
+
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "fp8-dynamic"])
+def test_rows_that_a_quantizer_would_read_twice_bring_their_maxima(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond what a program holds, and only behind what is heavy anyway; the codes are the same."""
+    for held, wanted in ((onward.HELD, 0), (16, 1)):
+        monkeypatch.setattr(onward, "HELD", held)
+        executable, _, inputs = lowered("mlp", recipe)
+        assert calls(executable, inputs, ops.triton_linear_amax.default) == wanted
+        assert calls(executable, inputs, ops.triton_quantize_by_amax.default) == wanted
+        assert all(each.max_lsb == 0 for each in executable.verify(inputs))
+        if recipe == "int8-dynamic":
+            assert torch.equal(executable(inputs)[0], reference(executable, inputs)[0])
 
 
 def test_a_relu_is_taken_along() -> None:
