@@ -49,7 +49,8 @@ def int8_linear(
 ) -> Tensor:
     """int8 [M, K] and [N, K], scales float32 [M], or None, and [N]  -->  [M, N] of a dtype.
 
-    Sums of products are exact integers, rounded to float32 once. K is a multiple of 16, at most 133,144.
+    Sums of products are exact integers, rounded to float32 once. K is a multiple of 16, at most 133,144, or
+    132,104 if codes of a may be -128, as those of `triton_quantize_by_scale` may.
     """
     checked(a, b, a_scale, b_scale, bias, residual, activation, torch.int8)
     return finished(summed(a, b.t()).float(), a_scale, b_scale, bias, residual, activation, dtype)

@@ -61,6 +61,17 @@ def test_codes_and_scales_are_those_of_the_cpu(format: str, dtype: torch.dtype, 
         assert same(found.cpu(), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("format", "scale"), [("int8", 1.0), ("int8", 0.03), ("e4m3", 0.01)])
+def test_codes_by_one_scale_are_those_of_the_cpu(format: str, scale: float, dtype: torch.dtype) -> None:
+    """NaN among them, of which the interpreter makes a number of FP8."""
+    if format == "e4m3":
+        needs_fp8()
+    x, given = hard_rows(5000, dtype), torch.tensor([scale])
+    found = quantize_by_scale(x.cuda(), given.cuda(), format)
+    assert same(found.cpu(), quantize_by_scale(x, given, format))
+
+
 @pytest.mark.parametrize(("M", "K"), [(256, 512), (300, 200), (77, 33)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("format", ["int8", "e4m3"])
