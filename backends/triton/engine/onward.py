@@ -1,7 +1,10 @@
-"""Which results of layers go on in codes, or with what is needed to make codes of them.
+"""What results of layers go on as, where other layers read them.
 
-what a layer hands on  =  the codes that its readers read, where all of them do
-                          or floats, with the maxima of rows that a quantizer would read twice
+    codes                     where all that read them read codes, by a scale that is known
+    floats and row maxima     where a quantizer would have to read its rows twice
+    floats                    elsewhere
+
+Which of these it is depends on what computes the layers, and so on the rows of a call.
 """
 
 from collections.abc import Mapping, Sequence
