@@ -13,12 +13,13 @@ help:  ## show this list
 
 setup: $(STAMP)  ## create .venv and install everything (PYTHON=... picks another interpreter)
 
-# Only a changed pyproject.toml or constraints.txt, or an interrupted run, installs again.
+# Only a changed pyproject.toml or constraints.txt, or an interrupted run, installs again. Most of what is
+# installed is never imported, so Python compiles what is when it is.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || command -v $(PYTHON) >/dev/null || \
 		{ echo "$(PYTHON) is not here: install Python 3.11, or say make setup PYTHON=/path/to/python."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup  ## compile LeNet to int8, export it and write out/lenet/report.html

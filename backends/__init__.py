@@ -23,7 +23,7 @@ BACKENDS = {
     "reference": ("qcompiler.backends.reference", "Reference"),
 }
 AUTO = "auto"
-TUNED = ("tvm",)  # those that read measured schedules from a database
+TUNED = ("tvm", "triton")  # those that read measured schedules from a database
 
 
 def find_backend(name: str, target: Target, *, database: str | Path | None = None) -> Backend:
@@ -35,7 +35,8 @@ def find_backend(name: str, target: Target, *, database: str | Path | None = Non
         )
     if database is not None and chosen not in TUNED:
         raise InputError(
-            f"backend '{chosen}' reads no database of schedules", fix=f"leave it out, or use {TUNED[0]}"
+            f"backend '{chosen}' reads no database of schedules",
+            fix=f"leave it out, or use {' or '.join(TUNED)}",
         )
     module, member = BACKENDS[chosen]
     options = {} if database is None else {"database": Path(database)}

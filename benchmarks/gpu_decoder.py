@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from benchmarks import gpu_weights
 from benchmarks.gpu_contest import OPS, Cell, op
+from qcompiler.backends.triton.layouts import restored
 from qcompiler.backends.triton.ops.quantize import quantize_rows
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
 from qcompiler.backends.triton.tuning.families import FLOAT
@@ -239,7 +240,8 @@ def decode(of: Layer, sequences: int, tokens: int, small: bool, device: torch.de
     x = torch.randn(sequences, of.width, device=device).to(DTYPE)
     w, g = matrices(of, device), torch.ones(of.width, device=device, dtype=DTYPE)
     scheme = gpu_weights.SCHEMES[1 if small else 0]
-    few = {name: gpu_weights.weight(scheme, one.shape[0], one.shape[1], device) for name, one in w.items()}
+    packed = {name: gpu_weights.weight(scheme, len(one), one.shape[1], device) for name, one in w.items()}
+    few = {name: (one.codes, one.scales) for name, one in packed.items()}
     shape = (sequences, of.kv_heads, tokens, of.head)
     k, v = (torch.randn(shape, device=device).to(DTYPE) for _ in range(2))
     cache = [quantize_rows(one.flatten(0, 2), "int8") for one in (k, v)]
@@ -270,12 +272,6 @@ def decode(of: Layer, sequences: int, tokens: int, small: bool, device: torch.de
         h = linear(held["o"], y.view(sequences, of.width), x)
         return linear(held["down"], linear(held["up"], F.rms_norm(h, (of.width,), g, EPS), gate=True), h)
 
-    kept = {name: restored(*one, scheme) for name, one in few.items()}
+    kept = {name: restored(one).to(DTYPE) for name, one in packed.items()}
     plain, near = plain_layer(of, w, g, attend), plain_layer(of, kept, g, attend)
     return contest(ours, plain, near, x, copies, small)
-
-
-def restored(codes: Tensor, scales: Tensor, scheme: str) -> Tensor:
-    lay = gpu_weights.layouts()
-    kept: Tensor = lay.restored(lay.Weight(codes=codes, scales=scales, zeros=None, layout=scheme))
-    return kept.to(DTYPE)

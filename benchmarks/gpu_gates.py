@@ -29,10 +29,12 @@ from benchmarks.gpu_contest import (
     op,
     reason,
 )
+from qcompiler.backends.triton.layouts import restored
 from qcompiler.backends.triton.ops.linear import finished
 from qcompiler.backends.triton.ops.quantize import CODES
 from qcompiler.backends.triton.tuning.bench import Contenders
-from qcompiler.backends.triton.tuning.products import FAST, FLOOR
+from qcompiler.backends.triton.tuning.gate import lost, relative
+from qcompiler.backends.triton.tuning.rows import EPS
 from qcompiler.numerics.hadamard import transform
 
 Found = tuple[float, float]
@@ -165,13 +167,13 @@ def same(found: Tensor, wanted: Tensor) -> bool:
 
 
 def normed(x: Tensor, weight: Tensor, format: str) -> tuple[Tensor, ...]:
-    made = op("norm_quantize")(x, None, weight, None, None, "rms", gpu_rows.EPS, format, False)
+    made = op("norm_quantize")(x, None, weight, None, None, "rms", EPS, format, False)
     return made[0], made[1]
 
 
 def rms(x: Tensor, weight: Tensor) -> Tensor:
     wide = x.double()
-    return wide * (wide.square().mean(1, keepdim=True) + gpu_rows.EPS).rsqrt() * weight.double()
+    return wide * (wide.square().mean(1, keepdim=True) + EPS).rsqrt() * weight.double()
 
 
 BLOCK = 16
@@ -211,23 +213,13 @@ def fp8_linear(mode: str, M: int, N: int, K: int, device: torch.device) -> Found
     a, s, b, t = operands(M, N, K, "e4m3", device)
     found = op("fp8_linear")(a, s, b, t, None, None, "none", mode, torch.bfloat16)
     wanted = (a.double() * s.double()[:, None]) @ (b.double() * t.double()[:, None]).t()
-    return relative(found, wanted, FAST if mode == "fast" else 0.0)
+    return relative(found, wanted, lost(mode, K))
 
 
 def weight_only(scheme: str, M: int, device: torch.device) -> Found:
     x = hard(M, 256, device) if M > 2 else torch.randn(M, 256, device=device).bfloat16()
-    codes, scales = gpu_weights.weight(scheme, 192, 256, device)
-    found = gpu_weights.linear(x, codes, scales, scheme)
-    return relative(found, gpu_weights.exact(x, codes, scales, scheme), 0.0)
-
-
-def relative(found: Tensor, wanted: Tensor, allowed: float) -> Found:
-    """|found - wanted| / |wanted|, beside 1.5 times what rounding to the result's type makes of it."""
-    if not torch.equal(found.isnan(), wanted.isnan()):
-        return float("inf"), allowed
-    there, found = wanted.nan_to_num(), found.double().nan_to_num()
-    floor = float((there.bfloat16().double() - there).norm() / there.norm())
-    return float((found - there).norm() / there.norm()), max(FLOOR * floor, allowed)
+    w = gpu_weights.weight(scheme, 192, 256, device)
+    return relative(gpu_weights.linear(x, w), x.double() @ restored(w).double().t())
 
 
 def contenders(prepare: Callable[[torch.device], Contenders], device: torch.device) -> Found:

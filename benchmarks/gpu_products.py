@@ -109,6 +109,11 @@ def default(problem: Problem) -> Fit:
     return {written(one): one for one in space(problem, 90)[:1]}
 
 
+def tabled(problem: Problem, device: torch.device) -> Configuration:
+    """What runs where nothing was measured."""
+    return space(problem, described(device).capability)[0]
+
+
 Key = tuple[str, str, str]
 """Op, scheme and candidate: sizes are arguments of a kernel, and no part of it."""
 

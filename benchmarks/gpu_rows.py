@@ -6,7 +6,7 @@ bytes: what each number costs at least, so a kernel that reads it twice is charg
 no other way is known.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,45 +14,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.gpu_contest import COPY, OPS, Cell, op
+from benchmarks.gpu_contest import COPY, OPS, Cell
+from benchmarks.gpu_products import tabled
 from qcompiler.backends.triton.ops.quantize import quantize_rows
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
+from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.products import activations
+from qcompiler.backends.triton.tuning.rows import EPS, contenders, differs
 from qcompiler.ir.storage import recall, store
 from qcompiler.numerics.hadamard import hadamard
 from qcompiler.numerics.philox import noise_key
 
 COLUMNS = 4096
 SIZES = (2**26, 2**24, 2**28)  # numbers
-EPS = 1e-6
 BLOCK = 128  # of the Hadamard transform
-KEPT = 64  # rows, and columns, that are computed again on the CPU
 OURS, APART = "triton", "apart"
 DTYPE = torch.bfloat16
 
 Result = Sequence[Tensor]
 Call = Callable[[int], Result]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """Contenders by name, and why what one of ours made of the first copy is wrong."""
-
-    calls: Mapping[str, Call]
-    wrong: Callable[[Result], str]
+"""On the i-th copy of x."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kernel: bytes of each number that it has to read and write, and how it is called on copies of x."""
+    """A kernel: bytes of each number that it has to read and write, and who else computes the same.
+
+    make: of a problem's sizes on a device, ours as the tuner or a training has it. apart: of a scheme and
+    copies of x, torch's kernels with ours for the codes; None where nobody would do it so.
+    """
 
     op: str
     scheme: str
     needs: str
     kernel: str
     bytes: float
-    make: Callable[[str, list[Tensor]], Made]
-    apart: bool = False
+    make: Callable[[Problem, torch.device], Contenders]
+    apart: Callable[[str, list[Tensor]], Call] | None = None
 
 
 def cells(small: bool) -> Iterator[Cell]:
@@ -63,110 +61,74 @@ def cells(small: bool) -> Iterator[Cell]:
 
 def cell(kind: Kind, M: int, K: int) -> Cell:
     return Cell(
-        op=kind.op, scheme=kind.scheme, M=M, K=K, prepare=partial(prepare, kind, M, K), needs=(kind.needs,),
-        peers=(COPY, APART) if kind.apart else (COPY,), kernel=kind.kernel,
+        op=kind.op, scheme=scheme_of(kind, K), M=M, K=K, prepare=partial(prepare, kind, M, K),
+        needs=(kind.needs,), peers=(COPY, APART) if kind.apart else (COPY,), kernel=kind.kernel,
         bytes=lambda name: {COPY: 4.0, OURS: kind.bytes}.get(name, 0.0) * M * K,
     )  # fmt: skip
 
 
+def scheme_of(kind: Kind, K: int) -> str:
+    return kind.scheme.format(block=min(BLOCK, K))
+
+
 def prepare(kind: Kind, M: int, K: int, device: torch.device) -> Contenders:
     """Results stay where they are until the copy's turn comes again: nothing is written to L2 alone."""
-    copies = copies_of(2 * M * K, device)
-    x = [activations(M, K, DTYPE, device) for _ in range(copies)]
-    made = kind.make(kind.scheme, x)
-    calls: dict[str, Call] = {COPY: lambda copy: [x[copy].clone()], **made.calls}
+    scheme, x = scheme_of(kind, K), copies(M, K, device)
+    made = kind.make(Problem(op=kind.op, scheme=scheme, M=M, N=0, K=K), device)
+    others: dict[str, Call] = {COPY: lambda copy: [x[copy].clone()]}
+    if kind.apart is not None:
+        others[APART] = kind.apart(scheme, x)
     kept: dict[tuple[str, int], Result] = {}
 
     def keeping(name: str, copy: int) -> Tensor:
-        kept[name, copy] = calls[name](copy)
+        kept[name, copy] = others[name](copy)
         return kept[name, copy][0]
 
     def wrong(name: str, found: Tensor) -> str:
-        return "" if name in (COPY, APART) else made.wrong(kept[name, 0])
+        return made.wrong(name, found) if name == OURS else ""
 
-    return Contenders(calls={name: partial(keeping, name) for name in calls}, copies=copies, wrong=wrong)
-
-
-def differs(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
-    """Why what a device made is not what the CPU makes, bit by bit."""
-    off = [int((one.cpu().float() != other.float()).sum()) for one, other in zip(found, wanted, strict=True)]
-    return f"{off} numbers are not those of the CPU" if any(off) else ""
+    calls: dict[str, Callable[[int], Tensor]] = {name: partial(keeping, name) for name in others}
+    calls[OURS] = made.calls[OURS]
+    return Contenders(calls=calls, copies=len(x), wrong=wrong)
 
 
-def picked(found: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
-    """Some rows of each, in float32: that all codes are exact in, and torch can pick from."""
-    return [one.float()[rows] for one in found]
-
-
-def some(count: int, device: torch.device) -> Tensor:
-    return torch.randperm(count, device=device)[:KEPT]
+def copies(M: int, K: int, device: torch.device) -> list[Tensor]:
+    return [activations(M, K, DTYPE, device) for _ in range(copies_of(DTYPE.itemsize * M * K, device))]
 
 
 # ---------------------------------------------------------------- the kernels
 
 
-def codes(scheme: str, x: list[Tensor]) -> Made:
-    rows = some(len(x[0]), x[0].device)
-    wanted = quantize_rows(x[0][rows].cpu(), scheme)
-    return Made(
-        calls={OURS: lambda copy: op("quantize_rows")(x[copy], scheme)},
-        wrong=lambda found: differs(picked(found, rows), wanted),
-    )
+def tuned(problem: Problem, device: torch.device) -> Contenders:
+    """As the tuner has them: what the tables say."""
+    return contenders(problem, {OURS: tabled(problem, device)}, (), device)
 
 
-def codes_both(scheme: str, x: list[Tensor]) -> Made:
-    rows, columns = some(len(x[0]), x[0].device), some(x[0].shape[1], x[0].device)
-    wanted = (
-        *quantize_rows(x[0][rows].cpu(), scheme),
-        *quantize_rows(x[0][:, columns].t().contiguous().cpu(), scheme),
-    )
-
-    def apart(copy: int) -> Result:
-        return (*quantize_rows(x[copy], scheme), *quantize_rows(x[copy].t().contiguous(), scheme))
-
-    def wrong(found: Result) -> str:
-        q, s, r, t = found
-        return differs([*picked((q, s), rows), *picked((r, t), columns)], wanted)
-
-    return Made(calls={OURS: lambda copy: op("quantize_both")(x[copy], scheme), APART: apart}, wrong=wrong)
+def both_apart(scheme: str, x: list[Tensor]) -> Call:
+    return lambda copy: (*quantize_rows(x[copy], scheme), *quantize_rows(x[copy].t().contiguous(), scheme))
 
 
-def norms(scheme: str, x: list[Tensor]) -> Made:
+def norm_apart(scheme: str, x: list[Tensor]) -> Call:
     """RMS norm of x + r; the stream goes on in x's type."""
-    device, K = x[0].device, x[0].shape[1]
-    r, weight = [torch.randn_like(one) for one in x], torch.rand(K, device=device).to(DTYPE)
-    rows = some(len(x[0]), device)
+    K, format = x[0].shape[1], scheme.split(maxsplit=1)[0]
+    r, weight = [torch.randn_like(one) for one in x], torch.rand(K, device=x[0].device).to(DTYPE)
 
-    def ours(x: Tensor, r: Tensor, weight: Tensor) -> Result:
-        codes, scales, h, _ = op("norm_quantize")(x, r, weight, None, None, "rms", EPS, scheme, False)
-        return codes, scales, h
-
-    def apart(copy: int) -> Result:
+    def call(copy: int) -> Result:
         h = x[copy] + r[copy]
-        return (*quantize_rows(F.rms_norm(h, (K,), weight, EPS), scheme), h)
+        return (*quantize_rows(F.rms_norm(h, (K,), weight, EPS), format), h)
 
-    wanted = ours(x[0][rows].cpu(), r[0][rows].cpu(), weight.cpu())
-    return Made(
-        calls={OURS: lambda copy: ours(x[copy], r[copy], weight), APART: apart},
-        wrong=lambda found: differs(picked(found, rows), wanted),
-    )
+    return call
 
 
-def transforms(scheme: str, x: list[Tensor]) -> Made:
-    rows, K = some(len(x[0]), x[0].device), x[0].shape[1]
-    block = min(BLOCK, K)
+def hadamard_apart(scheme: str, x: list[Tensor]) -> Call:
+    format, block = scheme.split(maxsplit=1)[0], int(scheme.split()[1])
     matrix = hadamard(block).to(x[0].device, DTYPE)
-    wanted = op("hadamard_quantize")(x[0][rows].cpu(), block, scheme)
 
-    def apart(copy: int) -> Result:
-        turned = (x[copy].view(-1, K // block, block) @ matrix).view(-1, K)
-        made: Result = quantize_rows(turned, scheme)
+    def call(copy: int) -> Result:
+        made: Result = quantize_rows((x[copy].view(-1, block) @ matrix).view(x[copy].shape), format)
         return made
 
-    return Made(
-        calls={OURS: lambda copy: op("hadamard_quantize")(x[copy], block, scheme), APART: apart},
-        wrong=lambda found: differs(picked(found, rows), wanted),
-    )
+    return call
 
 
 def first(x: Tensor) -> Tensor:
@@ -182,30 +144,41 @@ def installed(device: torch.device) -> None:
         import_module(f"{OPS}install").install(device)
 
 
-def packs(scheme: str, x: list[Tensor]) -> Made:
-    installed(x[0].device)
-    bits, key = int(scheme.removesuffix(" bits")), noise_key(1, 2, 3)
-    its = key.to(x[0].device)
-    wanted = store(first(x[0]), key, 0, bits)
-    return Made(
-        calls={OURS: lambda copy: store(x[copy], its, 0, bits)},
-        wrong=lambda found: differs(
-            [one[: len(other)] for one, other in zip(found, wanted, strict=True)], wanted
-        ),
+def packs(problem: Problem, device: torch.device) -> Contenders:
+    installed(device)
+    x, bits, key = copies(problem.M, problem.K, device), bits_of(problem), noise_key(1, 2, 3)
+    its, wanted = key.to(device), store(first(x[0]), key, 0, bits)
+    made: dict[int, Result] = {}
+
+    def call(copy: int) -> Tensor:
+        made[copy] = store(x[copy], its, 0, bits)
+        return made[copy][0]
+
+    def wrong(name: str, found: Tensor) -> str:
+        return differs([one[: len(other)] for one, other in zip(made[0], wanted, strict=True)], wanted)
+
+    return Contenders(calls={OURS: call}, copies=len(x), wrong=wrong)
+
+
+def unpacks(problem: Problem, device: torch.device) -> Contenders:
+    installed(device)
+    x, bits, key = copies(problem.M, problem.K, device), bits_of(problem), noise_key(1, 2, 3)
+    held = [store(one, key.to(device), 0, bits) for one in x]
+    few = first(x[0])
+    wanted = unpacked(store(few, key, 0, bits), few, bits)
+    made: dict[int, Tensor] = {}
+
+    def call(copy: int) -> Tensor:
+        made[copy] = unpacked(held[copy], x[copy], bits)
+        return made[copy]
+
+    return Contenders(
+        calls={OURS: call}, copies=len(x), wrong=lambda name, found: differs([found[: len(few)]], [wanted])
     )
 
 
-def unpacks(scheme: str, x: list[Tensor]) -> Made:
-    installed(x[0].device)
-    bits, key = int(scheme.removesuffix(" bits")), noise_key(1, 2, 3)
-    held = [store(one, key.to(one.device), 0, bits) for one in x]
-    few = first(x[0])
-    wanted = [unpacked(store(few, key, 0, bits), few, bits)]
-
-    def wrong(found: Result) -> str:
-        return differs([found[0][: len(few)]], wanted)
-
-    return Made(calls={OURS: lambda copy: [unpacked(held[copy], x[copy], bits)]}, wrong=wrong)
+def bits_of(problem: Problem) -> int:
+    return int(problem.scheme.removesuffix(" bits"))
 
 
 def unpacked(stored: Result, like: Tensor, bits: int) -> Tensor:
@@ -218,19 +191,19 @@ def kinds() -> Iterator[Kind]:
     for scheme in ("int8", "e4m3"):
         yield Kind(
             op="quantize_rows", scheme=scheme, needs=f"{OPS}quantize", kernel="quantize_rows", bytes=3.0,
-            make=codes,
+            make=tuned,
         )  # fmt: skip
         yield Kind(
-            op="norm_quantize", scheme=scheme, needs=f"{OPS}norm", kernel="norm_quantize", bytes=7.0,
-            make=norms, apart=True,
+            op="norm_quantize", scheme=f"{scheme} rms residual", needs=f"{OPS}norm", kernel="norm_quantize",
+            bytes=7.0, make=tuned, apart=norm_apart,
         )  # fmt: skip
         yield Kind(  # a column does not fit on a chip, so everything is read twice
             op="quantize_both", scheme=scheme, needs=f"{OPS}quantize_both", kernel="quantize_both", bytes=6.0,
-            make=codes_both, apart=True,
+            make=tuned, apart=both_apart,
         )  # fmt: skip
         yield Kind(
-            op="hadamard_quantize", scheme=scheme, needs=f"{OPS}hadamard", kernel="hadamard_quantize",
-            bytes=3.0, make=transforms, apart=True,
+            op="hadamard_quantize", scheme=f"{scheme} {{block}}", needs=f"{OPS}hadamard",
+            kernel="hadamard_quantize", bytes=3.0, make=tuned, apart=hadamard_apart,
         )  # fmt: skip
     for bits in (4, 2):
         for name, make in (("store", packs), ("recall", unpacks)):

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from benchmarks.gpu_contest import OPS, Cell, op
 from qcompiler.backends.triton.tuning.bench import Contenders
 from qcompiler.backends.triton.tuning.families import FLOAT
-from qcompiler.backends.triton.tuning.products import FAST, SAMPLED, activations, too_far, weights
+from qcompiler.backends.triton.tuning.gate import lost, too_far
+from qcompiler.backends.triton.tuning.products import SAMPLED, activations, weights
 
 OP, NEEDS = "trained_linear", f"{OPS}training"
 WEIGHT_TOO = " + weight"  # behind a name: codes of the weight are made as well, as once in a step
@@ -68,8 +69,9 @@ def prepare(format: str, M: int, N: int, K: int, device: torch.device) -> Conten
         """FP8 sums forward as tensor cores keep them, and backward in float32 every 128."""
         if name == FLOAT:
             return ""
-        allowed = (FAST if format == "e4m3" else 0.0, 0.0, 0.0)
-        parts = zip(("y", "dx", "dw"), latest[name], sampled, wanted, allowed, strict=True)
+        modes = ("fast", "promote128", "promote128") if format == "e4m3" else ("", "", "")
+        before = map(lost, modes, (K, N, M))
+        parts = zip(("y", "dx", "dw"), latest[name], sampled, wanted, before, strict=True)
         why = ((what, too_far(one[rows], right, most)) for what, one, rows, right, most in parts)
         return "; ".join(f"{what}: {text}" for what, text in why if text)
 

@@ -113,7 +113,7 @@ def compile(
     whole: a model that cannot be traced as a whole is an error (TraceError), as it is under `strict`; else
         one whose path depends on its data is compiled region by region.
     threads: of the engine; default all cores this process may use.
-    database: measured schedules for backend "tvm"; by default those of `qcompiler tune`.
+    database: measured schedules for backends "tvm" and "triton"; by default those of `qcompiler tune`.
 
     Raises a QCompilerError that says what, where, why and what to do.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -27,3 +28,19 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what `thorough.txt` names; where all tests are collected, a line that names none is an error."""
+    text = Path(__file__).with_name("thorough.txt").read_text()
+    lines = {line for line in text.splitlines() if line and not line.startswith("#")}
+    found = set()
+    for item in items:
+        test = item.nodeid.split("[")[0]
+        names = lines & {item.nodeid, test, test.split("::")[0]}
+        found |= names
+        if names:
+            item.add_marker(pytest.mark.thorough)
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and lines > found:
+        raise pytest.UsageError(f"tests/thorough.txt names no test by {sorted(lines - found)}")

@@ -23,7 +23,7 @@ FOLDERS = {
 
 # The position in the table is the layer. A name stands for the module and all that is inside it.
 LAYERS = (
-    ("qcompiler.errors", "qcompiler.progress"),
+    ("qcompiler.errors", "qcompiler.progress", "qcompiler.warn"),
     ("qcompiler.numerics",),
     ("qcompiler.ir",),
     ("qcompiler.rewrite",),

@@ -22,7 +22,7 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
-from qcompiler.backends.ort.torchlib import read_once
+from qcompiler.backends.ort.exporter import shortened
 from qcompiler.errors import LoweringError
 from qcompiler.ir import Graph, arguments, value
 from qcompiler.ir.graph import operator_of
@@ -43,7 +43,7 @@ def to_onnx(graph: Graph, *, opset: int, portable: bool = True) -> onnx_ir.Model
     examples = tuple(example_of(node) for node in graph.inputs)
     dynamic = tuple(dynamic_dims(node) for node in graph.inputs)
     try:
-        with silenced(), read_once():
+        with silenced(), shortened():
             program = torch.export.export(module, examples, dynamic_shapes=dynamic)
             exported = torch.onnx.export(
                 program, (), dynamo=True, opset_version=opset, verbose=False,

@@ -65,10 +65,11 @@ def parse_decisions(text: str, *, measured: bool = False) -> Decisions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class Linear:
     """The linears that decide alike: codes of a format, or of a layout of few bits, [N, K] of them.
 
-    out: the type of the result. heavy: whether an activation or a residual goes with it.
+    out: the type of the result. heavy: whether an activation or a residual goes with it. zeros: whether
+    groups have zero points.
     """
 
     format: str
@@ -76,12 +77,14 @@ class Problem:
     K: int
     out: str = "bf16"
     heavy: bool = False
+    zeros: bool = False
 
     def __str__(self) -> str:
-        return f"{self.format} {self.N}x{self.K} {self.out}{' heavy' if self.heavy else ''}"
+        words = f"{' heavy' if self.heavy else ''}{' zeros' if self.zeros else ''}"
+        return f"{self.format} {self.N}x{self.K} {self.out}{words}"
 
 
-Table: TypeAlias = Mapping[Problem, Decisions]
+Table: TypeAlias = Mapping[Linear, Decisions]
 
 DEFAULT: Mapping[str, Decisions] = {
     "int8": Decisions(borders=(16,), names=("float", "int8_linear")),

@@ -18,15 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qcompiler.backends.triton.configurations import SHARED, Bounds, Configuration
+from qcompiler.backends.triton.configurations import Bounds, Configuration, shared_of
 from qcompiler.errors import LoweringError
 
 REGISTER_FILE = 65536  # registers of one multiprocessor, which a program's threads share
-MMA = ("HGMMA", "IGMMA", "QGMMA", "HMMA", "IMMA", "QMMA")
+MMA = ("HGMMA", "IGMMA", "QGMMA", "HMMA", "IMMA", "QMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA")
 LOADS = ("LDG", "LDGSTS", "UTMALDG")
 INEXACT = r"^\s*(?:@!?%\w+\s+)?(?:fma\.|[a-z0-9]+\.(?:full|approx|ftz)\b|[a-z0-9]+\.\w+\.ftz\b)"  # in PTX
 ONES = 0x3F803F80  # two of bfloat16
-READER = 5  # counted up when the same machine code would be read in another way
+READER = 6  # counted up when the same machine code would be read in another way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ def is_wide(name: str, opcodes: Collection[str]) -> bool:
 
 def faults(found: Findings, bounds: Bounds) -> list[str]:
     """What machine code has that it may not, or lacks, in sentences; none where it is fit."""
-    limit = min(bounds.shared, SHARED[max(known for known in SHARED if known <= found.capability)])
+    limit = min(bounds.shared, shared_of(found.capability))
     families = " and ".join(found.mma) or "none"
     checks = (
         (found.stack > 0 or found.spills > 0,

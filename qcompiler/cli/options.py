@@ -5,16 +5,15 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A built-in name (`qcompiler models` lists them), `file.py:factory`, or a `.pt2` program. "
-        "A factory takes nothing and returns (module, example_inputs[, calibration[, metric]]), or an object "
-        "with these attributes; an nn.Module may carry example_inputs itself.",
-        show_default=False,
-    ),
-]
+MODEL = typer.Argument(
+    metavar="MODEL",
+    help="A built-in name (`qcompiler models` lists them), `file.py:factory`, or a `.pt2` program. "
+    "A factory takes nothing and returns (module, example_inputs[, calibration[, metric]]), or an object "
+    "with these attributes; an nn.Module may carry example_inputs itself.",
+    show_default=False,
+)
+Model = Annotated[str, MODEL]
+ModelIfAny = Annotated[str | None, MODEL]
 RecipeName = Annotated[
     str,
     typer.Option(
@@ -59,9 +58,8 @@ Database = Annotated[
     typer.Option(
         "--database",
         metavar="FILE",
-        envvar="QCOMPILER_DATABASE",
-        show_envvar=True,
-        help="Measured schedules of our own kernels; one in the user's cache folder if absent.",
+        help="Measured schedules of our own kernels; if absent, the file that QCOMPILER_DATABASE names, or "
+        "one in the user's cache folder.",
         show_default=False,
     ),
 ]

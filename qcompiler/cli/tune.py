@@ -1,14 +1,14 @@
 """`qcompiler tune`: measure the kernels of a model's layers, so that a backend takes the fastest."""
 
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.cli import options, tune_gpu
+from qcompiler.cli import options, tune_gpu, tune_refused
 from qcompiler.cli.screen import complain, say, show, write_json
 from qcompiler.errors import InputError
 
@@ -21,7 +21,7 @@ ROWS = tuple(2**power for power in range(13))  # 1 to 4096: every bucket of ops,
 
 
 def run(
-    model: options.Model,
+    model: options.ModelIfAny = None,
     target: options.TargetName = "cpu",
     recipe: options.RecipeName = "int8",
     trials: Annotated[int, typer.Option("--trials", min=2, help="Schedules to try per layer.")] = 8,
@@ -42,6 +42,12 @@ def run(
         typer.Option("--rows", metavar="M", min=1, show_default="1, 2, 4 ... 4096",
                      help="Rows of a linear's input, on target 'cuda'; may be given often."),
     ] = None,
+    problem: Annotated[
+        list[str] | None,
+        typer.Option("--problem", metavar="TEXT", show_default=False,
+                     help="Instead of MODEL, on target 'cuda': an op with its sizes, as the warning names it "
+                     "that ran without a row; may be given often."),
+    ] = None,
     no_device: Annotated[
         bool, typer.Option("--no-device", help="Predict and compile for target 'cuda', and measure nothing.")
     ] = False,
@@ -51,7 +57,7 @@ def run(
     seed: options.Seed = 0,
     json: options.Json = None,
 ) -> None:  # fmt: skip
-    """Measure the schedules of a model's layers.
+    """Measure the schedules of a model's layers, or of ops on a GPU.
 
     Layers that have rows in the database are left out, so a run that was stopped goes on where it was.
     """
@@ -65,27 +71,30 @@ def run(
     if aim.backend not in (BACKEND, GPU):
         raise InputError(f"there is nothing to tune for '{target}'", why="its kernels are not generated")
     is_gpu = aim.backend == GPU
-    if not is_gpu and (rows or no_device):
-        raise InputError("--rows and --no-device are of GPUs", fix="add --target cuda")
+    if not is_gpu and (rows or no_device or problem):
+        raise InputError("--rows, --problem and --no-device are of GPUs", fix="add --target cuda")
+    if (model is None) == (not problem):
+        raise InputError("there is no one thing to tune", fix="name a model, or problems by --problem")
     if json is not None and str(json) != "-":
         artifact.check_writable_file(json)
-    source = find_source(model, calibration=calibration, batch=batch)
+    asked = tune_gpu.problems_named(problem or [], rows or [])
+    source = None if model is None else find_source(model, calibration=calibration, batch=batch)
     with open_database(database or default_path()) as kept:
         if kept.remark:
             complain(kept.remark, kind="warning")
         began, worked = time.monotonic(), time.process_time()
         budget = float("inf") if time_budget is None else time_budget
         if is_gpu:
-            linears = tune_gpu.linears_of(source, wanted, aim, seed)
-            sizes = rows or ROWS
+            linears = [] if source is None else tune_gpu.linears_of(source, wanted, aim, seed)
+            wishes = tune_gpu.Wishes(linears=linears, rows=rows or ROWS, problems=asked)
             found = (
-                tune_gpu.foreseen(linears, sizes, aim) if no_device
-                else tune_gpu.measured(linears, sizes, kept, trials, budget)
+                tune_gpu.foreseen(wishes, aim) if no_device
+                else tune_gpu.measured(wishes, kept, trials, budget)
             )  # fmt: skip
         else:
             found = on_cpu(source, wanted, aim, kept, (tracker, key), trials, budget, seed)
         told = {
-            "model": model, "database": str(kept.path), "seconds": round(time.monotonic() - began, 1),
+            "model": model or "", "database": str(kept.path), "seconds": round(time.monotonic() - began, 1),
             "cpu_seconds": round(time.process_time() - worked, 1), **found,
         }  # fmt: skip
     if json is not None:
@@ -103,7 +112,9 @@ def on_cpu(
     known, floats, left, peak = measured(source, recipe, aim, rows, where, trials, budget, seed)
     return {
         "left": left, "peak_gops": None if peak is None else peak / 1e9,
-        "layers": [figures(layer, peak) for layer in known], "floats": [asdict(group) for group in floats],
+        "layers": [figures(layer, peak) for layer in known],
+        "floats": [float_figures(group) for group in floats],
+        "refused": tune_refused.figures(row for group in floats for row in group.refused),
     }  # fmt: skip
 
 
@@ -172,6 +183,12 @@ def figures(layer: "Tuned", peak: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def float_figures(group: "TunedFloats") -> dict[str, Any]:
+    """One function of floats as plain values."""
+    told = {field.name: getattr(group, field.name) for field in fields(group)}
+    return {**told, "refused": len(group.refused)}
+
+
 def draw_floats(groups: list[dict[str, Any]]) -> None:
     """Who computes the ops on floats, beside what torch takes."""
     if not groups:
@@ -214,6 +231,7 @@ def draw(told: dict[str, Any]) -> None:
             f"\n{total / 1e3:.2f} ms in all; {guess / total:.3f}x of it with the schedules predicted on paper"
         )
     draw_floats(told["floats"])
+    tune_refused.draw(told["refused"])
     say(f"Rows in {told['database']}; {told['seconds']:.0f} s")
     if told["left"]:
         complain(

@@ -1,26 +1,67 @@
 """`qcompiler tune --target cuda`: what computes each linear of a model fastest, by the number of its rows.
 
+Ops that no linear of a model needs, as norms, blocks of Hadamard, and both orders for training, are named one
+by one, as the warning does that tells of a missing row.
+
 Without a GPU, `--no-device` does what needs none: it orders candidates on paper, compiles the first of each
 problem where Triton is installed, and says what it found.
 """
 
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
+from qcompiler.cli import tune_refused
 from qcompiler.cli.screen import complain, say, show
 from qcompiler.errors import InputError
 
 if TYPE_CHECKING:
-    from qcompiler.backends.triton.decisions import Problem as Linear
+    from qcompiler.backends.triton.decisions import Linear
+    from qcompiler.backends.triton.tuning.problem import Problem
     from qcompiler.target import Target
     from qcompiler.tune.database import Database
 
+EXAMPLE = "norm_quantize, int8 rms, M 4096, K 4096, bf16"
 SHOWN = 3  # candidates of a problem that are compiled and listed where nothing is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """The linears of a model, each at so many rows, and problems that were named one by one."""
+
+    linears: "Sequence[Linear]"
+    rows: Sequence[int]
+    problems: "Sequence[Problem]"
+
+    @property
+    def every(self) -> "list[Problem]":
+        from qcompiler.backends.triton.tuning.decided import problem_of
+
+        of_linears = [problem_of(linear, M) for linear in self.linears for M in self.rows]
+        return [*of_linears, *self.problems]
+
+
+def problems_named(texts: Sequence[str], rows: Sequence[int]) -> "list[Problem]":
+    """The problems of some texts, at the numbers of rows that are given, or else at their own."""
+    if not texts:
+        return []
+    from qcompiler.backends.triton.tuning.families import check
+    from qcompiler.backends.triton.tuning.problem import parsed
+
+    found = []
+    for text in texts:
+        one = parsed(text)
+        if one is None:
+            raise InputError(f"'{text}' is no problem", why=f"one reads like '{EXAMPLE}'")
+        check(one)
+        found += [replace(one, M=M) for M in rows] or [one]
+    return found
 
 
 def linears_of(source: Any, recipe: Any, aim: "Target", seed: int) -> "list[Linear]":
@@ -51,12 +92,11 @@ def linears_of(source: Any, recipe: Any, aim: "Target", seed: int) -> "list[Line
     return found
 
 
-def measured(
-    linears: "Sequence[Linear]", rows: Sequence[int], database: "Database", trials: int, budget: float
-) -> dict[str, Any]:
+def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -> dict[str, Any]:
     """Measure on the GPU that is here, and say what decides from now on."""
     import torch
 
+    from qcompiler.backends.triton.ops.schedule import NotMeasured, reading
     from qcompiler.backends.triton.tuning.bench import CudaBench
     from qcompiler.backends.triton.tuning.compiling import judged, pool
     from qcompiler.backends.triton.tuning.contest import contenders
@@ -71,12 +111,13 @@ def measured(
         )
     cuda = torch.device("cuda", torch.cuda.current_device())
     device = device_of(cuda)
-    with Steps(visible=True) as steps, pool() as executor:
+    with Steps(visible=True) as steps, pool() as executor, reading(database.path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotMeasured)  # of what is about to be measured
         tuned = tune_linears(
-            linears, database, device,
+            wishes.linears, database, device,
             lambda problem, candidates: judged(problem, candidates, device.capability, executor, None),
             lambda problem, fit, peers: CudaBench(contenders(problem, fit, peers, cuda)),
-            rows=rows, shipped=shipped(device.core), trials=trials,
+            rows=wishes.rows, beside=wishes.problems, shipped=shipped(device.core), trials=trials,
             until=time.monotonic() + budget, tell=steps.tell,
         )  # fmt: skip
     return {
@@ -87,22 +128,22 @@ def measured(
         ],
         "chosen": [
             {
-                "linear": str(one.linear), "M": one.M,
+                "name": one.name, "M": one.M,
                 "contender": one.contender, "us": one.us, "ratio": one.ratio,
                 "of_roofline": one.of_roofline, "refused": one.refused,
             }
             for one in tuned.chosen
         ],
+        "refused": tune_refused.figures(tuned.refused),
     }  # fmt: skip
 
 
-def foreseen(linears: "Sequence[Linear]", rows: Sequence[int], aim: "Target") -> dict[str, Any]:
+def foreseen(wishes: Wishes, aim: "Target") -> dict[str, Any]:
     """What would be measured first, on a device of the target's kind."""
     from importlib.util import find_spec
 
     from qcompiler.backends.triton.engine.predict import device_for
     from qcompiler.backends.triton.tuning.compiling import judged, pool
-    from qcompiler.backends.triton.tuning.decided import problem_of
     from qcompiler.backends.triton.tuning.families import family_of, written
     from qcompiler.backends.triton.tuning.predict import predicted
     from qcompiler.backends.triton.tuning.ranking import ordered, residual_of
@@ -110,7 +151,7 @@ def foreseen(linears: "Sequence[Linear]", rows: Sequence[int], aim: "Target") ->
     from qcompiler.steps import Steps
 
     device, compiles = device_for(aim), find_spec("triton") is not None
-    problems = [problem_of(linear, M) for linear in linears for M in rows]
+    problems = wishes.every
     residual, found = residual_of(shipped(device.core), device), []
     with ExitStack() as stack:
         steps = stack.enter_context(Steps(visible=True))
@@ -135,11 +176,13 @@ def draw(told: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     if "linears" in told:
         draw_chosen(told["chosen"])
+        tune_refused.draw(told["refused"])
         for name in ("linear", "computed by"):
             table.add_column(name, overflow="fold", header_style="dim")
         for linear in told["linears"]:
             table.add_row(Text(linear["linear"]), Text(linear["decisions"]))
-        show(table)
+        if told["linears"]:
+            show(table)
         say(f"Measured on {told['device']}; rows in {told['database']}; {told['seconds']:.0f} s")
         if told["left"]:
             complain(
@@ -165,14 +208,14 @@ def draw(told: dict[str, Any]) -> None:
 def draw_chosen(chosen: list[dict[str, Any]]) -> None:
     """What is the fastest at each number of rows, against float and against the device."""
     table = Table(box=None, pad_edge=False)
-    for name in ("linear", "fastest"):
+    for name in ("problem", "fastest"):
         table.add_column(name, overflow="fold", header_style="dim")
     for name in ("rows", "us", "of float's speed", "of roofline", "refused"):
         table.add_column(name, justify="right", header_style="dim")
     for one in chosen:
         share = one["of_roofline"]
         table.add_row(
-            Text(one["linear"]), Text(one["contender"]), str(one["M"]), f"{one['us']:.1f}",
+            Text(one["name"]), Text(one["contender"]), str(one["M"]), f"{one['us']:.1f}",
             f"{one['ratio']:.2f}x", "" if share is None else f"{share:.0%}", str(one["refused"]),
         )  # fmt: skip
     show(table)

@@ -1,6 +1,6 @@
 """What was measured, kept: one row per (workload, configuration, machine), in SQLite.
 
-(workload, configuration, isa, processor)  -->  seconds, spread, rounds, compiler, version
+(workload, configuration, isa, processor)  -->  seconds, spread, rounds, compiler, version, reason
 
 Every backend that generates kernels keeps its rows here, and what they are compared with: an engine's or a
 vendor's kernel is a configuration like any other.
@@ -11,6 +11,8 @@ turns (a write-ahead log: https://sqlite.org/wal.html). Rows are text and number
 
 import contextlib
 import json
+import math
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +22,10 @@ from typing import Any
 
 from qcompiler.errors import TuningError
 
-SCHEMA = 2
+SCHEMA = 3
 PATIENCE = 60.0  # seconds that a writer waits for the others
 MINE = 0x71636F6D  # "qcom": the application id of the file
+VARIABLE = "QCOMPILER_DATABASE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,9 @@ class Core:
 class Row:
     """One measurement; seconds are a median over rounds, `spread` is their interquartile range over it.
 
-    Infinite seconds: the configuration cannot be compiled, and need not be tried again. compiler: what made
-    the kernel, its version, and what else its machine code depends on.
+    Infinite seconds: the configuration cannot be compiled, or computes wrong numbers, and need not be tried
+    again; reason: why, with figures. Rows that were written before there were reasons have none. compiler:
+    what made the kernel, its version, and what else its machine code depends on.
     """
 
     workload: str
@@ -50,28 +54,42 @@ class Row:
     rounds: int
     compiler: str
     qcompiler: str
+    reason: str = ""
 
     @property
     def core(self) -> Core:
         return Core(isa=self.isa, processor=self.processor)
 
+    @property
+    def is_refused(self) -> bool:
+        return self.seconds == math.inf
+
 
 COLUMNS = tuple(field.name for field in fields(Row))
 KEY = COLUMNS[:4]
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM measured"
-# Schema 1 kept versions of TVM alone.
-SELECTS = {1: SELECT.replace(" compiler,", " 'tvm ' || tvm,"), SCHEMA: SELECT}
-TO_SCHEMA_2 = (
-    "ALTER TABLE measured RENAME COLUMN tvm TO compiler",
-    "UPDATE measured SET compiler = 'tvm ' || compiler",
-)
-INSERT = f"INSERT OR REPLACE INTO measured VALUES ({', '.join('?' * len(COLUMNS))})"
+# Schema 1 kept versions of TVM alone; 2 had no reasons.
+WITHOUT_REASON = SELECT.replace(", reason ", ", '' ")
+SELECTS = {1: WITHOUT_REASON.replace(" compiler,", " 'tvm ' || tvm,"), 2: WITHOUT_REASON, SCHEMA: SELECT}
+UPGRADES = {
+    1: (
+        "ALTER TABLE measured RENAME COLUMN tvm TO compiler",
+        "UPDATE measured SET compiler = 'tvm ' || compiler",
+    ),
+    2: ("ALTER TABLE measured ADD COLUMN reason NOT NULL DEFAULT ''",),
+}
+"""What takes a file from a schema to the next; nothing that it holds is lost."""
+INSERT = f"INSERT OR REPLACE INTO measured ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 CREATE = f"CREATE TABLE IF NOT EXISTS measured ({', '.join(COLUMNS)}, PRIMARY KEY ({', '.join(KEY)}))"
 
 
 def default_path() -> Path:
-    """In the user's folder of caches."""
-    return Path.home() / ".cache" / "qcompiler" / "schedules.db"
+    """The file that QCOMPILER_DATABASE names, else one in the user's folder of caches.
+
+    For commands, backends and ops alike: an op has no argument that could name one.
+    """
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else Path.home() / ".cache" / "qcompiler" / "schedules.db"
 
 
 class Database:
@@ -148,7 +166,7 @@ def read_rows(path: Path, core: Core) -> list[Row]:
 
 def ranked(rows: Iterable[Row], versions: Mapping[str, str]) -> list[Row]:
     """Rows that ran, the fastest first; rows of these versions before all others, since only they compare."""
-    ran = [row for row in rows if row.seconds < float("inf")]
+    ran = [row for row in rows if not row.is_refused]
     return sorted(ran, key=lambda row: (not is_of(row, versions), row.seconds, row.configuration))
 
 
@@ -171,7 +189,12 @@ def is_of(row: Row, versions: Mapping[str, str]) -> bool:
 def to_text(rows: Iterable[Row]) -> str:
     """One JSON object per line, in order: made to be read and compared by people."""
     ordered = sorted(rows, key=lambda row: (row.workload, row.seconds))
-    return "".join(json.dumps(asdict(row)) + "\n" for row in ordered)
+    return "".join(json.dumps(plain(row)) + "\n" for row in ordered)
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """Its fields; the reason where it has one."""
+    return {name: value for name, value in asdict(row).items() if name != "reason" or value}
 
 
 def from_text(text: str) -> list[Row]:
@@ -197,8 +220,8 @@ def connect(path: Path) -> sqlite3.Connection:
         persistently(connection, "PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
         connection.execute("BEGIN IMMEDIATE")
-        if schema(connection) == 1:
-            for statement in TO_SCHEMA_2:
+        for older in range(schema(connection) or SCHEMA, SCHEMA):
+            for statement in UPGRADES[older]:
                 connection.execute(statement)
         connection.execute(CREATE)
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -247,7 +270,7 @@ def check_version(path: Path, connection: sqlite3.Connection) -> None:
     if version not in SELECTS:
         raise TuningError(
             f"the database '{path}' was written by another version",
-            why=f"its schema is {version}, and this one reads {' and '.join(map(str, SELECTS))}",
+            why=f"its schema is {version}, and this one reads 1 to {SCHEMA}",
             fix="it was left as it is; name another file with --database",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,7 +107,7 @@ def run(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.delenv("QCOMPILER_DEBUG", raising=False)
 
     def invoke(command: str) -> Result:
-        words = [word.replace("zoo:", f"{zoo / 'zoo.py'}:") for word in command.split()]
+        words = [word.replace("zoo:", f"{zoo / 'zoo.py'}:") for word in shlex.split(command)]
         return CliRunner().invoke(app, words)
 
     return invoke

@@ -38,10 +38,14 @@ def test_rows_are_kept_shown_and_used(run: Run, tmp_path: Path) -> None:
     assert compiled.exit_code == 0, compiled.stderr
 
 
-def test_the_budget_of_time_is_told(run: Run) -> None:
-    result = run("tune zoo:residual --database rows.db --time-budget 0")
+def test_the_budget_of_time_is_told_and_the_environment_names_the_file(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QCOMPILER_DATABASE", str(tmp_path / "mine.db"))
+    result = run("tune zoo:residual --time-budget 0")
     assert result.exit_code == 0
     assert "3 layers were not reached in time" in result.stderr
+    assert (tmp_path / "mine.db").is_file() and "mine.db" in result.stdout
 
 
 def test_the_budget_begins_with_the_first_layer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +80,7 @@ def test_another_version_and_another_backend_are_refused(run: Run) -> None:
         assert run("compile zoo:residual --backend tvm --database rows.db --quiet").exit_code == 0
     result = run("compile zoo:residual --database rows.db")
     assert result.exit_code == 1 and "'ort' reads no database" in result.stderr
+    assert "leave it out, or use tvm or triton" in result.stderr
 
 
 def test_no_tracker_and_no_address_are_told(run: Run) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import Result
+
+from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.tuning import bench, compiling, contest, device
+from qcompiler.backends.triton.tuning.compiling import Verdict
+from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.tune.database import read_rows
+from tests.backends.triton.tuning.test_tuner import Planned
 
 Run = Callable[[str], Result]
 COMMAND = "tune zoo:mlp --target cuda --recipe int8-dynamic --database rows.db"
@@ -38,6 +46,68 @@ def test_a_recipe_without_codes_has_nothing_to_tune(run: Run) -> None:
     assert "use --recipe int8-dynamic" in " ".join(result.stderr.split())
 
 
+def test_problems_are_named_as_the_warning_names_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    command = (
+        "tune --target cuda --no-device --database rows.db --json - --problem "
+        "'quantize_both, int8 drawn, M 64, K 128, bf16'"
+    )
+    for rows, wanted in (("", {"M 64"}), (" --rows 16 --rows 32", {"M 16", "M 32"})):
+        result = run(command + rows)
+        assert result.exit_code == 0, result.stderr
+        told = json.loads(result.stdout)
+        assert {one["problem"].split(", ")[2] for one in told["candidates"]} == wanted
+
+
+def test_a_named_problem_is_measured_kept_and_told_with_what_was_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that is not here: everything but its times and its compiler is as it runs."""
+
+    def judged(problem: Problem, candidates: Sequence[Configuration], *_: object) -> list[Verdict]:
+        last = len(candidates) - 1
+        return [
+            Verdict(configuration=one, fault="255 registers a thread, 72 are allowed" * (place == last))
+            for place, one in enumerate(candidates)
+        ]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(device, "device_of", lambda where: device.DEVICES[0])
+    monkeypatch.setattr(compiling, "pool", nullcontext)
+    monkeypatch.setattr(compiling, "judged", judged)
+    monkeypatch.setattr(contest, "contenders", lambda *given: None)
+    monkeypatch.setattr(bench, "CudaBench", lambda made: Planned(seconds=lambda name: 1e-5))
+    result = run(
+        "tune --target cuda --database rows.db --json told.json --trials 2 "
+        "--problem 'norm_quantize, int8 rms, M 512, K 1024, bf16'"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "Measured on NVIDIA H100" in result.stdout and "255 registers a thread" in result.stdout
+    (chosen,) = json.loads(Path("told.json").read_text())["chosen"]
+    assert (chosen["name"], chosen["M"]) == ("norm_quantize, int8 rms, K 1024, bf16", 512)
+    assert chosen["refused"] >= 1
+    rows = read_rows(Path("rows.db"), device.DEVICES[0].core)
+    assert {row.workload for row in rows} == {"norm_quantize, int8 rms, M 512, K 1024, bf16"}
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--problem 'norm_quantize, int8 rms'", "is no problem, because one reads like 'norm_quantize, int8"),
+        ("--problem 'norm, int8 rms, M 1, K 64, bf16'", "nothing is known of 'norm'; ask for one of int8"),
+        ("--problem 'norm_quantize, int8 max, M 1, K 64, bf16'", "norm_quantize has no scheme 'int8 max'"),
+        ("--problem 'quantize_rows, int8, M 1, K 64, float64'", "nothing tunes results in float64"),
+        ("--problem 'int8_linear, int8, M 1, K 64, bf16'", "has no N, because products have outputs"),
+        ("", "name a model, or problems by --problem"),
+        ("zoo:mlp --problem 'quantize_rows, int8, M 1, K 64, bf16'", "name a model, or problems by"),
+    ],
+)  # fmt: skip
+def test_what_is_no_problem_is_refused_in_a_sentence(run: Run, words: str, why: str) -> None:
+    result = run(f"tune {words} --target cuda --no-device --database rows.db")
+    assert result.exit_code != 0 and why in " ".join(result.stderr.split())
+
+
 def test_rows_are_of_gpus(run: Run) -> None:
     result = run("tune zoo:mlp --rows 16 --database rows.db")
     assert result.exit_code != 0 and "add --target cuda" in " ".join(result.stderr.split())
@@ -46,14 +116,22 @@ def test_rows_are_of_gpus(run: Run) -> None:
 def test_what_was_measured_is_shown_with_its_share_of_what_the_device_could(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = {"linear": "int8 64x32", "M": 16, "contender": "float", "us": 1.5, "ratio": 1.0,
+    one = {"name": "int8 64x32", "M": 16, "contender": "float", "us": 1.5, "ratio": 1.0,
            "of_roofline": None, "refused": 2}  # fmt: skip
     other = {**one, "M": 512, "contender": "BM 128", "ratio": 1.4, "of_roofline": 0.62}
     linear = {"linear": "int8 64x32 bf16", "decisions": "float, from 200 int8_linear"}
-    told = {"device": "NVIDIA H100", "left": 1, "chosen": [one, other], "linears": [linear]}
+    spilled = {"workload": "w", "candidate": "BM 256", "reason": "registers are spilled: 2656 bytes"}
+    wrong = {**spilled, "reason": "its error is 3.00e-02, and 2.50e-03 is allowed"}
+    refused = [spilled, {**spilled, "workload": "v"}, wrong]
+    told = {"device": "NVIDIA H100", "left": 1, "chosen": [one, other], "linears": [linear],
+            "refused": refused}  # fmt: skip
     monkeypatch.setattr("qcompiler.cli.tune_gpu.measured", lambda *given: told)
     result = run(COMMAND)
     assert result.exit_code == 0, result.stderr
     assert "1.40x" in result.stdout and "62%" in result.stdout
     assert "float, from 200 int8_linear" in result.stdout and "Measured on NVIDIA H100" in result.stdout
     assert "1 problems were not reached in time" in result.stderr
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("BM 256")]
+    assert [(line[-1], "2656" in line, "3.00e-02," in line) for line in lines] == [
+        ("2", True, False), ("1", False, True)
+    ]  # fmt: skip

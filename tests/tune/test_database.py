@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sqlite3
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -56,21 +57,47 @@ def test_the_best_row_is_the_fastest_of_these_versions() -> None:
     assert best([old], {"compiler": "tvm 1"})["convolution 1"] == old
 
 
+def older(path: Path, schema: int, held: list[Row]) -> None:
+    """A file as version `schema` made it."""
+    maker = {1: "tvm", 2: "compiler"}[schema]
+    connection = sqlite3.connect(path)
+    connection.execute(
+        "CREATE TABLE measured (workload, configuration, isa, processor, seconds, spread, rounds, "
+        f"{maker}, qcompiler, PRIMARY KEY (workload, configuration, isa, processor))"
+    )
+    values = [astuple(row)[:-1] for row in held]
+    connection.executemany(f"INSERT INTO measured VALUES ({', '.join('?' * 9)})", values)
+    connection.execute(f"PRAGMA user_version = {schema}")
+    connection.execute(f"PRAGMA application_id = {module.MINE}")
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(("schema", "before"), [(1, ""), (2, "tvm ")])
 @pytest.mark.parametrize("is_written", [False, True])
-def test_rows_of_the_first_schema_are_read_and_brought_up_to_this_one(
-    tmp_path: Path, is_written: bool
+def test_rows_of_older_schemas_are_read_and_brought_up_to_this_one(
+    tmp_path: Path, schema: int, before: str, is_written: bool
 ) -> None:
+    """Those that ran and those that could not, whose reasons nobody wrote."""
     path = tmp_path / "rows.db"
-    with open_database(path) as database:
-        database.add([replace(row, compiler="0.27") for row in rows(2)])
-        database.connection.execute("ALTER TABLE measured RENAME COLUMN compiler TO tvm")
-        database.connection.execute("PRAGMA user_version = 1")
-    wanted = [replace(row, compiler="tvm 0.27") for row in rows(2)]
+    held = [*rows(2), replace(ROW, workload="convolution 00002", seconds=math.inf)]
+    older(path, schema, [replace(row, compiler=f"{before}0.27") for row in held])
+    wanted = [replace(row, compiler="tvm 0.27") for row in held]
     if is_written:
+        new = replace(ROW, workload="convolution 00003", seconds=math.inf, reason="2,656 bytes of stack")
         with open_database(path) as database:
-            database.add(rows(1, start=2))
-        wanted += rows(1, start=2)
+            database.add([new])
+        wanted += [new]
     assert sorted(read_rows(path, CORE), key=lambda row: row.workload) == wanted
+
+
+def test_why_a_row_was_refused_is_kept_in_the_file_and_in_its_text(tmp_path: Path) -> None:
+    refused = replace(ROW, configuration="BM 256", seconds=math.inf, reason="255 registers, 168 are allowed")
+    with open_database(tmp_path / "rows.db") as database:
+        database.add([ROW, refused])
+    found = read_rows(tmp_path / "rows.db", CORE)
+    assert {row.reason for row in found if row.is_refused} == {refused.reason}
+    assert from_text(to_text(found)) == [ROW, refused] and to_text([ROW]).count("reason") == 0
 
 
 def test_a_killed_writer_loses_the_transaction_it_was_in(tmp_path: Path) -> None:
@@ -192,7 +219,7 @@ def test_two_that_find_the_same_damage_lose_nothing(tmp_path: Path, monkeypatch:
     [
         (
             "PRAGMA user_version = 7",
-            "written by another version, because its schema is 7, and this one reads 1 and 2",
+            "written by another version, because its schema is 7, and this one reads 1 to 3",
         ),
         ("PRAGMA application_id = 5", "is a database of another program"),
     ],

@@ -1,7 +1,7 @@
 """How kernels are compiled, as data: a file of rows for each family of kernels."""
 
 from qcompiler.backends.triton.configurations.attention import ATTENTION
-from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration
+from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Configuration, shared_of
 from qcompiler.backends.triton.configurations.both import BOTH
 from qcompiler.backends.triton.configurations.hadamard import HADAMARD
 from qcompiler.backends.triton.configurations.known import KNOWN
@@ -12,7 +12,7 @@ from qcompiler.backends.triton.configurations.storage import STORAGE
 from qcompiler.backends.triton.configurations.weight_only import WEIGHT_ONLY
 from qcompiler.errors import TargetError
 
-__all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen"]
+__all__ = ["CONFIGURATIONS", "SHARED", "Bounds", "Configuration", "chosen", "shared_of"]
 
 CONFIGURATIONS: tuple[Configuration, ...] = (
     *ROWS,

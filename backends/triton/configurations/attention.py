@@ -12,7 +12,7 @@ ATTENTION: tuple[Configuration, ...] = (
     ),
     Configuration(
         kernel="decode_parts", mode="e4m3", capability=89, latest=ANY, constants={}, warps=4, stages=3,
-        bounds=Bounds(registers=184, shared=49152, mma="HMMA", wide_loads=12, permutes=16),
+        bounds=Bounds(registers=192, shared=49152, mma="HMMA", wide_loads=12, permutes=16),
     ),
     Configuration(
         kernel="decode_parts", mode="wide", capability=80, latest=ANY, constants={}, warps=8, stages=3,

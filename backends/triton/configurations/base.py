@@ -9,8 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+SHARED = {
+    80: 163 * 1024, 86: 99 * 1024, 87: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024,
+    120: 99 * 1024,
+}  # fmt: skip
 """Bytes of shared memory that one program may have, by compute capability (CUDA C++ programming guide)."""
+
+
+def shared_of(capability: int) -> int:
+    """Those of a device: of the latest capability not beyond its own, or of the first."""
+    return SHARED[max(known for known in SHARED if known <= max(capability, min(SHARED)))]
 
 
 @dataclass(frozen=True, kw_only=True)

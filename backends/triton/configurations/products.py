@@ -3,6 +3,10 @@
 A heavy epilogue, GELU or a residual, holds so much at once that a thread has registers for 64 sums and not
 for 128: with tiles of 128 x 256 it spills. What hands on codes, or maxima, packs them by permutations of
 bytes: the other rows, of the same loop, tell whether operands are in order.
+
+FP8 is multiplied by wgmma on 9.0, by tcgen05 on 10.x, and else by mma.sync, from 8.9 on. Triton promotes sums
+of wgmma alone: on the others "promote128" compiles to the code of "fast", so it has no row there and is
+refused.
 """
 
 from typing import Any
@@ -16,8 +20,28 @@ def tile(m: int, n: int, k: int, *, descriptors: bool) -> dict[str, Any]:
 
 
 THREADS = tile(128, 128, 64, descriptors=False)
+NARROW_STEPS = {"PROMOTE": None, **THREADS}
 WIDE = tile(128, 256, 128, descriptors=True)
 SQUARE = tile(128, 128, 128, descriptors=True)
+
+
+def fast(
+    capability: int, latest: int, mma: str, shared: int, registers: tuple[int, int], loads: tuple[int, int]
+) -> tuple[Configuration, Configuration]:
+    """FP8 by threads' own loads; registers and wide loads of the plain and of the heavy epilogue."""
+    plain, heavy = (
+        Configuration(
+            kernel="fp8_matmul", mode="fast", heavy=is_heavy, capability=capability, latest=latest,
+            constants=NARROW_STEPS, warps=8, stages=3,
+            bounds=Bounds(
+                registers=registers[is_heavy], shared=shared, mma=mma, wide_loads=loads[is_heavy],
+                permutes=64 * is_heavy,
+            ),
+        )
+        for is_heavy in (False, True)
+    )  # fmt: skip
+    return plain, heavy
+
 
 PRODUCTS: tuple[Configuration, ...] = (
     Configuration(
@@ -44,7 +68,7 @@ PRODUCTS: tuple[Configuration, ...] = (
     Configuration(
         kernel="fp8_matmul", mode="fast", heavy=True, capability=90, latest=90,
         constants={"PROMOTE": None, **SQUARE}, warps=8, stages=3,
-        bounds=Bounds(registers=208, shared=134144, mma="QGMMA", wide_loads=6, permutes=136),
+        bounds=Bounds(registers=208, shared=134144, mma="QGMMA", wide_loads=6, permutes=64),
     ),
     Configuration(
         kernel="fp8_matmul", mode="promote128", capability=90, latest=90,
@@ -56,4 +80,7 @@ PRODUCTS: tuple[Configuration, ...] = (
         constants={"PROMOTE": 128, **SQUARE}, warps=8, stages=3,
         bounds=Bounds(registers=224, shared=134144, mma="QGMMA", wide_loads=6, permutes=136),
     ),
+    *fast(89, 89, "QMMA", 32768, (136, 208), (12, 20)),
+    *fast(100, 119, "UTCQMMA", 50176, (176, 188), (48, 56)),
+    *fast(120, ANY, "QMMA", 32768, (136, 192), (12, 20)),
 )  # fmt: skip

@@ -21,10 +21,13 @@ class Triton:
 
     name = "triton"
 
-    def __init__(self, target: Target | str = "cuda", *, table: Table | None = None) -> None:
+    def __init__(
+        self, target: Target | str = "cuda", *, table: Table | None = None, database: Path | None = None
+    ) -> None:
         """`table` has the decisions for each problem, and defaults decide elsewhere.
 
-        Without a table they follow from what was measured on the GPU that is here.
+        Without a table they follow from what was measured on the GPU that is here. `database` holds that, and
+        which configuration a kernel runs with; that of `default_path` if None.
         """
         self.target = find_target(target)
         if self.target.range_of != "row":
@@ -32,12 +35,14 @@ class Triton:
                 f"backend 'triton' cannot run what is planned for target '{self.target.name}'",
                 why="its kernels multiply codes with a scale for each row", fix="use target='cuda'",
             )  # fmt: skip
-        self.table = table
+        self.table, self.database = table, database
 
     def lower(self, graph: Graph, *, threads: int | None = None) -> TritonExecutable:
         layers = layers_of(graph, self.target)
-        table = measured(layers) if self.table is None else self.table
-        return TritonExecutable(graph=graph, target=self.target, layers=layers, table=table)
+        table = measured(layers, self.database) if self.table is None else self.table
+        return TritonExecutable(
+            graph=graph, target=self.target, layers=layers, table=table, database=self.database
+        )
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Nothing: the graph says it all, and weights are packed when it is lowered."""
@@ -48,7 +53,7 @@ class Triton:
     def settings(self, graph: Graph, *, threads: int | None = None) -> Mapping[str, Any]:
         """Decisions as text, by problem."""
         layers = layers_of(graph, self.target)
-        table = measured(layers) if self.table is None else self.table
+        table = measured(layers, self.database) if self.table is None else self.table
         problems = {layer.problem for layer in layers.found}
         found = {problem: table[problem] for problem in problems if problem in table}
         return {
@@ -59,9 +64,10 @@ class Triton:
         }
 
 
-def measured(layers: Layers) -> Table:
+def measured(layers: Layers, database: Path | None = None) -> Table:
     """Decisions by what was measured on the GPU that is here; none where there is no GPU."""
     if not torch.cuda.is_available():
         return {}
     device = torch.device("cuda", torch.cuda.current_device())
-    return decided(dict.fromkeys(layer.problem for layer in layers.found), of_device(device).schedules)
+    known = of_device(device, database).schedules
+    return decided(dict.fromkeys(layer.problem for layer in layers.found), known)

@@ -83,13 +83,16 @@ def scaled_mm(
     residual: Tensor | None,
     activation: str,
     dtype: torch.dtype,
+    *,
+    accumulation: str = "fast",
 ) -> Tensor:
     """cuBLAS' product of FP8 with a scale for each row of both, which returns bfloat16."""
     if not a.is_cuda:
         return finished(a.float() @ b.float().t(), a_scale, b_scale, bias, residual, activation, dtype)
     y = torch._scaled_mm(
-        a, b.t(), a_scale[:, None], b_scale[None, :], out_dtype=torch.bfloat16, use_fast_accum=True
-    ).float()
+        a, b.t(), a_scale[:, None], b_scale[None, :], out_dtype=torch.bfloat16,
+        use_fast_accum=accumulation == "fast",
+    ).float()  # fmt: skip
     y = ACTIVATIONS[activation](y if bias is None else y + bias.float())
     return (y if residual is None else y + residual.float()).to(dtype)
 

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from qcompiler.backends.triton.engine.lower import Program, lower
 from qcompiler.backends.triton.engine.onward import handed_on
 from qcompiler.backends.triton.engine.predict import device_for, predictions
 from qcompiler.backends.triton.engine.verify import distance
+from qcompiler.backends.triton.ops.schedule import reading
 from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.errors import InputError, LoweringError
 from qcompiler.ir import Graph, evaluate, spec
@@ -50,12 +52,16 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class TritonExecutable:
-    """A quantized graph with its layers, and what was made of it for the calls so far."""
+    """A quantized graph with its layers, and what was made of it for the calls so far.
+
+    database: whose rows say how kernels run; that of `default_path` if None.
+    """
 
     graph: Graph
     target: Target
     layers: Layers
     table: Table
+    database: Path | None = None
     captures: Captures | None = field(default_factory=Captures)
     chosen: dict[Shapes, Mapping[str, Choice]] = field(default_factory=dict)
     programs: dict[tuple[str, ...], Program] = field(default_factory=dict)
@@ -82,7 +88,8 @@ class TritonExecutable:
 
             return call() if around is None else around(node, call)
 
-        return evaluate(self.on(device, inputs), inputs, evaluate_node=compute, **how)
+        with reading(self.database):
+            return evaluate(self.on(device, inputs), inputs, evaluate_node=compute, **how)
 
     # ---------------------------------------------------------------- what was made of it
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from qcompiler.backends.triton.decisions import Problem
+from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.engine.candidates import OURS
 from qcompiler.backends.triton.engine.weights import (
     few_bit_obstacles,
     few_bit_region,
+    has_zeros,
     layout_of_weight,
     tensor,
 )
@@ -62,7 +63,7 @@ class Layer:
     activation: str
     residual: Node | None
     tail: tuple[Node, ...]
-    problem: Problem
+    problem: Linear
     dtype: torch.dtype
     coded: Node | None
     onward: Node | None = None
@@ -200,8 +201,9 @@ def layer_at(region: Region, graph: Graph) -> Layer:
         region=region, x=x, codes=str(weight["q"].target),
         scale=str(weight["scale"].target), bias=arguments(anchor)["bias"], activation=activation,
         residual=residual, tail=tuple(tail), dtype=held.dtype, coded=coded,
-        problem=Problem(
-            format=format, N=N, K=K, out=named(held.dtype), heavy=is_heavy(activation, residual)
+        problem=Linear(
+            format=format, N=N, K=K, out=named(held.dtype), heavy=is_heavy(activation, residual),
+            zeros=not region.operands and has_zeros(region, graph),
         ),
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ from qcompiler.backends.triton.engine.candidates import ONWARD, Candidate
 from qcompiler.backends.triton.engine.layers import Layer
 from qcompiler.backends.triton.engine.onward import end, handed_on, peaked, read, source
 from qcompiler.backends.triton.engine.weights import tensor, weight_of
-from qcompiler.backends.triton.ops.linear import lies_askew
+from qcompiler.backends.triton.ops.alignment import lies_askew
 from qcompiler.backends.triton.ops.quantize import padded
 from qcompiler.ir import Graph, arguments
 

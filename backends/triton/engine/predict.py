@@ -1,6 +1,6 @@
 """What to expect of linears on codes against the same in bfloat16, where no device can be asked.
 
-    t = max(2 M N K / P, bytes / W) + launch                               the roofline (Williams et al. 2009)
+    t = max(2 M N K / P, bytes / W) + launch                               `tuning.predict.least`
     T = sum of t over the linears that read a value + the pass that makes its codes
 
 Codes that the linear before hands on take no pass, and its result half the bytes. It is taken where T is less
@@ -14,11 +14,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch.fx import Node
 
 from qcompiler.backends.base import Prediction
-from qcompiler.backends.triton.decisions import Problem
+from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.engine.layers import Layer
 from qcompiler.backends.triton.layouts import layout_named
 from qcompiler.backends.triton.tuning import profit
 from qcompiler.backends.triton.tuning.device import DEVICES, Device
+from qcompiler.backends.triton.tuning.predict import least
 from qcompiler.ir import label
 from qcompiler.target import Target
 
@@ -41,10 +42,10 @@ def product(
     """
     width = HALF if kind == "bf16" else 1
     moved = width * M * K + (width * N * K if weight is None else weight) + result * M * N
-    return max(2 * M * N * K / device.rates[kind], moved / device.bandwidth) + device.launch
+    return least(moved, device, kind=kind, operations=2 * M * N * K) + device.launch
 
 
-def few_bit_bytes(problem: Problem) -> float:
+def few_bit_bytes(problem: Linear) -> float:
     """Codes in their layout, and a scale and at most a zero point for each group."""
     layout = layout_named(problem.format)
     return problem.N * problem.K * (1 / layout.per_byte + (HALF + 1) / layout.group)
@@ -52,7 +53,7 @@ def few_bit_bytes(problem: Problem) -> float:
 
 def quantizing(M: int, K: int, device: Device) -> float:
     """Seconds to read numbers and write codes."""
-    return (HALF + 1) * M * K / device.bandwidth + device.launch
+    return least((HALF + 1) * M * K, device) + device.launch
 
 
 def predictions(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.backends.triton.layouts import LAYOUTS, ROWS, SCALES, Layout, Weight, pack
+from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.numerics import IntFormat, parse_format
 from qcompiler.passes.partition import Region
@@ -72,6 +73,15 @@ def layout_of_weight(region: Region, graph: Graph) -> Layout:
     return Layout(bits=format.bits, group=given["block"] or max(fitting, default=inputs))
 
 
+def has_zeros(region: Region, graph: Graph) -> bool:
+    """Whether zero points are elsewhere than in the middle, where those of a symmetric weight are."""
+    given, layout = arguments(region.weight), layout_of_weight(region, graph)  # type: ignore[arg-type]  # as above
+    format = parse_format(given["format"])
+    assert isinstance(format, IntFormat)
+    zeros = tensor(given["zero_point"], graph).to(torch.int16) - format.qmin
+    return bool((zeros != layout.middle).any())
+
+
 def weight_of(region: Region, graph: Graph) -> Weight:
     """s (q - z)  -->  s (u - z'), u = q - qmin: codes and zero points in place, scales for each group.
 
@@ -86,10 +96,10 @@ def weight_of(region: Region, graph: Graph) -> Weight:
     )
     groups = (len(codes), codes.shape[1] // layout.group)
     scales, zeros = (
-        part.reshape(len(codes), -1).expand(groups).contiguous()
+        even(part.reshape(len(codes), -1).expand(groups).contiguous())  # a file may begin anywhere
         for part in (tensor(given["scale"], graph).to(STORED), zeros)
     )
     return Weight(
         codes=pack(codes, layout), scales=scales,
-        zeros=None if bool((zeros == layout.middle).all()) else zeros, layout=layout.name,
+        zeros=zeros if has_zeros(region, graph) else None, layout=layout.name,
     )  # fmt: skip

@@ -137,7 +137,8 @@ def launch(
     """
     M, K = x.shape
     width, turned_width = codes.shape[1], turned.shape[1]
-    rows, columns = torch.zeros(M + K, dtype=torch.int32, device=x.device).split((M, K))
+    begin = triton.cdiv(M, 4) * 4  # words: the maxima of columns begin at 16 bytes, too
+    rows, columns = torch.zeros(begin + K, dtype=torch.int32, device=x.device).split((begin, K))
     amax_both[(triton.cdiv(M, amax["BM"]) * triton.cdiv(K, amax["BK"]),)](
         x, rows, columns, M, K, x.stride(0), **amax, enable_fp_fusion=False
     )

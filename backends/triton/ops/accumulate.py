@@ -6,6 +6,7 @@ out[m, n] += (sum_k a[m, k] b[n, k]) s_m t_n
 import torch
 from torch import Tensor
 
+from qcompiler.backends.triton.ops.alignment import is_even
 from qcompiler.backends.triton.ops.linear import (
     checked,
     fp8_linear,
@@ -62,7 +63,7 @@ def _(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, accum
 
 @accumulate.register_kernel("cuda")
 def on_cuda(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, accumulation: str) -> None:
-    if a.dtype == torch.int8 and a.shape[1] > DEEP:
+    if (a.dtype == torch.int8 and a.shape[1] > DEEP) or not is_even(out):
         out.copy_(product((a, a_scale), (b, b_scale), accumulation, out.dtype, residual=out))
         return
     checked(a, b, a_scale, b_scale, None, out, "none", kind_of(a))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.ops.alignment import begins_evenly, even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.quantize import CODES, MULTIPLE, quantize_rows
 from qcompiler.errors import InputError
@@ -116,8 +117,8 @@ def decode_on_cuda(
     peaks, totals = q.new_empty((2, *q.shape[:2], PARTS), dtype=torch.float32)
     with torch.cuda.device(q.device):
         launch(
-            q, k_codes, k_scales, v_codes, v_scales, lengths, scale, out, sums, peaks, totals, STEP,
-            first.options, second.options,
+            even(q), k_codes, k_scales, v_codes, v_scales, even(lengths), scale, out, sums, peaks, totals,
+            STEP, first.options, second.options,
         )  # fmt: skip
     return out
 
@@ -180,8 +181,8 @@ def append_on_cuda(
     row = chosen("append_kv", capability(k.device), mode=MODES[k_codes.dtype])
     with torch.cuda.device(k.device):
         launch(
-            k_codes, k_scales, v_codes, v_scales, k.contiguous(), v.contiguous(), positions,
-            format_of(k_codes), row.constants["BLOCK"], row.options,
+            k_codes, k_scales, v_codes, v_scales, even(k.contiguous()), even(v.contiguous()),
+            even(positions), format_of(k_codes), row.constants["BLOCK"], row.options,
         )  # fmt: skip
 
 
@@ -267,10 +268,11 @@ def checked_cache(
             f"keys of {k_codes.dtype} on {k_codes.device}, values of {v_codes.dtype} on {v_codes.device}",
             why="both are wanted of one type and in one place",
         )
-    if any(not x.is_contiguous() for x in (*both, k_scales, v_scales)):
+    if any(not (x.is_contiguous() and begins_evenly(x)) for x in (*both, k_scales, v_scales)):
         raise InputError(
-            "a cache with gaps, or in another order", why="kernels read rows of codes one after another",
-            fix="make codes and scales contiguous",
+            "a cache with gaps, in another order, or that begins within a load",
+            why="kernels read rows of codes one after another, 16 bytes at a time",
+            fix="let codes and scales be tensors of their own",
         )  # fmt: skip
     if (
         numbers.shape != (B,)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.ops import quantize
+from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.held import check_length, configuration
 from qcompiler.backends.triton.ops.quantize import codes_of, padded, scale_of
@@ -51,7 +52,7 @@ def launched(x: Tensor, block: int, format: str, row: Configuration) -> tuple[Te
 
     codes, scales = quantize.empty(x, format)
     with torch.cuda.device(x.device):
-        launch(x, codes, scales, levels_of(block), format, row.constants, row.options)
+        launch(even(x), codes, scales, levels_of(block), format, row.constants, row.options)
     return codes, scales
 
 

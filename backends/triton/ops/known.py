@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.configurations import chosen
 from qcompiler.backends.triton.ops import quantize
+from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.linear import check_beside
 from qcompiler.backends.triton.ops.quantize import CODES, codes_of, padded, scale_of
@@ -76,7 +77,7 @@ def launched(
 
     row = chosen("quantize_known", capability(x.device))
     with torch.cuda.device(x.device):
-        launch(x, amax, scale, codes, scales, format, row.constants["BLOCK"], row.options)
+        launch(even(x), even(amax), even(scale), codes, scales, format, row.constants["BLOCK"], row.options)
 
 
 def saturated(x: Tensor, scale: Tensor, format: str) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.ops.alignment import MULTIPLE, even, lies_askew
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.schedule import named, scheduled
 from qcompiler.backends.triton.tuning.problem import Problem
@@ -33,7 +34,6 @@ ACCUMULATIONS = ("fast", "promote128")
 PROBLEMS = {"int8_matmul": ("int8_linear", "int8"), "fp8_matmul": ("fp8_linear", "e4m3")}
 """By kernel: what a product is called where it is measured, and its codes."""
 CHUNK = 128  # of k, whose sum is added in float32 by "promote128"
-MULTIPLE = 16
 
 
 @torch.library.custom_op("qcompiler::triton_int8_linear", mutates_args=(), device_types="cpu")
@@ -173,8 +173,9 @@ def launched(
 ) -> None:
     """Fill out by a kernel, compiled as the device's configuration says; a residual may be out itself.
 
-    scale, amax: see `launch_product`. Either makes an epilogue heavy. Nobody measures products whose results
-    are codes, and they run as those do that write bfloat16: what is read and summed is the same.
+    Codes were checked, and out lies evenly. scale, amax: see `launch_product`; either makes epilogues heavy.
+    Nobody measures products whose results are codes, and they run as those do that write bfloat16: what is
+    read and summed is the same.
     """
     from qcompiler.backends.triton.kernels.launching import launch_product
 
@@ -188,8 +189,8 @@ def launched(
     configuration = scheduled(problem, a.device, default)
     with torch.cuda.device(a.device):
         launch_product(
-            kernel, a, b, out, a_scale, b_scale, bias, residual, activation,
-            configuration.constants, configuration.options, scale=scale, amax=amax,
+            kernel, a, b, out, even(a_scale), even(b_scale), even(bias), even(residual), activation,
+            configuration.constants, configuration.options, scale=even(scale), amax=amax,
         )  # fmt: skip
 
 
@@ -286,8 +287,3 @@ def check_beside(
             f"{what} {x.dtype} {[*x.shape]} on {x.device}",
             why=f"{[*shape]} on {device} is wanted, contiguous{f'; {what} in {names}' if names else ''}",
         )
-
-
-def lies_askew(codes: Tensor) -> bool:
-    is_apart = codes.stride(1) != 1 or (len(codes) > 1 and codes.stride(0) % MULTIPLE != 0)
-    return is_apart or codes.data_ptr() % MULTIPLE != 0

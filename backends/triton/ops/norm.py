@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.ops import quantize
+from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.held import check_length, configuration
 from qcompiler.backends.triton.ops.linear import known
@@ -110,7 +111,7 @@ def launched(
     codes, scales, h, y = empty(x, residual, format, floats)
     with torch.cuda.device(x.device):
         launch(
-            x, residual, weight, bias, scale, codes, scales,
+            even(x), even(residual), even(weight), even(bias), even(scale), codes, scales,
             None if residual is None else h, y if floats else None,
             eps, norm == "layer", format, row.constants, row.options,
         )  # fmt: skip

@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.triton.configurations import Configuration, chosen
+from qcompiler.backends.triton.ops.alignment import MULTIPLE, even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 from qcompiler.errors import InputError
 from qcompiler.numerics import row_codes
 from qcompiler.numerics.row_codes import CODES, scale_of
 
-__all__ = ["CODES", "codes_of", "quantize_rows", "scale_of"]
-
-MULTIPLE = 16  # codes of a row: tensor cores and the copy engine take 16 bytes at a time
+__all__ = ["CODES", "MULTIPLE", "codes_of", "quantize_rows", "scale_of"]
 
 
 @torch.library.custom_op("qcompiler::triton_quantize_rows", mutates_args=(), device_types="cpu")
@@ -49,7 +48,7 @@ def launched(x: Tensor, format: str, row: Configuration) -> tuple[Tensor, Tensor
 
     codes, scale = empty(x, format)
     with torch.cuda.device(x.device):
-        launch(x, codes, scale, format, row.constants["BLOCK"], row.options)
+        launch(even(x), codes, scale, format, row.constants["BLOCK"], row.options)
     return codes, scale
 
 

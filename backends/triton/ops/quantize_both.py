@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops import quantize
+from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.quantize import codes_of, scale_of
 from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
@@ -62,7 +63,7 @@ def launched(x: Tensor, format: str, key: Tensor | None, tensor: int, row: Confi
     codes, scales, turned, turned_scales = empty(x, format)
     with torch.cuda.device(x.device):
         launch(
-            x, codes, scales, turned, turned_scales, format, key, tensor, PURPOSES,
+            even(x), codes, scales, turned, turned_scales, format, even(key), tensor, PURPOSES,
             {**amax.constants, **amax.options}, {**row.constants, **row.options},
         )  # fmt: skip
     return codes, scales, turned, turned_scales

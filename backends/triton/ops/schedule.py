@@ -5,63 +5,111 @@
 and where there are none, the tables' row.
 
 What an op computes does not depend on it: all configurations of a space add in the same order. Rows are read
-at the first launch on a device, once for this process.
+at the first launch on a device, once for this process and each database: that of `reading`, else that of
+`default_path`.
 """
 
-import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qcompiler.backends.triton.configurations import Configuration
-from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.problem import Problem, command
+from qcompiler.warn import warn
 
 if TYPE_CHECKING:  # families ask ops for their numbers: at run time this module is the lower one
     from qcompiler.backends.triton.tuning.schedules import Schedules
     from qcompiler.tune.database import Core, Row
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+DATABASE: ContextVar[Path | None] = ContextVar("the database that ops read", default=None)
+
+
+class NotMeasured(UserWarning):
+    """A kernel runs as the tables say, since nothing says how it would be the fastest."""
+
+
+@contextmanager
+def reading(path: Path | None) -> Iterator[None]:
+    """Ops that are called inside run as the rows of this file say; None is that of `default_path`."""
+    held = DATABASE.set(path)
+    try:
+        yield
+    finally:
+        DATABASE.reset(held)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The schedules of a device, and what they said of a problem: a launch does not ask twice."""
+    """The schedules of a device, and what they said of a problem: a launch does not ask twice.
+
+    database: the file that was named, if one was. missed: what was said to lack rows, without its M.
+    """
 
     schedules: "Schedules"
+    database: Path | None = None
     found: dict[Problem, Configuration] = field(default_factory=dict)
+    missed: set[Problem] = field(default_factory=set)
+
+    def configuration(self, problem: Problem, default: Configuration) -> Configuration:
+        """The fastest that was measured; the default, with a warning once for all M, where nothing was."""
+        found = self.schedules.configuration(problem)
+        if found is not None:
+            return found
+        kind = replace(problem, M=0)
+        if kind not in self.missed:
+            self.missed.add(kind)
+            warn(
+                f"{problem.bucketed.text}: nothing was measured on this device, so it runs as the tables "
+                f"say; {remedy(problem, self.database)}",
+                NotMeasured,
+            )
+        return default
 
 
 def scheduled(problem: Problem, device: torch.device, default: Configuration) -> Configuration:
-    """The fastest that was measured; the default, with a warning once for each problem, where nothing was."""
-    known = of_device(device)
+    """What an op runs with: see `Chosen.configuration`."""
+    known = of_device(device, DATABASE.get())
     if problem not in known.found:
-        known.found[problem] = known.schedules.configuration(problem, default)
+        known.found[problem] = known.configuration(problem, default)
     return known.found[problem]
 
 
+def remedy(problem: Problem, database: Path | None) -> str:
+    """What to do where nothing was measured."""
+    if problem.out not in NAMES.values():
+        return f"nothing tunes {problem.out}"
+    return f"`{command(problem.bucketed, database)}` measures it, and with --rows other numbers of rows"
+
+
 @cache
-def of_device(device: torch.device) -> Chosen:
+def of_device(device: torch.device, database: Path | None = None) -> Chosen:
     from qcompiler.backends.triton.tuning.device import device_of
     from qcompiler.backends.triton.tuning.schedules import schedules_of
 
     its = device_of(device)
-    return Chosen(schedules=schedules_of(rows(its.core), its.core, its.capability))
+    found = schedules_of(rows(its.core, database), its.core, its.capability)
+    return Chosen(schedules=found, database=database)
 
 
-def rows(core: "Core") -> "list[Row]":
-    """Those of the user's database, left out with a warning if it cannot be read, and those shipped."""
+def rows(core: "Core", database: Path | None = None) -> "list[Row]":
+    """Those of the database, left out with a warning if it cannot be read, and those shipped."""
     from qcompiler.backends.triton.tuning.shipped import shipped
     from qcompiler.errors import TuningError
     from qcompiler.tune.database import default_path, read_rows
 
     found: list[Row] = []
     try:
-        found = read_rows(default_path(), core)
+        found = read_rows(database or default_path(), core)
     except TuningError as error:
-        warnings.warn(f"{error}; meanwhile kernels run as is shipped and as the tables say", stacklevel=2)
+        warn(f"{error}; meanwhile kernels run as is shipped and as the tables say")
     return [*found, *shipped(core)]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.ir.storage import laid_out
 from qcompiler.numerics.groupwise import GROUP, compress, compress_mask, decompress, decompress_mask
@@ -51,7 +52,9 @@ def recalled(
 
         row = chosen("recall", capability(packed.device))
         with torch.cuda.device(packed.device):
-            launch_recall(in_row(packed), bounds.contiguous(), x, bits, row.constants["GROUPS"], row.options)
+            launch_recall(
+                in_row(packed), even(bounds.contiguous()), x, bits, row.constants["GROUPS"], row.options
+            )
     return laid_out(x.to(dtype), shape, stride)
 
 
@@ -104,5 +107,5 @@ def groups_of(count: int) -> int:
 
 
 def in_row(x: Tensor) -> Tensor:
-    """The elements in row-major order, side by side."""
-    return x.reshape(-1).contiguous()
+    """The elements in row-major order, side by side, from a whole load on."""
+    return even(x.reshape(-1).contiguous())

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.layouts import SCALES, Layout, check_shape, differences, layout_named
+from qcompiler.backends.triton.ops.alignment import begins_evenly, even, lies_askew
 from qcompiler.backends.triton.ops.device import capability
-from qcompiler.backends.triton.ops.linear import ACTIVATIONS, check_beside, is_heavy, known, lies_askew
+from qcompiler.backends.triton.ops.linear import ACTIVATIONS, check_beside, is_heavy, known
 from qcompiler.backends.triton.ops.schedule import named, scheduled
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.errors import InputError
@@ -128,8 +129,8 @@ def launched(
     total = chosen("weight_only_total", capability(x.device))
     with torch.cuda.device(x.device):
         launch(
-            x, codes, scales, zeros, bias, residual, out, bits=kind.bits, group=kind.group, gated=gated,
-            activation=activation, run=RUN, parts=parts_of(M, N, x.shape[1], kind),
+            x, codes, scales, zeros, even(bias), even(residual), out, bits=kind.bits, group=kind.group,
+            gated=gated, activation=activation, run=RUN, parts=parts_of(M, N, x.shape[1], kind),
             product=(product.constants, product.options), total=(total.constants, total.options),
         )  # fmt: skip
     return out
@@ -228,8 +229,12 @@ def checked(
     groups = (rows, K // kind.group)
     check_beside("scales", scales, groups, x.device, SCALES)
     check_beside("zero points", zeros, groups, x.device, (torch.uint8,))
-    if not scales.is_contiguous() or not (zeros is None or zeros.is_contiguous()):
-        raise InputError("scales or zero points that are not contiguous", fix="make them contiguous")
+    beside = [x for x in (scales, zeros) if x is not None]
+    if not all(x.is_contiguous() and begins_evenly(x) for x in beside):
+        raise InputError(
+            "scales or zero points with gaps, or that begin within a load",
+            why="16 bytes are read at a time", fix="store a copy of them",
+        )  # fmt: skip
     check_beside("codes", codes, tuple(codes.shape), x.device, ())
     check_beside("bias", bias, (rows,), x.device, ())
     check_beside("residual", residual, (len(x), rows // 2 if gated else rows), x.device, ())

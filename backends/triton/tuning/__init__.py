@@ -6,5 +6,6 @@ predict      seconds on paper                          residual   what paper mis
 tuner        predict, compile, measure, keep           bench      seconds on a device, weights far
 schedules    what rows say of a problem                borders    from how many rows on another is faster
 profit       whether few bits are accepted             source     what a kernel's rows depend on
-shipped      rows that came with the package           products, weight_only, rows    their contenders
+shipped      rows that came with the package           gate     whether a product's numbers are right
+products, weight_only, rows    contenders
 """

@@ -6,12 +6,13 @@ A graph has no launches of the host in it, so what is timed is the kernel.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+T = TypeVar("T")
 FAR = 128 * 2**20  # bytes between two uses of the same, more than twice any L2 today
 WARM = 3  # calls before anything is captured: whoever compiles or allocates does it here
 SHORTEST = 2e-3  # seconds of a sample, far above the grain of events
@@ -38,26 +39,43 @@ class CudaBench:
         self.repeats: dict[str, int] = {}
 
     def gate(self, name: str) -> str:
-        """A result is spoilt once it is judged: a kernel that writes nothing would show it again."""
-        try:
-            found = self.contenders.calls[name](0)
-            torch.cuda.synchronize()
-        except torch.OutOfMemoryError:  # of this moment, and no verdict
-            raise
-        except Exception as error:  # Triton's own are many: it needs more than the device has
-            torch.cuda.synchronize()  # an error that stays ends the run, and is no verdict on others
-            return str(error).partition("\n")[0]
+        """A result is spoilt once it is judged: a kernel that writes nothing would show it again.
+
+        What cannot be captured cannot be timed, and is refused as well.
+        """
+        call = self.contenders.calls[name]
+        found, why = attempted(lambda: call(0))
+        if found is None:
+            return why
         why = self.contenders.wrong(name, found)
         spoil(found)
+        if why:
+            return why
+        graph, why = attempted(lambda: captured(call, self.contenders.copies))
+        if graph is not None:
+            self.graphs[name] = graph
         return why
 
     def sample(self, name: str) -> float:
-        if name not in self.graphs:
-            self.graphs[name] = captured(self.contenders.calls[name], self.contenders.copies)
+        """Seconds of one call of what passed its gate."""
+        if name not in self.repeats:
             once = elapsed(self.graphs[name], 1)
             self.repeats[name] = max(1, round(SHORTEST / once))
         repeats = self.repeats[name]
         return elapsed(self.graphs[name], repeats) / (repeats * self.contenders.copies)
+
+
+def attempted(act: Callable[[], T]) -> tuple[T | None, str]:
+    """What an act on the device gives, or why it cannot be done."""
+    try:
+        found = act()
+        torch.cuda.synchronize()
+    except torch.OutOfMemoryError:  # of this moment, and no verdict
+        raise
+    except Exception as error:  # Triton's own are many: it needs more than the device has
+        torch.cuda.synchronize()  # an error that stays ends the run, and is no verdict on others
+        return None, f"it cannot run: {type(error).__name__}: {error}".partition("\n")[0]
+    return found, ""
 
 
 def spoil(found: Any) -> None:

@@ -7,8 +7,7 @@ Between two numbers of rows that were measured, the larger one decides.
 
 from collections.abc import Iterable, Mapping
 
-from qcompiler.backends.triton.decisions import Decisions, Table
-from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.decisions import Decisions, Linear, Table
 from qcompiler.backends.triton.layouts import LAYOUTS
 from qcompiler.backends.triton.ops.quantize import padded
 from qcompiler.backends.triton.tuning.borders import borders
@@ -29,6 +28,7 @@ OPS: Mapping[str, tuple[str, str]] = {
 def problem_of(linear: Linear, M: int) -> Problem:
     """A linear's product of M rows."""
     op, scheme = OPS[linear.format]
+    scheme = f"{scheme} zeros" if linear.zeros else scheme
     K = padded(linear.K) if linear.format in CODES else linear.K
     return Problem(op=op, scheme=scheme, M=M, N=linear.N, K=K, out=linear.out, heavy=linear.heavy)
 

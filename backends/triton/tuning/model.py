@@ -1,11 +1,13 @@
-"""The linears of a model measured: at some numbers of rows, and then between those that disagree."""
+"""The linears of a model measured: at some numbers of rows, and then between those that disagree.
+
+Beside them, or alone, problems that were named one by one.
+"""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from qcompiler.backends.triton.decisions import Problem as Linear
-from qcompiler.backends.triton.decisions import Table
+from qcompiler.backends.triton.decisions import Linear, Table
 from qcompiler.backends.triton.tuning.borders import borders
 from qcompiler.backends.triton.tuning.decided import fastest, measured, problem_of, quantizer_of, table
 from qcompiler.backends.triton.tuning.device import Device
@@ -14,20 +16,20 @@ from qcompiler.backends.triton.tuning.predict import bound
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.ranking import residual_of
 from qcompiler.backends.triton.tuning.schedules import Schedules, schedules_of
-from qcompiler.backends.triton.tuning.tuner import TRIALS, UNKNOWN, Judge, Prepare, is_current, tune
+from qcompiler.backends.triton.tuning.tuner import TRIALS, Judge, Prepare, is_current, tune
 from qcompiler.progress import Tell, silent
-from qcompiler.tune.database import Database, Row
+from qcompiler.tune.database import KEY, Core, Database, Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What is the fastest for a linear at so many rows.
+    """What is the fastest for a linear, or another problem, at so many rows.
 
     ratio: seconds of float over its own. of_roofline: of what the device could do at best; None for a peer.
     refused: how many candidates did not compile, or computed wrong numbers.
     """
 
-    linear: Linear
+    name: str
     M: int
     contender: str
     us: float
@@ -38,11 +40,36 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """left: problems that were not reached in time."""
+    """left: problems that were not reached in time, those of a search for borders that ended early included.
+
+    refused: rows with the reasons of what cannot be taken.
+    """
 
     table: Table
     chosen: tuple[Chosen, ...]
+    refused: tuple[Row, ...]
     left: int
+
+
+class Remembered:
+    """The rows of one device, read once from a database, and known from then on as they are added."""
+
+    def __init__(self, database: Database, core: Core) -> None:
+        self.database = database
+        self.held = {key(row): row for row in database.rows(core)}
+
+    def rows(self, core: Core | None = None) -> list[Row]:
+        return [row for row in self.held.values() if core is None or row.core == core]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """On the disk first: what cannot be kept is not known either."""
+        found = [*rows]
+        self.database.add(found)
+        self.held |= {key(row): row for row in found}
+
+
+def key(row: Row) -> tuple[str, ...]:
+    return tuple(getattr(row, name) for name in KEY)
 
 
 def tune_linears(
@@ -53,6 +80,7 @@ def tune_linears(
     prepare: Prepare,
     *,
     rows: Sequence[int],
+    beside: Sequence[Problem] = (),
     shipped: Sequence[Row] = (),
     trials: int = TRIALS,
     until: float = float("inf"),
@@ -61,34 +89,44 @@ def tune_linears(
 ) -> Tuned:
     """Measure what has no row yet; a run that was stopped goes on where it was.
 
-    shipped: rows that came with the package, from which the order on paper has learnt.
+    rows: at which linears are measured first. beside: problems of other ops. shipped: rows that came with the
+    package, from which the order on paper has learnt.
     """
-    residual = residual_of(shipped, device)
+    residual, kept = residual_of(shipped, device), Remembered(database, device.core)
 
     def measure(problems: Sequence[Problem], tell: Tell) -> int:
         return tune(
-            problems, database, device, judge, prepare, residual=residual, shipped=shipped, trials=trials,
+            problems, kept, device, judge, prepare, residual=residual, shipped=shipped, trials=trials,
             until=until, clock=clock, tell=tell,
         )  # fmt: skip
 
     def known() -> Schedules:
-        return schedules_of(database.rows(device.core), device.core, device.capability)
+        return schedules_of(kept.rows(), device.core, device.capability)
 
-    left = measure([problem for linear in linears for M in rows for problem in problems_of(linear, M)], tell)
-    for linear in linears:
+    of_linears = [problem for linear in linears for M in rows for problem in problems_of(linear, M)]
+    left = measure([*dict.fromkeys([*of_linears, *beside])], tell)
+    for linear in linears if not left else ():
 
         def name(M: int, linear: Linear = linear) -> str:
-            if clock() <= until:
-                measure(problems_of(linear, M), silent)
+            """Where the time is over, what the next larger number of rows says; the probe is left."""
+            nonlocal left
+            missing = measure(problems_of(linear, M), silent)
+            left += missing
+            if missing:
+                M = min(rows for rows in measured(linear, known()) if rows >= M)
             return fastest(linear, M, known())
 
-        if not left and clock() <= until:
-            borders(name, measured(linear, known()))
+        borders(name, measured(linear, known()))
     found = known()
-    chosen = (
-        one for linear in linears for M in measured(linear, found) if (one := told(linear, M, found, device))
-    )
-    return Tuned(table=table(linears, found), chosen=tuple(chosen), left=left)
+    asked = [(str(linear), problem_of(linear, M)) for linear in linears for M in measured(linear, found)]
+    asked += [(replace(problem, M=0).text, problem) for problem in beside]
+    makers = [quantizer_of(linear, M) for linear in linears for M in measured(linear, found)]
+    every = dict.fromkeys([*(problem for _, problem in asked), *filter(None, makers)])
+    return Tuned(
+        table=table(linears, found), left=left,
+        chosen=tuple(one for name, problem in asked if (one := told(name, problem, found, device))),
+        refused=tuple(row for problem in every for row in refused_of(problem, found)),
+    )  # fmt: skip
 
 
 def problems_of(linear: Linear, M: int) -> list[Problem]:
@@ -97,16 +135,20 @@ def problems_of(linear: Linear, M: int) -> list[Problem]:
     return [problem_of(linear, M), *([quantizer] if quantizer else [])]
 
 
-def told(linear: Linear, M: int, schedules: Schedules, device: Device) -> Chosen | None:
-    """What rows say of a linear at so many rows; None where only those of another version do."""
-    problem = problem_of(linear, M)
+def told(name: str, problem: Problem, schedules: Schedules, device: Device) -> Chosen | None:
+    """What rows say of a problem; None where only those of another version do."""
     choice = schedules.choice(problem)
     if choice is None or choice.is_prior:
         return None
     work = choice.configuration and family_of(problem).work(problem, choice.configuration)
-    rows = [row for row in schedules.rows[problem.text] if is_current(row, problem)]
     return Chosen(
-        linear=linear, M=M, contender=choice.contender, us=choice.seconds * 1e6, ratio=choice.ratio,
+        name=name, M=problem.M, contender=choice.contender, us=choice.seconds * 1e6, ratio=choice.ratio,
         of_roofline=bound(work, device) / choice.seconds if work else None,
-        refused=sum(row.seconds == UNKNOWN for row in rows),
+        refused=len(refused_of(problem, schedules)),
     )  # fmt: skip
+
+
+def refused_of(problem: Problem, schedules: Schedules) -> list[Row]:
+    """The rows of these versions that could not run, or were wrong."""
+    rows = schedules.rows.get(problem.text, ())
+    return [row for row in rows if row.is_refused and is_current(row, problem)]

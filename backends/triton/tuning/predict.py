@@ -9,7 +9,7 @@ generated code reaches. (Williams et al. 2009; waves as in Osama et al. 2023, ar
 import math
 from dataclasses import dataclass
 
-from qcompiler.backends.triton.configurations import SHARED
+from qcompiler.backends.triton.configurations import shared_of
 from qcompiler.backends.triton.tuning.device import Device
 
 REACHED = 0.65  # of peak, until rows say better (residual.py)
@@ -48,7 +48,12 @@ class Predicted:
 
 def bound(work: Work, device: Device) -> float:
     """Seconds that no kernel takes less of: all of the device's rate, nothing read twice."""
-    return max(work.operations / device.rates.get(work.kind, math.inf), work.bytes / device.bandwidth)
+    return least(work.bytes, device, kind=work.kind, operations=work.operations)
+
+
+def least(bytes: float, device: Device, *, kind: str = "", operations: float = 0.0) -> float:
+    """max(F / P, B / W): the roofline, where nothing is known of a kernel."""
+    return max(operations / device.rates.get(kind, math.inf), bytes / device.bandwidth)
 
 
 def predicted(work: Work, device: Device) -> Predicted:
@@ -66,6 +71,6 @@ def predicted(work: Work, device: Device) -> Predicted:
 
 def resident(work: Work, device: Device) -> int:
     """Programs that one processor holds at the same time."""
-    shared = SHARED[max(known for known in SHARED if known <= max(device.capability, min(SHARED)))]
+    shared = shared_of(device.capability)
     fits = min(THREADS // work.threads, FILE // (work.threads * REGISTERS), shared // max(work.shared, 1))
     return max(1, fits)

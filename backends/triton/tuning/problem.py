@@ -1,7 +1,9 @@
 """What is asked of a device: an op of certain sizes, as text in the rows of the database."""
 
 import re
+import shlex
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 TEXT = re.compile(
     r"(?P<op>[^,]+), (?P<scheme>[^,]+), M (?P<M>\d+)(, N (?P<N>\d+))?, K (?P<K>\d+), (?P<out>\w+)"
@@ -48,6 +50,12 @@ def parsed(text: str) -> Problem | None:
         op=found["op"], scheme=found["scheme"], M=int(found["M"]), N=int(found["N"] or 0), K=int(found["K"]),
         out=found["out"], heavy=bool(found["heavy"]),
     )  # fmt: skip
+
+
+def command(problem: Problem, database: Path | None = None) -> str:
+    """What a user types to have a problem measured, for a database that was named."""
+    words = ["--database", str(database)] if database is not None else []
+    return shlex.join(["qcompiler", "tune", "--target", "cuda", *words, "--problem", problem.text])
 
 
 def bucket(rows: int) -> int:

@@ -1,7 +1,7 @@
 """The contenders of a product of codes: our kernels, a vendor's, and the float product.
 
 Numbers are random, activations with an outlier in a thousand: zeros would draw less power than real ones, and
-run faster.
+run faster. A vendor's products and the float one are the functions that models run (`engine.candidates`).
 """
 
 import math
@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.engine.candidates import float_linear, int_mm, scaled_mm
 from qcompiler.backends.triton.ops.linear import finished, fp8_linear, int8_linear
 from qcompiler.backends.triton.ops.quantize import quantize_rows
 from qcompiler.backends.triton.signatures import kernel_named
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
 from qcompiler.backends.triton.tuning.families import FLOAT, WIDTHS, mode_of
+from qcompiler.backends.triton.tuning.gate import lost, too_far
 from qcompiler.backends.triton.tuning.problem import Problem
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FLOOR = 1.5  # times the error of rounding the exact result to its type
-FAST = 1e-2  # of the result, where tensor cores keep fewer bits of sums than float32
 SAMPLED = 256  # rows that are compared
 QUANTIZED = " + quantize"  # behind a contender's name: it makes the codes of x as well
 
@@ -63,6 +63,7 @@ def contenders(
     codes = [b.clone() for _ in range(copies)]
     floats = [weights(N, K, dtype, device) for _ in range(copies_of(N * K * WIDTHS[problem.out], device))]
     out, cast = torch.empty(M, N, dtype=dtype, device=device), bias.to(dtype)
+    behind = (residual, activation, dtype)
 
     def ours(configuration: Configuration, rows: Codes) -> Callable[[int], Tensor]:
         from qcompiler.backends.triton.kernels.launching import launch_product
@@ -91,22 +92,15 @@ def contenders(
         return call
 
     def float_product(copy: int) -> Tensor:
-        y = F.linear(x, floats[copy % len(floats)], cast)
-        return y if residual is None else F.gelu(y) + residual
+        return float_linear(x, None, floats[copy % len(floats)], None, cast, *behind)
 
-    def int_mm(rows: Codes, copy: int) -> Tensor:
+    def vendor(compute: Callable[..., Tensor], rows: Codes, copy: int) -> Tensor:
         a, s = rows()
-        return finished(torch._int_mm(a, codes[copy].t()), s, t, bias, residual, activation, dtype)
+        return compute(a, s, codes[copy], t, bias, *behind)
 
-    def scaled_mm(rows: Codes, copy: int) -> Tensor:
-        a, s = rows()
-        y = torch._scaled_mm(
-            a, codes[copy].t(), scale_a=s[:, None], scale_b=t[None, :], bias=cast, out_dtype=dtype,
-            use_fast_accum=mode_of(problem) == "fast",
-        )  # fmt: skip
-        return y if residual is None else F.gelu(y) + residual
-
-    vendors = {"int_mm": int_mm, "scaled_mm": scaled_mm}
+    vendors: Mapping[str, Callable[..., Tensor]] = {
+        "int_mm": int_mm, "scaled_mm": partial(scaled_mm, accumulation=mode_of(problem))
+    }  # fmt: skip
     sampled = torch.randperm(M, device=device)[:SAMPLED]
     sums = a.float()[sampled].double() @ b.double().t()
     beside = residual if residual is None else residual[sampled]
@@ -118,7 +112,7 @@ def contenders(
             return ""
         if format == "int8" and not problem.heavy and not torch.equal(found[sampled], to_the_bit):
             return f"{int((found[sampled] != to_the_bit).sum())} numbers are not those of exact sums"
-        return too_far(found[sampled], wanted, FAST if mode_of(problem) == "fast" else 0.0)
+        return too_far(found[sampled], wanted, lost(mode_of(problem), K))
 
     make = reference if device.type == "cpu" else ours
     calls: dict[str, Callable[[int], Tensor]] = {}
@@ -127,7 +121,7 @@ def contenders(
         inputs.append((QUANTIZED, lambda: quantize_rows(x, format)))
     for suffix, rows in inputs:
         calls |= {f"{name}{suffix}": make(one, rows) for name, one in configurations.items()}
-        calls |= {f"{name}{suffix}": partial(vendors[name], rows) for name in peers if name != FLOAT}
+        calls |= {f"{name}{suffix}": partial(vendor, vendors[name], rows) for name in peers if name != FLOAT}
     if FLOAT in peers:
         calls[FLOAT] = float_product
     return Contenders(calls=calls, copies=copies, wrong=wrong)
@@ -137,12 +131,3 @@ def exact(sums: Tensor, s: Tensor, t: Tensor, bias: Tensor, residual: Tensor | N
     """act(sums s t + bias) + residual in float64."""
     y = sums * s.double()[:, None] * t.double() + bias.double()
     return y if residual is None else F.gelu(y) + residual.double()
-
-
-def too_far(found: Tensor, wanted: Tensor, allowed: float) -> str:
-    """Why a result is wrong: its error is beyond what rounding it to its type makes, and what is allowed."""
-    scale = wanted.norm()
-    error = float((found.double() - wanted).norm() / scale)
-    floor = float((wanted.to(found.dtype).double() - wanted).norm() / scale)
-    limit = max(FLOOR * floor, allowed)
-    return "" if error <= limit else f"its error is {error:.2e}, and {limit:.2e} is allowed"

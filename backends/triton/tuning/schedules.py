@@ -1,11 +1,9 @@
 """What the rows of a device say of a problem: which contender is the fastest, and by how much.
 
-Rows are of buckets of M, and of some M between two that disagree. A problem without a row gets the
-configuration of the tables, and that is said once.
+Rows are of buckets of M, and of some M between two that disagree.
 """
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -39,7 +37,6 @@ class Schedules:
 
     capability: int
     rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
-    missed: set[str] = field(default_factory=set, compare=False)  # what was said to lack rows
 
     def choice(self, problem: Problem, *, peers: bool = True) -> Choice | None:
         """The fastest contender of a problem, ours alone or with its peers; None without rows.
@@ -64,20 +61,10 @@ class Schedules:
             ratio=seconds.get(FLOAT, math.nan) / seconds[name], is_prior=not is_current(rows[0], held),
         )  # fmt: skip
 
-    def configuration(self, problem: Problem, default: Configuration) -> Configuration:
-        """The fastest of our own; the default, with a warning once, where nothing was measured."""
+    def configuration(self, problem: Problem) -> Configuration | None:
+        """The fastest of our own; None where nothing was measured."""
         found = self.choice(problem, peers=False)
-        if found is not None and found.configuration is not None:
-            return found.configuration
-        text = problem.bucketed.text
-        if text not in self.missed:
-            self.missed.add(text)
-            warnings.warn(
-                f"{text}: nothing was measured on this device, so it runs as the tables say; "
-                "`qcompiler tune --target cuda` measures it",
-                stacklevel=2,
-            )
-        return default
+        return None if found is None else found.configuration
 
 
 def schedules_of(rows: Iterable[Row], core: Core, capability: int) -> Schedules:

@@ -23,7 +23,7 @@ from qcompiler.backends.triton.tuning.ranking import ordered
 from qcompiler.backends.triton.tuning.residual import Residual
 from qcompiler.backends.triton.tuning.source import compiler, version_of
 from qcompiler.progress import Tell, silent
-from qcompiler.tune.database import Database, Row, is_of, ranked
+from qcompiler.tune.database import Core, Row, is_of, ranked
 from qcompiler.tune.search import ROUNDS, Measured, race
 
 TRIALS = 8  # candidates of a problem, beside the default and the peers
@@ -46,6 +46,14 @@ class Bench(Protocol):
 
 Prepare = Callable[[Problem, Mapping[str, Configuration], Sequence[str]], Bench]
 """Of a problem, its candidates by name, and its peers."""
+
+
+class Kept(Protocol):
+    """A database, or what stands for one."""
+
+    def rows(self, core: Core | None = None) -> list[Row]: ...
+
+    def add(self, rows: Iterable[Row]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +120,7 @@ def drawn(problem: Problem, others: Sequence[str]) -> list[str]:
 
 def tune(
     problems: Sequence[Problem],
-    database: Database,
+    database: Kept,
     device: Device,
     judge: Judge,
     prepare: Prepare,
@@ -142,20 +150,27 @@ def measured(
     job: Job, device: Device, judge: Judge, prepare: Prepare, rounds: int, until: float,
     clock: Callable[[], float],
 ) -> Iterator[list[Row]]:  # fmt: skip
-    """One row for each contender: seconds, or infinity for what does not compile, fit or compute right.
+    """One row for each contender: seconds, or infinity and why it does not compile, fit or compute right.
 
-    In parts, as they are known: what the compiler refuses, what ran, and the best of it once more.
+    In parts, as they are known: what the compiler refuses, what is wrong, what ran, and the best once more.
     """
 
     def rows(results: Iterable[Measured[str]]) -> list[Row]:
         return [row(job.problem, result, device) for result in results]
 
+    def refused(why: Mapping[str, str]) -> list[Row]:
+        return [
+            row(job.problem, Measured(candidate=name, seconds=(UNKNOWN,)), device, reason)
+            for name, reason in why.items()
+        ]
+
     verdicts = fitting(job, judge)
     fit = {written(one.configuration): one.configuration for one in verdicts if not one.fault}
-    yield rows(failed(written(one.configuration) for one in verdicts if one.fault))
+    yield refused({written(one.configuration): one.fault for one in verdicts if one.fault})
     bench = prepare(job.problem, fit, job.peers)
-    right = [name for name in (*fit, *job.peers) if not bench.gate(name)]
-    yield rows(failed(name for name in (*fit, *job.peers) if name not in right))
+    wrong = {name: why for name in (*fit, *job.peers) if (why := bench.gate(name))}
+    yield refused(wrong)
+    right = [name for name in (*fit, *job.peers) if name not in wrong]
     results = race(right, bench.sample, rounds=rounds, until=until, clock=clock) if right else []
     yield rows(results)
     default = written(space(job.problem, device.capability)[0]) if fit else ""
@@ -173,10 +188,6 @@ def fitting(job: Job, judge: Judge) -> list[Verdict]:
     return verdicts
 
 
-def failed(names: Iterable[str]) -> Iterator[Measured[str]]:
-    return (Measured(candidate=name, seconds=(UNKNOWN,)) for name in names)
-
-
 def confirmed(
     results: Sequence[Measured[str]],
     fit: Mapping[str, Configuration],
@@ -191,9 +202,9 @@ def confirmed(
     return race([mine[0], default], bench.sample, rounds=rounds)
 
 
-def row(problem: Problem, result: Measured[str], device: Device) -> Row:
+def row(problem: Problem, result: Measured[str], device: Device, reason: str = "") -> Row:
     return Row(
         workload=problem.text, configuration=result.candidate, isa=device.core.isa,
         processor=device.core.processor, seconds=result.median, spread=result.spread,
-        rounds=len(result.seconds), **versions(problem, result.candidate),
+        rounds=len(result.seconds), reason=reason, **versions(problem, result.candidate),
     )  # fmt: skip

@@ -17,8 +17,9 @@ from qcompiler.backends.triton.ops.weight_only import launched, weight_only_line
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
 from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.backends.triton.tuning.families.weight_only import has_zeros, is_gated, layout_of
+from qcompiler.backends.triton.tuning.gate import too_far
 from qcompiler.backends.triton.tuning.problem import Problem
-from qcompiler.backends.triton.tuning.products import DTYPES, SAMPLED, activations, too_far, weights
+from qcompiler.backends.triton.tuning.products import DTYPES, SAMPLED, activations, weights
 
 UNIT = 2.0**-24  # of float32; sums of K are off by about sqrt(K) of it (Higham, Mary, SISC 41, 2019)
 ROUNDINGS = 5  # where floats are stored between: a decoded weight, the product, its activation, gate and sum

@@ -10,7 +10,7 @@ does not take has a row as well, of infinite seconds, so that no later run tries
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ from qcompiler.tune.database import Core, Database, Row, best, is_of
 from qcompiler.tune.search import ROUNDS, Measured, race
 
 SHORTEST = 1e-3  # seconds of a sample, so that the clock does not count
+LONGEST = 300  # letters of a reason: TVM may print a whole function
 
 
 def groups_in(graph: Graph, target: Target, inputs: Sequence[Tensor], isa: Isa) -> dict[Group, int]:
@@ -76,7 +77,7 @@ def jobs(groups: Sequence[Group], rows: Sequence[Row], core: Core, trials: int) 
 
 
 class Bench:
-    """The configurations of one group by number, ready to run; `refused`: those that LLVM does not take."""
+    """The configurations of one group by number, ready to run; `refused`: why LLVM does not take others."""
 
     def __init__(
         self, group: Group, configurations: Sequence[str], isa: Isa,
@@ -86,7 +87,7 @@ class Bench:
         self.values = numbers_for(group)
         torch_steps: tuple[Host, ...] = tuple(Compute(node=node) for node in group.nodes)
         self.steps: dict[int, tuple[Host, ...]] = {}
-        self.refused: list[int] = []
+        self.refused: dict[int, str] = {}
         functions: dict[str, Any] = {}
         for i, configuration in enumerate(configurations):
             name = f"float_{i}"
@@ -95,8 +96,8 @@ class Bench:
                 continue
             try:
                 module = compiled([made(group, configuration, name)], processor_for(isa))
-            except (TuningError, *REFUSALS):  # a schedule may be valid and have no code
-                self.refused.append(i)
+            except (TuningError, *REFUSALS) as error:  # a schedule may be valid and have no code
+                self.refused[i] = said_last(error)
                 continue
             functions[name] = module[name]
             self.steps[i] = (Floats(group=group, function=name),)
@@ -160,15 +161,26 @@ def tune(
 
         found = race(list(bench.steps), bench.sample, rounds=rounds, until=until, clock=clock, tick=tick)
         found += [Measured(candidate=i, seconds=(math.inf,)) for i in bench.refused]
-        database.add(row(job.group, configurations[result.candidate], result, core) for result in found)
+        database.add(
+            row(job.group, configurations[result.candidate], result, core, bench.refused) for result in found
+        )
     return 0
 
 
-def row(group: Group, configuration: str, found: Measured[int], core: Core) -> Row:
+def row(
+    group: Group, configuration: str, found: Measured[int], core: Core, refused: Mapping[int, str]
+) -> Row:
     return Row(
         workload=workload(group), configuration=configuration, isa=core.isa, processor=core.processor,
-        seconds=found.median, spread=found.spread, rounds=len(found.seconds), **versions(),
+        seconds=found.median, spread=found.spread, rounds=len(found.seconds),
+        reason=refused.get(found.candidate, ""), **versions(),
     )  # fmt: skip
+
+
+def said_last(error: Exception) -> str:
+    """TVM tells where an error came from first, and at its end what it is."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"it has no code: {lines[-1] if lines else type(error).__name__}"[:LONGEST]
 
 
 def title(group: Group) -> str:
@@ -193,13 +205,14 @@ class Tuned:
     torch_seconds: float | None
     predicted: str
     predicted_seconds: float | None
+    refused: tuple[Row, ...]
 
 
 def known(groups: dict[Group, int], rows: Sequence[Row]) -> list[Tuned]:
     """The groups that have rows."""
     fastest = best(rows, versions())
-    ran = [row for row in rows if is_of(row, versions()) and row.seconds < math.inf]
-    seconds = {(row.workload, row.configuration): row.seconds for row in ran}
+    now = [row for row in rows if is_of(row, versions())]
+    seconds = {(row.workload, row.configuration): row.seconds for row in now if not row.is_refused}
     found = []
     for group, calls in groups.items():
         name, guess = workload(group), by_rule(group)
@@ -211,5 +224,6 @@ def known(groups: dict[Group, int], rows: Sequence[Row]) -> list[Tuned]:
                 best=configuration if configuration in (TORCH, FUSED) else "tvm, trace",
                 torch_seconds=seconds.get((name, TORCH)), predicted=guess,
                 predicted_seconds=seconds.get((name, guess)),
+                refused=tuple(row for row in now if row.is_refused and row.workload == name),
             ))  # fmt: skip
     return found

@@ -17,7 +17,7 @@ import qcompiler as qc
 from qcompiler.api import explain
 from qcompiler.backends.memory import memory_of
 from qcompiler.backends.reference import Reference
-from qcompiler.backends.triton.decisions import Decisions, Problem
+from qcompiler.backends.triton.decisions import Decisions, Linear
 from qcompiler.backends.triton.engine import onward, predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable, device_of
@@ -161,7 +161,7 @@ def test_few_rows_are_read_by_decoded_weights_within_what_rounding_leaves_out() 
 
 def test_no_rows_are_no_problem() -> None:
     table = {
-        Problem(format="int8", N=24, K=33, out="fp32", heavy=True): Decisions(
+        Linear(format="int8", N=24, K=33, out="fp32", heavy=True): Decisions(
             names=("int8_linear",), measured=True
         )
     }
@@ -173,7 +173,7 @@ def test_no_rows_are_no_problem() -> None:
 @pytest.mark.parametrize("name", ["int8_linear", "int_mm"])
 def test_all_that_multiply_int8_have_the_same_bits(name: str) -> None:
     table = {
-        Problem(format="int8", N=24, K=33, out="fp32", heavy=True): Decisions(names=(name,), measured=True)
+        Linear(format="int8", N=24, K=33, out="fp32", heavy=True): Decisions(names=(name,), measured=True)
     }
     executable, decision, inputs = lowered("mlp", table=table)
     assert executable.choices(inputs)["linear_1"].by.name == name
@@ -184,7 +184,7 @@ def test_all_that_multiply_int8_have_the_same_bits(name: str) -> None:
 
 
 def test_a_vendor_that_cannot_is_passed_over_and_it_is_said() -> None:
-    table = {Problem(format="int8", N=33, K=20, out="fp32"): Decisions(names=("int_mm",), measured=True)}
+    table = {Linear(format="int8", N=33, K=20, out="fp32"): Decisions(names=("int_mm",), measured=True)}
     executable, decision, inputs = lowered("mlp", table=table)
     assert executable.choices(inputs)["linear"].by.name == "int8_linear"
     remarks = executable.execution(decision.plan).remarks
@@ -349,7 +349,7 @@ def test_what_reads_a_value_is_weighed_together() -> None:
     together = 3 * predict.product(M, N, N, "int8", H100) + predict.quantizing(M, N, H100)
     executable, *_ = lowered("block")
     qkv = [layer for layer in executable.layers.found if layer.x is executable.layers.found[0].x]
-    large = [replace(layer, problem=Problem(format="int8", N=N, K=N)) for layer in qkv]
+    large = [replace(layer, problem=Linear(format="int8", N=N, K=N)) for layer in qkv]
     found = predict.weighed(large[0].x, large, M, (), {}, H100)
     assert len(large) == 3 and found.us == pytest.approx(together * 1e6)
     assert found.kept and not pays(M, N, N) and "predicted, 1.33x needed" in found.why

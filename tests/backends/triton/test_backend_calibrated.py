@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.api import explain
-from qcompiler.backends.triton.decisions import Decisions, Problem
+from qcompiler.backends.triton.decisions import Decisions, Linear
 from qcompiler.backends.triton.engine import predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable
@@ -81,14 +81,14 @@ def test_few_rows_and_none_are_read_as_floats() -> None:
     assert executable([inputs[0][:0]])[0].shape == (0, 5)
 
 
-MIDDLE = Problem(format="int8", N=24, K=33, out="fp32", heavy=True)
+MIDDLE = Linear(format="int8", N=24, K=33, out="fp32", heavy=True)
 
 
 @pytest.mark.parametrize(
     ("name", "wanted"), [("float", [0, 2, 2, 0]), ("int_mm", [1, 1, 2, 0]), ("int8_linear", [2, 1, 1, 0])]
 )
 def test_what_reads_floats_or_knows_no_codes_gets_and_returns_floats(name: str, wanted: list[int]) -> None:
-    table: Mapping[Problem, Decisions] = {MIDDLE: Decisions(names=(name,), measured=True)}
+    table: Mapping[Linear, Decisions] = {MIDDLE: Decisions(names=(name,), measured=True)}
     executable, _, inputs = lowered("mlp", CALIBRATED, table=table)
     assert counted(executable, inputs) == wanted
     assert all(each.max_lsb == 0 for each in executable.verify(inputs))

@@ -16,12 +16,13 @@ from qcompiler.api import explain
 from qcompiler.backends.memory import memory_of
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.reference.kernels import Codes, weight_only_linear
-from qcompiler.backends.triton.decisions import Decisions, Problem
+from qcompiler.backends.triton.decisions import Decisions, Linear
 from qcompiler.backends.triton.engine import predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable
 from qcompiler.backends.triton.engine.lower import aligned
-from qcompiler.backends.triton.ops.linear import lies_askew
+from qcompiler.backends.triton.ops.alignment import lies_askew
+from qcompiler.backends.triton.tuning.decided import problem_of
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.errors import PlanError
 from qcompiler.ir import flatten_inputs
@@ -88,6 +89,8 @@ def test_layers_are_within_what_float32_sums_allow(
 ) -> None:
     executable, decision, inputs = lowered("residual", recipe, dtype)
     assert [layer.problem.format for layer in executable.layers.found] == layouts
+    asked = {problem_of(layer.problem, 3).scheme.partition(" ")[2] for layer in executable.layers.found}
+    assert asked == {"zeros" if isinstance(recipe, qc.Recipe) else ""}, "as the op calls its problem"
     taken = [(layer.activation, layer.residual is not None) for layer in executable.layers.found]
     assert taken == [("silu", False), ("none", True)]
     assert all((each.max_lsb, each.kernel) == (0, "weight_only_linear") for each in executable.verify(inputs))
@@ -212,7 +215,7 @@ def test_a_plan_for_another_target_runs_in_float_and_says_why() -> None:
 
 def test_predictions_go_by_the_bytes_of_the_weight() -> None:
     """One row waits for the weight, of 4.75 bits with a scale and a zero point for 32; many rows do not."""
-    problem = Problem(format="w4h_g32", N=14336, K=4096)
+    problem = Linear(format="w4h_g32", N=14336, K=4096)
     few = predict.few_bit_bytes(problem)
     assert few == problem.N * problem.K * (0.5 + 3 / 32)
 

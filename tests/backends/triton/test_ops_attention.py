@@ -107,7 +107,7 @@ E4M3 = torch.float8_e4m3fn
         ({0: torch.randn(2, 16, 4).mT}, "side by side"),
         ({1: torch.zeros(2, 2, 9, 16)}, "int8 or e4m3 codes"),
         ({3: torch.zeros(2, 2, 9, 16).to(E4M3)}, "keys of torch.int8 on cpu, values of torch.float8_e4m3fn"),
-        ({3: torch.zeros(2, 2, 16, 9, dtype=torch.int8).mT}, "a cache with gaps, or in another order"),
+        ({3: torch.zeros(2, 2, 16, 9, dtype=torch.int8).mT}, "a cache with gaps, in another order"),
         ({2: torch.ones(2, 2, 8)}, r"scales of keys torch.float32 \[2, 2, 8\]"),
         ({4: torch.ones(2, 2, 9).half()}, "scales of values torch.float16"),
         ({5: torch.ones(2)}, r"lengths torch.float32 \[2\].* int32 or int64 \[2\]"),

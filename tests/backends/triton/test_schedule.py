@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +14,12 @@ import torch
 
 from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops import schedule
-from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
+from qcompiler.backends.triton.ops.schedule import NotMeasured, of_rows, reading, scheduled
 from qcompiler.backends.triton.tuning import device as devices
 from qcompiler.backends.triton.tuning import shipped
 from qcompiler.backends.triton.tuning.device import DEVICES, Device
-from qcompiler.backends.triton.tuning.families import space, written
-from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.families import check, space, written
+from qcompiler.backends.triton.tuning.problem import Problem, parsed
 from qcompiler.backends.triton.tuning.shipped import ship
 from qcompiler.backends.triton.tuning.tuner import versions
 from qcompiler.tune import database
@@ -41,13 +42,15 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
 
 
 def plant(path: Path, problem: Problem, seconds: dict[str, float], device: Device = H100) -> None:
+    """Into a file, or that of a folder."""
+
     def row(name: str) -> Row:
         return Row(
             workload=problem.text, configuration=name, isa=device.core.isa, processor=device.core.processor,
             seconds=seconds[name], spread=0.0, rounds=3, **versions(problem),
         )  # fmt: skip
 
-    with open_database(path / "rows.db") as opened:
+    with open_database(path / "rows.db" if path.is_dir() else path) as opened:
         opened.add(map(row, seconds))
 
 
@@ -80,8 +83,57 @@ def test_each_device_has_rows_of_its_own(tmp_path: Path) -> None:
 def test_without_a_database_the_tables_say_and_that_is_said_once() -> None:
     with pytest.warns(UserWarning, match=r"nothing was measured on this device.*qcompiler tune") as said:
         assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
-    assert len(said) == 1
-    assert asked() == asked(replace(PROBLEM, M=1999)) == DEFAULT
+    assert [warning.filename for warning in said] == [__file__], "it points to who called"
+    assert asked() == asked(replace(PROBLEM, M=1999)) == asked(replace(PROBLEM, M=1)) == DEFAULT, "of any M"
+    with pytest.warns(UserWarning, match="int8_linear, int8, M 2048, N 64"):
+        scheduled(replace(PROBLEM, N=64), FIRST, DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("op", "scheme", "N", "heavy"),
+    [
+        ("norm_quantize", "int8 layer residual floats", 0, False),
+        ("hadamard_quantize", "e4m3 64", 0, False),
+        ("quantize_both", "int8 drawn ragged", 0, False),
+        ("weight_only_linear", "w4h_g64 zeros gated", 512, True),
+        ("fp8_linear", "e4m3 promote128", 512, True),
+    ],
+)
+def test_the_command_of_a_warning_measures_just_that(
+    tmp_path: Path, op: str, scheme: str, N: int, heavy: bool
+) -> None:
+    """What a shell makes of it is a problem that is known, and with a row of it there is no warning."""
+    problem = Problem(op=op, scheme=scheme, M=1000, N=N, K=4096, heavy=heavy)
+    file = tmp_path / "my rows.db"
+    default = space(problem, 90)[0]
+    with reading(file), pytest.warns(NotMeasured) as said:
+        scheduled(problem, FIRST, default)
+    words = shlex.split(str(said[0].message).split("`")[1])
+    assert words[:6] == ["qcompiler", "tune", "--target", "cuda", "--database", str(file)]
+    named = parsed(words[words.index("--problem") + 1])
+    assert named == problem.bucketed and named is not None
+    check(named)
+    plant(file, named, {written(space(named, 90)[1]): 1e-5})
+    schedule.of_device.cache_clear()
+    with reading(file):
+        assert asked(problem) == space(named, 90)[1]
+
+
+def test_a_database_that_is_named_is_read_by_ops_called_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a backend, or by the environment for ops on their own; that of the cache folder is another."""
+    plant(tmp_path / "mine.db", PROBLEM, {written(OTHER): 1e-4})
+    with pytest.warns(NotMeasured):
+        assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
+    with reading(tmp_path / "mine.db"):
+        assert asked() == OTHER
+    assert asked() == DEFAULT
+    monkeypatch.undo()  # of the default's place
+    monkeypatch.setattr(devices, "device_of", lambda device: H100)
+    monkeypatch.setenv(database.VARIABLE, str(tmp_path / "mine.db"))
+    schedule.of_device.cache_clear()
+    assert asked() == OTHER
 
 
 def test_a_damaged_database_is_left_out_with_a_warning(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ class Variant:
 
 
 def variants() -> list[Variant]:
-    """Every row for every capability of the two that is its own, called in every way."""
+    """Every row for its own capability, and for those of the two that it serves, called in every way."""
     return [
         Variant(configuration=row, use=use, capability=capability)
         for row in CONFIGURATIONS
-        for capability in (80, 90)
+        for capability in sorted({80, 90, row.capability})
         if row.capability <= capability <= row.latest
         and row is chosen(row.kernel, capability, mode=row.mode, heavy=row.heavy)
         for use in uses(row, capability)
@@ -124,6 +124,24 @@ def test_fp8_is_refused_where_a_device_has_none(cache: Path) -> None:
         findings(kernel_named("fp8_matmul"), types, {"ACTIVATION": "none"}, row, capability=80, cache=cache)
     with pytest.raises(TargetError, match=r"fp8_matmul fast on a device of compute capability 8\.0"):
         chosen("fp8_matmul", 80, mode="fast")
+    with pytest.raises(TargetError, match=r"capability 8\.9, because it has configurations for 9\.0"):
+        chosen("fp8_matmul", 89, mode="promote128")
+
+
+def test_sums_are_promoted_by_wgmma_alone(cache: Path) -> None:
+    """Where that does nothing there is no row which says that it did."""
+    types = product_signatures.types("*fp8e4nv", "*bf16")
+    for capability in (89, 90):
+        sizes = set[int]()
+        for promote in (None, 128):
+            constants = {"PROMOTE": promote, **tile(128, 128, 128, descriptors=False)}
+            row = replace(chosen("fp8_matmul", 90, mode="fast"), constants=constants, stages=2)
+            found = findings(
+                kernel_named("fp8_matmul"), types, {"ACTIVATION": "none"}, row, capability=capability,
+                cache=cache,
+            )  # fmt: skip
+            sizes.add(found.size)
+        assert len(sizes) == (2 if capability == 90 else 1)
 
 
 def test_an_interpreted_kernel_is_refused() -> None:

@@ -3,6 +3,7 @@
 A family is a row; a kernel whose configuration shall be measured gets one, in a file of its own.
 """
 
+import re
 from collections.abc import Mapping
 
 from qcompiler.backends.triton.configurations import Configuration
@@ -22,6 +23,7 @@ __all__ = [
     "WEIGHT_ONLY",
     "WIDTHS",
     "Family",
+    "check",
     "family_of",
     "mode_of",
     "space",
@@ -53,6 +55,22 @@ def family_of(problem: Problem) -> Family:
     if problem.op not in FAMILIES:
         raise InputError(f"nothing is known of '{problem.op}'", fix=f"ask for one of {', '.join(FAMILIES)}")
     return FAMILIES[problem.op]
+
+
+def check(problem: Problem) -> None:
+    """InputError for what no op asks: another scheme or type, or sizes of another kind of op."""
+    family = family_of(problem)
+    if not re.fullmatch(family.schemes, problem.scheme):
+        raise InputError(
+            f"{problem.op} has no scheme '{problem.scheme}'", why=f"its schemes are {family.schemes}"
+        )
+    if problem.out not in WIDTHS:
+        raise InputError(f"nothing tunes results in {problem.out}", fix=f"use one of {', '.join(WIDTHS)}")
+    if (problem.op in ROWS) != (problem.N == 0):
+        raise InputError(
+            f"'{problem.text}' has {'an' if problem.N else 'no'} N",
+            why="products have outputs, M, N and K, and codes of rows have M and K",
+        )
 
 
 def written(configuration: Configuration) -> str:

@@ -24,7 +24,8 @@ UNBOUNDED = 10**6
 class Family:
     """kernel: its name. default: the row of the tables; TargetError where a device has none.
 
-    peers: what computes the same by a vendor's kernels, "float" among them.
+    peers: what computes the same by a vendor's kernels, "float" among them. schemes: a pattern of those that
+    its ops ask for.
     """
 
     kernel: str
@@ -33,6 +34,7 @@ class Family:
     work: Callable[[Problem, Configuration], Work]
     use: Callable[[Problem], Use]
     peers: tuple[str, ...]
+    schemes: str = ".+"
 
 
 def mode_of(problem: Problem) -> str:

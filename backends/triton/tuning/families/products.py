@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from qcompiler.backends.triton.configurations import SHARED, Bounds, Configuration, chosen
+from qcompiler.backends.triton.configurations import Bounds, Configuration, chosen, shared_of
 from qcompiler.backends.triton.configurations.products import tile
 from qcompiler.backends.triton.signatures import Use
 from qcompiler.backends.triton.signatures import products as signatures
@@ -22,10 +22,10 @@ from qcompiler.backends.triton.tuning.families.base import (
 )
 from qcompiler.backends.triton.tuning.predict import Work
 from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.errors import TargetError
 
 SIDES = (64, 128, 256)
 DEPTHS = (64, 128)
-MMA = {"int8_matmul": {80: "IMMA", 90: "IGMMA"}, "fp8_matmul": {90: "QGMMA"}}
 PROMOTES: Mapping[str, Mapping[str, Any]] = {"fast": {"PROMOTE": None}, "promote128": {"PROMOTE": 128}}
 KINDS = {"int8_matmul": "int8", "fp8_matmul": "fp8"}
 
@@ -34,17 +34,20 @@ def space(kernel: str) -> Callable[[Problem, int], Iterator[Configuration]]:
     """Tiles, warps and stages that may fit; what they need is known when they are compiled."""
 
     def candidates(problem: Problem, capability: int) -> Iterator[Configuration]:
-        generation = 90 if capability == 90 else 80  # wgmma is Hopper's alone; the others have mma.sync
-        if generation not in MMA[kernel] or capability < generation:
+        mode = mode_of(problem)
+        try:
+            row = chosen(kernel, capability, mode=mode, heavy=problem.heavy)
+        except TargetError:
             return
-        mode, bounds = mode_of(problem), limits(generation, MMA[kernel][generation])
+        bounds = limits(capability, row.bounds.mma)
+        by_descriptors = row.constants["DESCRIPTORS"]
         for m, n, k, warps, stages in product(SIDES, SIDES, DEPTHS, (4, 8), (3, 4)):
-            constants = {**PROMOTES.get(mode, {}), **tile(m, n, k, descriptors=generation == 90)}
+            constants = {**PROMOTES.get(mode, {}), **tile(m, n, k, descriptors=by_descriptors)}
             is_held = m * n <= SUMS * 32 * warps and stages * (m + n) * k <= bounds.shared
             if is_held and k >= (constants.get("PROMOTE") or 0):
                 yield Configuration(
-                    kernel=kernel, mode=mode, heavy=problem.heavy, capability=generation, latest=capability,
-                    constants=constants, warps=warps, stages=stages, bounds=bounds,
+                    kernel=kernel, mode=mode, heavy=problem.heavy, capability=row.capability,
+                    latest=row.latest, constants=constants, warps=warps, stages=stages, bounds=bounds,
                 )  # fmt: skip
 
     return candidates
@@ -52,7 +55,9 @@ def space(kernel: str) -> Callable[[Problem, int], Iterator[Configuration]]:
 
 def limits(capability: int, mma: str) -> Bounds:
     """What no candidate may need more of, and must have: nothing is known of it that would be tighter."""
-    return Bounds(registers=REGISTERS, shared=SHARED[capability], mma=mma, wide_loads=1, permutes=UNBOUNDED)
+    return Bounds(
+        registers=REGISTERS, shared=shared_of(capability), mma=mma, wide_loads=1, permutes=UNBOUNDED
+    )
 
 
 def work(problem: Problem, configuration: Configuration) -> Work:
@@ -80,16 +85,17 @@ def use(kernel: str) -> Callable[[Problem], Use]:
     return of
 
 
-def family(kernel: str, peer: str) -> Family:
+def family(kernel: str, peer: str, schemes: str) -> Family:
     def default(problem: Problem, capability: int) -> Configuration:
         return chosen(kernel, capability, mode=mode_of(problem), heavy=problem.heavy)
 
     return Family(
-        kernel=kernel, default=default, space=space(kernel), work=work, use=use(kernel), peers=(FLOAT, peer)
-    )
+        kernel=kernel, default=default, space=space(kernel), work=work, use=use(kernel), peers=(FLOAT, peer),
+        schemes=schemes,
+    )  # fmt: skip
 
 
 PRODUCTS: Mapping[str, Family] = {
-    "int8_linear": family("int8_matmul", "int_mm"),
-    "fp8_linear": family("fp8_matmul", "scaled_mm"),
+    "int8_linear": family("int8_matmul", "int_mm", "int8"),
+    "fp8_linear": family("fp8_matmul", "scaled_mm", "e4m3 (fast|promote128)"),
 }

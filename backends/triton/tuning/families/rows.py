@@ -38,6 +38,9 @@ PARTS = (2048, 4096, 8192)  # of rows that are read twice
 SIDES = (32, 64, 128)
 RAGGED = (16, 32, 64)  # where each number has a counter of its own
 
+FORMAT = "(int8|e4m3|e5m2)"
+BLOCK = "(2|4|8|16|32|64|128|256|512|1024|2048|4096)"
+
 Default = Callable[[Problem, int], Configuration]
 Blocks = Callable[[Problem], list[dict[str, Any]]]
 
@@ -163,23 +166,32 @@ def hadamard_use(problem: Problem) -> Use:
 
 
 def held(
-    kernel: str, constants: Callable[[int], dict[str, int]], work: Any, use: Callable[[Problem], Use]
+    kernel: str,
+    constants: Callable[[int], dict[str, int]],
+    work: Any,
+    use: Callable[[Problem], Use],
+    schemes: str,
 ) -> Family:
     return Family(
         kernel=kernel, default=of_held(kernel), space=held_blocks(of_held(kernel), constants), work=work,
-        use=use, peers=(FLOAT,),
+        use=use, peers=(FLOAT,), schemes=schemes,
     )  # fmt: skip
 
 
 ROWS: Mapping[str, Family] = {
     "quantize_rows": Family(
-        kernel="quantize_rows", default=of_rows, space=row_blocks, work=row_work, use=row_use, peers=(FLOAT,)
+        kernel="quantize_rows", default=of_rows, space=row_blocks, work=row_work, use=row_use,
+        peers=(FLOAT,), schemes=FORMAT,
     ),
     "quantize_both": Family(
-        kernel="quantize_both", default=of_both, space=tiles, work=both_work, use=both_use, peers=(FLOAT,)
+        kernel="quantize_both", default=of_both, space=tiles, work=both_work, use=both_use, peers=(FLOAT,),
+        schemes=f"{FORMAT}( drawn( ragged)?)?",
     ),
     "norm_quantize": held(
-        "norm_quantize", lambda block: norm_rows.block(block.bit_length() - 1), norm_work, norm_use
+        "norm_quantize", lambda block: norm_rows.block(block.bit_length() - 1), norm_work, norm_use,
+        f"{FORMAT} (rms|layer)( residual)?( floats)?",
     ),
-    "hadamard_quantize": held("hadamard_quantize", lambda block: {"BLOCK": block}, row_work, hadamard_use),
-}
+    "hadamard_quantize": held(
+        "hadamard_quantize", lambda block: {"BLOCK": block}, row_work, hadamard_use, f"{FORMAT} {BLOCK}"
+    ),
+}  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import product
 
 from qcompiler.backends.triton.configurations import SHARED, Configuration
-from qcompiler.backends.triton.layouts import Layout, layout_named
+from qcompiler.backends.triton.layouts import LAYOUTS, Layout, layout_named
 from qcompiler.backends.triton.ops.weight_only import mode_of as mode_of_rows
 from qcompiler.backends.triton.ops.weight_only import parts_of, product_for
 from qcompiler.backends.triton.signatures import Use
@@ -112,5 +112,6 @@ WEIGHT_ONLY: Mapping[str, Family] = {
         work=work,
         use=use,
         peers=(FLOAT, "dequantized"),
+        schemes=f"({'|'.join(LAYOUTS)})( zeros)?( gated)?",
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qcompiler.backends.triton.tuning import rows, weight_only
+from qcompiler.backends.triton.tuning import bench, rows, weight_only
 from qcompiler.backends.triton.tuning.bench import Contenders
 from qcompiler.backends.triton.tuning.families import family_of, space, written
 from qcompiler.backends.triton.tuning.problem import Problem
@@ -22,6 +22,27 @@ PROBLEMS = [
     Problem(op="norm_quantize", scheme="e4m3 layer floats", M=5, N=0, K=70, out="fp16"),
     Problem(op="hadamard_quantize", scheme="int8 32", M=5, N=0, K=96),
 ]
+
+
+def test_what_cannot_run_or_be_captured_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an error says nothing: a reason that is empty would mean that numbers are right."""
+
+    def silent(copy: int) -> torch.Tensor:
+        raise RuntimeError
+
+    def uncaptured(call: object, copies: int) -> torch.cuda.CUDAGraph:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(bench, "captured", uncaptured)
+    made = Contenders(
+        calls={"silent": silent, "waits": lambda copy: torch.ones(1), "wrong": lambda copy: torch.zeros(1)},
+        copies=1, wrong=lambda name, found: "" if bool(found == 1) else "its error is 1.00e+00",
+    )  # fmt: skip
+    gate = bench.CudaBench(made).gate
+    assert gate("silent") == "it cannot run: RuntimeError: "
+    assert gate("waits") == "it cannot run: RuntimeError: operation not permitted when stream is capturing"
+    assert gate("wrong") == "its error is 1.00e+00"
 
 
 def contenders(problem: Problem) -> Contenders:

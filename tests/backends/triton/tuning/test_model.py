@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from qcompiler.backends.triton.configurations import Configuration
-from qcompiler.backends.triton.decisions import Problem as Linear
+from qcompiler.backends.triton.decisions import Linear
+from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.contest import MAKERS
 from qcompiler.backends.triton.tuning.decided import decisions, problem_of, table
 from qcompiler.backends.triton.tuning.device import DEVICES
@@ -17,11 +18,12 @@ from qcompiler.backends.triton.tuning.families import FAMILIES
 from qcompiler.backends.triton.tuning.model import Tuned, tune_linears
 from qcompiler.backends.triton.tuning.problem import Problem, parsed
 from qcompiler.backends.triton.tuning.schedules import schedules_of
-from qcompiler.tune.database import open_database
+from qcompiler.tune.database import Core, Database, Row, open_database
 from tests.backends.triton.tuning.test_tuner import Planned, fit
 
 H100 = DEVICES[0]
 LINEAR = Linear(format="int8", N=4096, K=1024)
+OPS = ("int8_linear", "quantize_rows")
 TURN = 200  # rows from which on our kernel is the faster
 
 
@@ -40,9 +42,20 @@ def tuned(path: Path, bench: ByRows, *rows: int) -> Tuned:
         return tune_linears([LINEAR], database, H100, fit, bench, rows=rows, trials=2)
 
 
-def test_the_border_is_sought_between_rows_that_disagree(tmp_path: Path) -> None:
+def test_the_border_is_sought_between_rows_that_disagree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many probes there are, the database is read once."""
+    read, whole = list[Core | None](), Database.rows
+
+    def counted(self: Database, core: Core | None = None) -> list[Row]:
+        read.append(core)
+        return whole(self, core)
+
+    monkeypatch.setattr(Database, "rows", counted)
     bench = ByRows(seconds=lambda name: 1.0)
     found = tuned(tmp_path / "rows.db", bench, 16, 64, 1024)
+    assert read == [H100.core]
     made = found.table[LINEAR]
     assert made.measured and made.names == ("float", "int8_linear")
     assert abs(made.borders[0] - TURN) <= 16
@@ -58,6 +71,41 @@ def test_the_border_is_sought_between_rows_that_disagree(tmp_path: Path) -> None
     assert tuned(tmp_path / "rows.db", again, 16, 64, 1024).table == found.table and again.asked == []
 
 
+def test_a_search_that_time_ends_is_left_and_gone_on_with(tmp_path: Path) -> None:
+    """What was measured before the end is kept, and another run has the border."""
+    now, path = 0.0, tmp_path / "rows.db"
+
+    class Timed(ByRows):
+        """From the third number of rows on, the time is over when a problem is done."""
+
+        def __call__(
+            self, problem: Problem, fit: Mapping[str, Configuration], peers: Sequence[str]
+        ) -> ByRows:
+            nonlocal now
+            now += problem.M not in (16, 1024)
+            return super().__call__(problem, fit, peers)
+
+    with open_database(path) as database:
+        found = tune_linears(
+            [LINEAR], database, H100, fit, Timed(seconds=lambda name: 1.0), rows=(16, 1024), trials=2,
+            until=0.5, clock=lambda: now,
+        )  # fmt: skip
+    again = ByRows(seconds=lambda name: 1.0)
+    whole = tuned(path, again, 16, 1024)
+    seen = {int(asked.split()[0]) for asked in again.asked}
+    assert found.left > 0 and 520 in seen and not seen & {16, 1024}, "of 520 rows the codes were left"
+    assert whole.left == 0 and abs(whole.table[LINEAR].borders[0] - TURN) <= 16
+
+
+def test_problems_of_other_ops_are_measured_beside_linears(tmp_path: Path) -> None:
+    norm = Problem(op="norm_quantize", scheme="int8 rms", M=512, N=0, K=1024)
+    bench = Planned(seconds=lambda name: 1e-5)
+    with open_database(tmp_path / "rows.db") as database:
+        found = tune_linears([], database, H100, fit, bench, rows=(), beside=[norm], trials=2)
+        assert {row.workload for row in database.rows()} == {norm.text}
+    assert [(one.name, one.M) for one in found.chosen] == [("norm_quantize, int8 rms, K 1024, bf16", 512)]
+
+
 def test_rows_of_other_linears_and_kernels_decide_nothing(tmp_path: Path) -> None:
     with open_database(tmp_path / "rows.db") as database:
         tune_linears([LINEAR], database, H100, fit, ByRows(seconds=lambda name: 1.0), rows=(16,), trials=2)
@@ -69,6 +117,21 @@ def test_rows_of_other_linears_and_kernels_decide_nothing(tmp_path: Path) -> Non
     assert problem is not None and problem == problem_of(LINEAR, 16)
     aged = [replace(row, compiler="triton 2.0, source 0") for row in rows]
     assert decisions(LINEAR, schedules_of(aged, H100.core, H100.capability)) is None
+
+
+def test_what_was_refused_is_told_with_its_reason_even_where_nothing_of_ours_ran(tmp_path: Path) -> None:
+    """The codes' candidates are told of as well as the products'."""
+
+    def spilling(problem: Problem, candidates: Sequence[Configuration]) -> list[Verdict]:
+        why = f"255 registers a thread in {problem.op}, 168 are allowed"
+        return [Verdict(configuration=one, fault=why) for one in candidates]
+
+    with open_database(tmp_path / "rows.db") as database:
+        bench = ByRows(seconds=lambda name: 1.0, wrong=frozenset({"int_mm"}))
+        found = tune_linears([LINEAR], database, H100, spilling, bench, rows=(16,), trials=2)
+    told = {row.workload.partition(",")[0]: row.reason for row in found.refused if row.reason[0] == "2"}
+    assert told == {op: f"255 registers a thread in {op}, 168 are allowed" for op in OPS}
+    assert {row.reason for row in found.refused if row.configuration == "int_mm"} == {"its sums are wrong"}
 
 
 def test_weights_of_few_bits_are_tuned_and_nothing_decides_against_them(tmp_path: Path) -> None:

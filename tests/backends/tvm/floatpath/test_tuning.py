@@ -118,7 +118,7 @@ def test_what_has_no_code_is_not_tried_again(tmp_path: Path, monkeypatch: pytest
 
     def refused(functions: Sequence[Any], processor: Processor) -> Any:
         if str(functions[0].attrs["global_symbol"]) == "float_2":
-            raise RuntimeError
+            raise RuntimeError("Traceback of TVM:\nLLVM has no such type")
         return compiled(functions, processor)
 
     monkeypatch.setattr(tuning, "compiled", refused)
@@ -126,6 +126,8 @@ def test_what_has_no_code_is_not_tried_again(tmp_path: Path, monkeypatch: pytest
         assert tune(jobs([group], [], CORE, 1), database, CORE, BEST, rounds=3) == 0
         seconds = {row.configuration: row.seconds for row in database.rows()}
         assert seconds.pop(valid) == math.inf and max(seconds.values()) < 1 and len(seconds) == 2
+        (held,) = [row for row in database.rows() if row.is_refused]
+        assert (held.configuration, held.reason) == (valid, "it has no code: LLVM has no such type")
         assert jobs([group], database.rows(), CORE, 1) == []
         assert best(database.rows(), versions())[workload(group)].configuration != valid
 
