@@ -80,6 +80,7 @@ def set_bias(draft: Draft, node: Node, shift: Tensor) -> None:
     corrected = -shift if old is None else old - shift
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     position = names.index("bias")
-    args = list(node.args)
-    args[position] = draft.constant(f"{node.name}.bias.corrected", corrected.to(torch.float32), before=node)
+    args, held = list(node.args), spec(node)
+    assert held is not None
+    args[position] = draft.constant(f"{node.name}.bias.corrected", corrected.to(held.dtype), before=node)
     node.args = tuple(args)

@@ -93,16 +93,22 @@ def start(group: Group, recipe: Recipe, target: Target, floats: Mapping[str, str
         if why := uneven(group, recipe, target) or unread(group, layer, target):
             return choice("float", why)
         return choice("weight-only", "weight stored in few bits")
-    if not target.calibrated:
-        return choice(
-            "float",
-            f"target '{target.name}' has kernels for ranges taken at run time alone: use a dynamic recipe",
-        )
+    if why := uncalibrated(layer, target):
+        return choice("float", why)
     bias = given.get(str(group.row.bias))
     if isinstance(bias, Node) and bias.op != "get_attr":
         return choice("float", "its bias is computed at run time")
     kind = "few-bit floats" if "float" in str(layer.activations) else "integer kernel"
     return choice("static", f"compute-bound: {kind} on calibrated input")
+
+
+def uncalibrated(layer: Recipe, target: Target) -> str:
+    """Why the target reads no codes of a recipe's activations by a range that is known before; else empty."""
+    wanted, formats = layer.activations, target.calibrated_formats
+    name = target.activation if wanted in (None, "target") else parse_format(str(wanted)).name
+    if formats is None or name in formats:
+        return ""
+    return f"target '{target.name}' reads {name} by ranges taken at run time alone: use a dynamic recipe"
 
 
 def rank(value: Node) -> int:

@@ -234,7 +234,7 @@ def plan_class(
     format = class_format(members, choices, target)
     histogram = merged([ranges[node.name].histogram for node in members])
     recipe = next(choice.recipe for choice in choices.values() if touches(choice, members[0]))
-    scheme: Scheme = "one_sided" if histogram.low >= 0 and isinstance(format, IntFormat) else "asymmetric"
+    scheme = scheme_of(histogram, format, target)
     name, (lo, hi), scores = best_range(
         histogram, format, scheme, recipe.observers, read_by=function_behind(members, choices)
     )
@@ -248,6 +248,12 @@ def plan_class(
             readers=readers_of_codes(node, choices), shared=shared, observer=name, lo=lo, hi=hi,
             scale=scale, zero_point=zero_point, scores=scores,
         )  # fmt: skip
+
+
+def scheme_of(histogram: Histogram, format: Format, target: Target) -> Scheme:
+    if not target.zero_points:
+        return "symmetric"
+    return "one_sided" if histogram.low >= 0 and isinstance(format, IntFormat) else "asymmetric"
 
 
 def function_behind(members: Sequence[Node], choices: Mapping[Node, Choice]) -> Function | None:

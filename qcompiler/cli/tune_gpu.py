@@ -86,7 +86,7 @@ def linears_of(source: Any, recipe: Any, aim: "Target", seed: int) -> "list[Line
     if not found:
         raise InputError(
             f"there is nothing to tune for '{aim.name}'",
-            why=f"recipe '{recipe.name}' leaves no linear of the model on codes of its rows",
+            why=f"recipe '{recipe.name}' leaves no linear of the model on codes",
             fix="use --recipe int8-dynamic",
         )
     return found

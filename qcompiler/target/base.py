@@ -109,7 +109,9 @@ class Target:
     range_of: RangeOf = "tensor"  # what such a range is of; that of a row is symmetric
     dynamic_blocks: Mapping[str, int] = field(default_factory=dict)  # format -> numbers of a row in a block
     block_kernel: str = ""  # which reads them
-    calibrated: bool = True  # whether kernels read codes whose range is known before
+    # Formats of activations whose range is known before that kernels read; None: all of `activations`.
+    calibrated_formats: tuple[str, ...] | None = None
+    zero_points: bool = True  # whether such codes may have a zero point
     floats: frozenset[torch.dtype] = frozenset({torch.float32})  # that models may compute in
     rotary: bool = False  # whether a kernel computes `qcompiler::rotary`
     attention: AttentionKernel | None = None

@@ -1,8 +1,9 @@
 """NVIDIA GPUs through kernels of our own: what backends/triton computes on codes of 8 bits.
 
-Linears alone, on a range of each row of their input and of each output channel of their weight. Codes are
-symmetric; sums of int8 are exact. All else, and what a linear returns, is in the model's floats. Models in
-halves may instead keep their inputs as they are, and have weights of few bits in groups.
+Linears alone, on a range of each row of their input, or on one that is known before, and of each output
+channel of their weight. Codes are symmetric; sums of int8 are exact. All else, and what a linear returns, is
+in the model's floats. Models in halves may instead keep their inputs as they are, and have weights of few
+bits in groups.
 """
 
 from dataclasses import replace
@@ -14,7 +15,7 @@ from qcompiler.target.rows import INTEGER, row
 
 aten = torch.ops.aten
 
-KERNEL = "row-scaled linear"
+KERNEL = "linear on codes"
 FP8 = Support(executes="fp8")
 NO_KERNEL = Support(executes="float", reason="there is no kernel for this format yet")
 STORED = Support(executes="float", reason="kernels read it as the weight of a product of floats")
@@ -51,7 +52,8 @@ NVIDIA_GPU = register_target(
         range_of="row",
         dynamic_blocks={"float8_e4m3fn": 128},
         block_kernel="block-scaled linear",
-        calibrated=False,
+        calibrated_formats=("int8",),
+        zero_points=False,
         floats=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     )
 )

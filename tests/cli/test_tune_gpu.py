@@ -40,8 +40,8 @@ def test_without_a_gpu_nothing_is_measured(run: Run) -> None:
     assert "there is no GPU here to measure on; use --no-device" in " ".join(result.stderr.split())
 
 
-def test_a_recipe_without_codes_of_rows_has_nothing_to_tune(run: Run) -> None:
-    result = run("tune zoo:mlp --target cuda --no-device --database rows.db")
+def test_a_recipe_without_codes_has_nothing_to_tune(run: Run) -> None:
+    result = run("tune zoo:mlp --target cuda --recipe fp8 --no-device --database rows.db")
     assert result.exit_code != 0
     assert "use --recipe int8-dynamic" in " ".join(result.stderr.split())
 

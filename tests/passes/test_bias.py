@@ -18,7 +18,7 @@ from qcompiler.passes.weights import weight_params
 from qcompiler.progress import silent
 from qcompiler.recipe import find_recipe
 from qcompiler.rewrite import run
-from qcompiler.target import ONNX_RUNTIME_CPU
+from qcompiler.target import NVIDIA_GPU, ONNX_RUNTIME_CPU
 
 COARSE = {"weights": "int4"}  # so that rounding the weights is what is seen
 
@@ -51,6 +51,18 @@ def balanced(shape: tuple[int, ...], axis: int) -> Tensor:
         [-1 if i == axis % len(shape) else 1 for i in range(len(shape))]
     )
     return torch.cat([noise, -noise]) + level
+
+
+def test_a_corrected_bias_has_the_type_of_its_layer() -> None:
+    """A model in halves computes in halves; without a bias it gets one in halves."""
+    x = torch.randn(32, 6).bfloat16() + 1
+    for bias in (True, False):
+        model = nn.Linear(6, 4, bias=bias).bfloat16().eval()
+        graph = run(CANONICAL, trace(model, x, floats=NVIDIA_GPU.floats))
+        graph = corrected(planned(graph, [x], find_recipe("int8"), NVIDIA_GPU, silent))
+        (name,) = (name for name in graph.tensors if name.endswith("bias.corrected"))
+        assert graph.tensors[name].dtype == torch.bfloat16
+        assert evaluate(graph, [x])[0].dtype == torch.bfloat16
 
 
 def by_channel(y: Tensor, axis: int) -> Tensor:

@@ -5,6 +5,7 @@ from qcompiler.backends.triton.configurations.base import SHARED, Bounds, Config
 from qcompiler.backends.triton.configurations.blocks import BLOCKS
 from qcompiler.backends.triton.configurations.both import BOTH
 from qcompiler.backends.triton.configurations.hadamard import HADAMARD
+from qcompiler.backends.triton.configurations.known import KNOWN
 from qcompiler.backends.triton.configurations.norms import NORMS
 from qcompiler.backends.triton.configurations.products import PRODUCTS
 from qcompiler.backends.triton.configurations.rows import ROWS
@@ -19,6 +20,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     *BOTH,
     *NORMS,
     *HADAMARD,
+    *KNOWN,
     *PRODUCTS,
     *BLOCKS,
     *STORAGE,

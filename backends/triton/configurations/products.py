@@ -1,7 +1,8 @@
 """Products of codes of 8 bits.
 
 A heavy epilogue, GELU or a residual, holds so much at once that a thread has registers for 64 sums and not
-for 128: with tiles of 128 x 256 it spills.
+for 128: with tiles of 128 x 256 it spills. What hands on codes, or maxima, packs them by permutations of
+bytes: the other rows, of the same loop, tell whether operands are in order.
 
 FP8 is multiplied by wgmma on 9.0, by tcgen05 on 10.x, and else by mma.sync, from 8.9 on. Triton promotes sums
 of wgmma alone: on the others "promote128" compiles to the code of "fast", so it has no row there and is
@@ -34,7 +35,7 @@ def fast(
             constants=NARROW_STEPS, warps=8, stages=3,
             bounds=Bounds(
                 registers=registers[is_heavy], shared=shared, mma=mma, wide_loads=loads[is_heavy],
-                permutes=32 * is_heavy,
+                permutes=64 * is_heavy,
             ),
         )
         for is_heavy in (False, True)
@@ -49,7 +50,7 @@ PRODUCTS: tuple[Configuration, ...] = (
     ),
     Configuration(
         kernel="int8_matmul", heavy=True, capability=80, latest=ANY, constants=THREADS, warps=8, stages=3,
-        bounds=Bounds(registers=208, shared=49152, mma="IMMA", wide_loads=12, permutes=32),
+        bounds=Bounds(registers=208, shared=49152, mma="IMMA", wide_loads=12, permutes=136),
     ),
     Configuration(
         kernel="int8_matmul", capability=90, latest=90, constants=WIDE, warps=8, stages=3,
@@ -57,7 +58,7 @@ PRODUCTS: tuple[Configuration, ...] = (
     ),
     Configuration(
         kernel="int8_matmul", heavy=True, capability=90, latest=90, constants=SQUARE, warps=8, stages=3,
-        bounds=Bounds(registers=208, shared=134144, mma="IGMMA", wide_loads=6, permutes=32),
+        bounds=Bounds(registers=208, shared=134144, mma="IGMMA", wide_loads=6, permutes=136),
     ),
     Configuration(
         kernel="fp8_matmul", mode="fast", capability=90, latest=90,
@@ -67,7 +68,7 @@ PRODUCTS: tuple[Configuration, ...] = (
     Configuration(
         kernel="fp8_matmul", mode="fast", heavy=True, capability=90, latest=90,
         constants={"PROMOTE": None, **SQUARE}, warps=8, stages=3,
-        bounds=Bounds(registers=208, shared=134144, mma="QGMMA", wide_loads=6, permutes=32),
+        bounds=Bounds(registers=208, shared=134144, mma="QGMMA", wide_loads=6, permutes=64),
     ),
     Configuration(
         kernel="fp8_matmul", mode="promote128", capability=90, latest=90,
@@ -77,7 +78,7 @@ PRODUCTS: tuple[Configuration, ...] = (
     Configuration(
         kernel="fp8_matmul", mode="promote128", heavy=True, capability=90, latest=90,
         constants={"PROMOTE": 128, **SQUARE}, warps=8, stages=3,
-        bounds=Bounds(registers=224, shared=134144, mma="QGMMA", wide_loads=6, permutes=32),
+        bounds=Bounds(registers=224, shared=134144, mma="QGMMA", wide_loads=6, permutes=136),
     ),
     *fast(89, 89, "QMMA", 32768, (136, 208), (12, 20)),
     *fast(100, 119, "UTCQMMA", 50176, (176, 188), (48, 56)),

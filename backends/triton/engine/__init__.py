@@ -3,5 +3,6 @@
 layers    the linears that ops compute       candidates   what may compute them: kernels of ours and vendors'
 lower     a graph that calls them            executable   where its inputs are: run, verified and profiled
 capture   whole graphs replayed on CUDA      predict      what to expect where nothing can be timed
-verify    a linear against the reference     backend      the form that all backends have
+onward    what results go on as              verify       a linear against the reference
+backend   the form that all backends have
 """

@@ -2,10 +2,10 @@
 
     y[m, n] = act((sum_k a[m, k] b[n, k]) s_m t_n + bias_n) + residual[m, n]
 
-Of a candidate that reads floats, a and b are floats, and there are no scales; of one that reads a weight of
-few bits, a is floats, and the other three are its codes, scales and zero points. Which one computes is said
-by decisions over M, so a candidate is here because it can, and never because it is assumed to be fast. Names
-are those of `tuning.families`: an op's, or a peer's.
+Where rows have no scales of their own there is no s_m. Of a candidate that reads floats, a and b are floats,
+and there are no scales; of one that reads a weight of few bits, a is floats, and the other three are its
+codes, scales and zero points. Which one computes is said by decisions over M, so a candidate is here because
+it can, and never because it is assumed to be fast. Names are those of `tuning.families`: of an op, or a peer.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,12 +30,16 @@ qc = torch.ops.qcompiler
 class Candidate:
     """format: of the codes that it stands for. reads_codes: else it reads floats, and codes are decoded once.
 
+    onward: the same with codes for its result, by a scale that it is given. peaked: the same with the maxima
+    of rows beside its result. None where it knows no such way.
     more: arguments beside those that all have. refuses: why it cannot compute [M, K] times [N, K], or "".
     """
 
     name: str
     format: str
     compute: Callable[..., Tensor]
+    onward: Callable[..., Tensor] | None = None
+    peaked: Callable[..., tuple[Tensor, Tensor]] | None = None
     reads_codes: bool = True
     more: Mapping[str, Any] = field(default_factory=dict)
     refuses: Callable[[int, int], str] = lambda M, N: ""
@@ -58,7 +62,7 @@ def float_linear(
 
 def int_mm(
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b: Tensor,
     b_scale: Tensor,
     bias: Tensor | None,
@@ -112,14 +116,17 @@ def multiples(of: int, above: int = 0) -> Callable[[int, int], str]:
 
 
 CANDIDATES: tuple[Candidate, ...] = (
-    Candidate(name="int8_linear", format="int8", compute=qc.triton_int8_linear.default),
+    Candidate(
+        name="int8_linear", format="int8", compute=qc.triton_int8_linear.default,
+        onward=qc.triton_linear_codes.default, peaked=qc.triton_linear_amax.default,
+    ),
     Candidate(
         name="fp8_linear", format="e4m3", compute=qc.triton_fp8_linear.default,
-        more={"accumulation": "fast"},
+        peaked=qc.triton_linear_amax.default, more={"accumulation": "fast"},
     ),
     Candidate(
         name="fp8_linear_promote128", format="e4m3", compute=qc.triton_fp8_linear.default,
-        more={"accumulation": "promote128"},
+        peaked=qc.triton_linear_amax.default, more={"accumulation": "promote128"},
     ),
     Candidate(name="fp8_block_linear", format="e4m3b128", compute=qc.triton_fp8_block_linear.default),
     # pytorch/pytorch#178469: more than 16 rows, and sizes that are multiples of 8
@@ -144,6 +151,7 @@ OURS: Mapping[str, str] = {
     **dict.fromkeys(LAYOUTS, "weight_only_linear"),
 }  # fmt: skip
 """By format, the candidate that refuses nothing that is lowered."""
+ONWARD = "linear_codes"  # what reports call the way of a candidate that hands on codes
 
 
 def candidate(name: str, format: str) -> Candidate | None:

@@ -8,7 +8,7 @@ Programs are made once for each set of candidates, and replayed whole on CUDA.
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,10 +21,11 @@ from torch.fx import Node
 from qcompiler.backends.base import Engine, Executed, Execution, NodeDistance, Prediction
 from qcompiler.backends.shapes import Shapes, shapes_of
 from qcompiler.backends.triton.decisions import DEFAULT, Decisions, Table
-from qcompiler.backends.triton.engine.candidates import OURS, Candidate, candidate
+from qcompiler.backends.triton.engine.candidates import ONWARD, OURS, Candidate, candidate
 from qcompiler.backends.triton.engine.capture import Captures
 from qcompiler.backends.triton.engine.layers import Layer, Layers
 from qcompiler.backends.triton.engine.lower import Program, lower
+from qcompiler.backends.triton.engine.onward import handed_on
 from qcompiler.backends.triton.engine.predict import device_for, predictions
 from qcompiler.backends.triton.engine.verify import distance
 from qcompiler.backends.triton.ops.schedule import reading
@@ -134,9 +135,12 @@ class TritonExecutable:
     def program(self, inputs: Sequence[Any]) -> Program:
         names = self.names(inputs)
         if names not in self.programs:
-            chosen = {name: choice.by for name, choice in self.choices(inputs).items()}
-            self.programs[names] = lower(self.graph, self.layers.found, chosen)
+            self.programs[names] = lower(self.graph, self.layers.found, chosen(self.choices(inputs)))
         return self.programs[names]
+
+    def handed(self, choices: Mapping[str, Choice]) -> Mapping[Node, Layer]:
+        """The `quantize` nodes that layers compute for their readers."""
+        return handed_on(self.layers.found, chosen(choices))
 
     def on(self, device: torch.device, inputs: Sequence[Any]) -> Graph:
         """The lowered graph of a call with its constants on a device; equal ones are there once."""
@@ -191,14 +195,18 @@ class TritonExecutable:
     def execution(self, plan: Plan) -> Execution:
         """What computes each planned layer, in calls of many rows where these may be any."""
         choices = self.choices()
-        layers = tuple(self.executed(layer.node, layer.precision, choices) for layer in plan.layers)
+        handing = {layer.anchor.name for layer in self.handed(choices).values()}
+        layers = tuple(self.executed(layer.node, layer.precision, choices, handing) for layer in plan.layers)
         return Execution(
             layers=layers,
             kernels=Counter(layer.kernel for layer in layers if layer.kernel),
             remarks=self.remarks(choices),
         )
 
-    def executed(self, node: str, planned: str, choices: Mapping[str, Choice]) -> Executed:
+    def executed(
+        self, node: str, planned: str, choices: Mapping[str, Choice], handing: Collection[str]
+    ) -> Executed:
+        """handing: names of anchors whose codes are handed on."""
         choice = choices.get(node)
         if any(end.name == node for layer in self.layers.found for end in layer.tail):
             return Executed(node=node, kernel="", precision="float", reason="merged into another kernel")
@@ -206,7 +214,8 @@ class TritonExecutable:
             why = self.refused(node) if planned != "float" else ""
             return Executed(node=node, kernel="torch", precision="float", reason=why)
         if choice.by.reads_codes:
-            return Executed(node=node, kernel=choice.by.name, precision=planned, reason=choice.why)
+            kernel = ONWARD if node in handing else choice.by.name
+            return Executed(node=node, kernel=kernel, precision=planned, reason=choice.why)
         return Executed(
             node=node, kernel=choice.by.name, precision="float",
             reason=f"every call has {choice.rows} row{'s' if choice.rows > 1 else ''}, which read the weight"
@@ -247,7 +256,8 @@ class TritonExecutable:
         choices = self.choices(inputs)
         rows = {name: choice.rows for name, choice in choices.items()}
         floats = [name for name, choice in choices.items() if not choice.by.reads_codes]
-        return predictions(self.layers.found, rows, floats, device_for(self.target))
+        handed = self.handed(choices)
+        return predictions(self.layers.found, rows, floats, handed, device_for(self.target))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +287,10 @@ class AtHome:
 
     def execution(self, plan: Plan) -> Execution:
         return self.executable.execution(plan)
+
+
+def chosen(choices: Mapping[str, Choice]) -> Mapping[str, Candidate]:
+    return {name: choice.by for name, choice in choices.items()}
 
 
 def rows_of(layer: Layer, shapes: Mapping[Node, tuple[int, ...]]) -> int:

@@ -1,13 +1,15 @@
 """The linears of a quantized graph that ops compute, each with what its epilogue takes along.
 
     dequantize(quantize_rows(x)), dequantize(weight)  ->  linear  ->  activation  ->  + residual    one Layer
-    x, dequantize(weight in groups)                   ->  linear  ->  activation  ->  + residual    another
+    dequantize(quantize(x)), dequantize(weight)       ->  linear  ->  activation  ->  + residual    another
+    x, dequantize(weight in groups)                   ->  linear  ->  activation  ->  + residual    a third
 
-What an epilogue takes along is a table, and what keeps a linear from being a layer is a list of sentences.
+Behind the first two may stand a `quantize` that only layers of the second kind read. What an epilogue takes
+along is a table, and what keeps a linear from being a layer is a list of sentences.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from qcompiler.backends.triton.engine.weights import (
     layout_of_weight,
     tensor,
 )
+from qcompiler.backends.triton.ops.linear import is_heavy
 from qcompiler.backends.triton.ops.schedule import named
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.ir.products import DEEPEST
@@ -35,10 +38,12 @@ aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
 ACTIVATIONS: Mapping[Any, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
+    aten.relu.default: ("relu", lambda given: True),
     aten.gelu.default: ("gelu", lambda given: given["approximate"] == "none"),
     aten.silu.default: ("silu", lambda given: True),
 }
 """An op behind a linear -> the activation of an epilogue, and the calls that are it."""
+DEEPEST_CALIBRATED = 2**31 // (128 * 127)  # products that int32 can sum where the codes of x may be -128
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +51,9 @@ class Layer:
     """A linear: x [..., K] in floats, its weight as constants, and the ops behind it up to `result`.
 
     tail: those ops. Invariant: each is read by the next one alone. A region without operands reads x as it
-    is, and the format of its problem is then a layout.
+    is, and the format of its problem is then a layout. coded: the `quantize` whose codes it reads by one
+    scale, None where rows have scales of their own, or x is read as it is. onward: the `quantize` of its
+    result, if nobody reads that but layers that read its codes.
     """
 
     region: Region
@@ -59,6 +66,8 @@ class Layer:
     tail: tuple[Node, ...]
     problem: Linear
     dtype: torch.dtype
+    coded: Node | None
+    onward: Node | None = None
 
     @property
     def anchor(self) -> Node:
@@ -99,7 +108,9 @@ def layers_of(graph: Graph, target: Target) -> Layers:
             found.append(layer_at(region, graph))
         else:
             refused[region.anchor.name] = why
-    return Layers(found=tuple(found), refused=refused)
+    return Layers(
+        found=tuple(replace(layer, onward=onward(layer, found)) for layer in found), refused=refused
+    )
 
 
 def obstacles(region: Region, graph: Graph) -> Iterator[str]:
@@ -108,8 +119,9 @@ def obstacles(region: Region, graph: Graph) -> Iterator[str]:
         yield f"no op computes a {region.row.formula} on codes; keep it in float by an override"
         return
     (operand,), weight = region.operands, arguments(region.weight)
-    if row_codes_of(operand) is None:
-        yield "its input has no range of each row; use a dynamic recipe"
+    calibrated = row_codes_of(operand) is None
+    if calibrated and calibrated_codes_of(operand, graph) is None:
+        yield "the codes of its input have a zero point, or moved since they were made; use a dynamic recipe"
     formats = arguments(operand)["format"], weight["format"]
     if formats[0] != formats[1] or SHORT.get(formats[0]) not in OURS:
         yield f"no op multiplies {formats[0]} by {formats[1]}; use one format of 8 bits for both"
@@ -123,7 +135,7 @@ def obstacles(region: Region, graph: Graph) -> Iterator[str]:
     if weight["block"] and arguments(operand)["block"] != weight["block"]:
         yield f"its input has no scale for each {weight['block']}; plan it for this target"
     depth = tensor(weight["q"], graph).shape[1]
-    if formats[0] == "int8" and depth > DEEPEST:
+    if formats[0] == "int8" and depth > (DEEPEST_CALIBRATED if calibrated else DEEPEST):
         yield f"int32 does not hold the sum of {depth} products; keep it in float by an override"
 
 
@@ -139,11 +151,44 @@ def row_codes_of(decoded: Node) -> Node | None:
     return made if isinstance(made, Node) and made.target is qc.quantize_rows.default else None
 
 
+def calibrated_codes_of(decoded: Node, graph: Graph) -> Node | None:
+    """The `quantize` whose codes a dequantize reads, if both have one known scale, and no zero point."""
+    given = arguments(decoded)
+    made = given["q"]
+    if not isinstance(made, Node) or made.target is not qc.quantize.default:
+        return None
+    names = ("scale", "zero_point")
+    before = arguments(made)
+    if given["axis"] is not None or any(
+        each[name].op != "get_attr" for each in (given, before) for name in names
+    ):
+        return None
+    scale, zero = (tensor(given[name], graph) for name in names)
+    is_same = torch.equal(scale, tensor(before["scale"], graph)) and before["format"] == given["format"]
+    is_centred = not bool(zero.double().any() or tensor(before["zero_point"], graph).double().any())
+    return made if scale.numel() == 1 and is_same and is_centred else None
+
+
+def onward(layer: Layer, layers: Iterable[Layer]) -> Node | None:
+    """The `quantize` of a layer's result that its epilogue may compute; None where anybody reads floats."""
+    coded = only_reader(layer.result)
+    if coded is None or layer.is_weight_only:
+        return None
+    alike = {
+        each.anchor for each in layers if each.coded is coded and each.problem.format == layer.problem.format
+    }
+    decoded = [reader for reader in coded.users if reader.target is qc.dequantize.default]
+    read = {reader for each in decoded for reader in each.users}
+    return coded if alike and read == alike and len(decoded) == len(coded.users) else None
+
+
 def layer_at(region: Region, graph: Graph) -> Layer:
     anchor, weight = region.anchor, arguments(region.weight)  # type: ignore[arg-type]  # no obstacle
-    x: Node = arguments(anchor)["input"]
+    x, coded = arguments(anchor)["input"], None
     if region.operands:
-        quantized = row_codes_of(region.operands[0])
+        by_row = row_codes_of(region.operands[0])
+        coded = None if by_row is not None else calibrated_codes_of(region.operands[0], graph)
+        quantized = by_row or coded
         assert quantized is not None
         x, format = arguments(quantized)["x"], SHORT[weight["format"]]
         format += f"b{weight['block']}" if weight["block"] else ""
@@ -166,10 +211,9 @@ def layer_at(region: Region, graph: Graph) -> Layer:
     return Layer(
         region=region, x=x, codes=str(weight["q"].target),
         scale=str(weight["scale"].target), bias=arguments(anchor)["bias"], activation=activation,
-        residual=residual, tail=tuple(tail), dtype=held.dtype,
+        residual=residual, tail=tuple(tail), dtype=held.dtype, coded=coded,
         problem=Linear(
-            format=format, N=N, K=K, out=named(held.dtype),
-            heavy=activation != "none" or residual is not None,
+            format=format, N=N, K=K, out=named(held.dtype), heavy=is_heavy(activation, residual),
             zeros=not region.operands and has_zeros(region, graph),
         ),
     )  # fmt: skip

@@ -2,6 +2,11 @@
 
     linear(dq(quantize_rows(x)), dq(w), b)  -->  a, s = triton_quantize_rows(rows(x), format)
                                                  y = candidate(a, s, packed(w), t, b, residual, act, dtype)
+    linear(dq(quantize(x, s)), dq(w), b)    -->  a = triton_quantize_by_scale(rows(x), s, format)
+                                                 y = candidate(a, None, packed(w), s t, b, residual, act, ..)
+    quantize(that, u), read by such alone   -->  a = the same with codes for its result, by u
+    quantize_rows(a long result)            -->  y, m = the same with maxima of rows
+                                                 a, s = triton_quantize_by_amax(y, m, format)
     linear(x, dq(w in groups), b)           -->  y = candidate(rows(x), w, t, z, b, residual, act, dtype)
 
 Everything else stays as it is. The graph holds no sizes, so it serves all calls for which the same
@@ -9,7 +14,7 @@ candidates were chosen.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +23,9 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from qcompiler.backends.reference import coded
-from qcompiler.backends.triton.engine.candidates import Candidate
+from qcompiler.backends.triton.engine.candidates import ONWARD, Candidate
 from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.engine.onward import end, handed_on, peaked, read, source
 from qcompiler.backends.triton.engine.weights import tensor, weight_of
 from qcompiler.backends.triton.ops.alignment import lies_askew
 from qcompiler.backends.triton.ops.quantize import packed
@@ -47,7 +53,11 @@ def like_rows_of(y: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """What computes a layer in a lowered graph, and the values there that it is computed from."""
+    """What computes a layer in a lowered graph, and the values there that it is computed from.
+
+    takes_codes: whether x is codes [M, K'] that another layer handed on, and no floats [..., K]. hands_codes:
+    whether its result is.
+    """
 
     layer: Layer
     by: Candidate
@@ -55,6 +65,13 @@ class Call:
     x: Node
     bias: Node | None
     residual: Node | None
+    takes_codes: bool = False
+    hands_codes: bool = False
+
+    @property
+    def kernel(self) -> str:
+        """What reports call it."""
+        return ONWARD if self.hands_codes else self.by.name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,8 +84,9 @@ class Program:
 
 def lower(graph: Graph, layers: Sequence[Layer], chosen: Mapping[str, Candidate]) -> Program:
     """A program of the same inputs and results; `chosen` is by the name of a layer's anchor."""
-    ends = {layer.result: layer for layer in layers}
-    needed, made = read(graph, ends), Lowering(graph)
+    handed = handed_on(layers, chosen)
+    ends = {end(layer, handed): layer for layer in layers}
+    needed, made = read(graph, ends, handed), Lowering(graph, handed, peaked(layers, chosen))
     for node in graph.fx.nodes:
         if node in ends:
             made.compute(ends[node], chosen[ends[node].anchor.name])
@@ -77,31 +95,19 @@ def lower(graph: Graph, layers: Sequence[Layer], chosen: Mapping[str, Candidate]
     return made.finished()
 
 
-def read(graph: Graph, ends: Mapping[Node, Layer]) -> set[Node]:
-    """What is computed still: what results follow from, where a layer reads floats and no codes."""
-    found: set[Node] = set(graph.inputs)
-    waiting = [graph.output]
-    while waiting:
-        node = waiting.pop()
-        if node in found:
-            continue
-        found.add(node)
-        layer = ends.get(node)
-        reads = node.all_input_nodes if layer is None else (layer.x, layer.bias, layer.residual)
-        waiting += [each for each in reads if each is not None]
-    return found
-
-
 class Lowering:
     """One lowering under way."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.fx = graph, fx.Graph()
+    def __init__(self, graph: Graph, handed: Mapping[Node, Layer], peaked: Collection[Node]) -> None:
+        self.graph, self.fx, self.handed, self.peaked = graph, fx.Graph(), handed, peaked
         self.tensors: dict[str, Tensor] = dict(graph.tensors)
         self.now: dict[Node, Node] = {}  # value of the graph -> what stands for it
         self.flat: dict[Node, Node] = {}  # and as rows
         self.even: dict[Node, Node] = {}  # that begin where kernels may read them
         self.quantized: dict[tuple[Node, str], tuple[Node, Node]] = {}
+        self.amax: dict[Node, Node] = {}  # a result -> the maxima of its rows
+        self.calibrated: dict[Node, Node] = {}  # `quantize` -> codes
+        self.leading: dict[Node, Node] = {}  # codes handed on -> floats of as many rows, in their shape
         self.calls: list[Call] = []
 
     def keep(self, node: Node) -> None:
@@ -111,17 +117,29 @@ class Lowering:
     def compute(self, layer: Layer, by: Candidate) -> None:
         residual = None if layer.residual is None else self.rows(layer.residual)
         bias = None if layer.bias is None else self.now[layer.bias]
-        y = self.call(
-            layer.anchor.name, by.compute, *self.operands(layer, by), bias, residual,
-            activation=layer.activation, dtype=layer.dtype, **by.more,
-        )  # fmt: skip
+        x, y_is = source(layer, self.handed), end(layer, self.handed)
+        hands_codes = y_is is layer.onward
+        given = (*self.operands(layer, by), bias, residual)
+        how: dict[str, Any] = {"activation": layer.activation, **by.more}
+        if hands_codes:
+            y = self.call(layer.anchor.name, by.onward, *given, scale=self.scale(y_is), **how)
+        elif y_is in self.peaked:
+            both = self.call(layer.anchor.name, by.peaked, *given, dtype=layer.dtype, **how)
+            y, self.amax[y_is] = self.parts(both)
+        else:
+            y = self.call(layer.anchor.name, by.compute, *given, dtype=layer.dtype, **how)
         self.calls.append(
             Call(
-                layer=layer, by=by, node=y, x=self.now[layer.x], bias=bias,
+                layer=layer, by=by, node=y, x=self.now[x], bias=bias,
                 residual=None if layer.residual is None else self.now[layer.residual],
+                takes_codes=x is layer.coded, hands_codes=hands_codes,
             )
         )  # fmt: skip
-        self.now[layer.result] = self.call("shaped", like_rows_of, y, self.now[layer.x])
+        like = self.leading.get(x, self.now[x])
+        if hands_codes:
+            self.now[y_is], self.leading[y_is] = y, like
+        else:
+            self.now[y_is] = self.call("shaped", like_rows_of, y, like)
 
     def operands(self, layer: Layer, by: Candidate) -> tuple[Node | None, ...]:
         """The four that a candidate takes first."""
@@ -130,11 +148,13 @@ class Lowering:
             return self.rows(layer.x), None, b, None
         if layer.is_weight_only:
             return self.aligned(layer.x), *self.few_bits(layer)
-        a, s = self.codes(layer.x, layer.problem.format)
         b = self.constant(f"{layer.codes}.packed", lambda: packed(tensor(layer.codes, self.graph)))
-        return a, s, b, self.scale(layer)
+        if layer.coded is not None:
+            return self.by_one_scale(layer, layer.coded), None, b, self.both_scales(layer, layer.coded)
+        a, s = self.codes(layer.x, layer.problem.format)
+        return a, s, b, self.weight_scale(layer)
 
-    def scale(self, layer: Layer) -> Node:
+    def weight_scale(self, layer: Layer) -> Node:
         """Of each output, or of each square of them."""
         block = arguments(layer.weight)["block"]
         if not block:
@@ -153,11 +173,44 @@ class Lowering:
     def codes(self, x: Node, format: str) -> tuple[Node, Node]:
         """Codes and scales of rows, which all that read the value share."""
         if (x, format) not in self.quantized:
-            make, *more = QUANTIZERS.get(format, (qc.triton_quantize_rows.default, format))
-            both = self.call(f"{x.name}_q", make, self.rows(x), *more)
-            found = [self.call("part", operator.getitem, both, index) for index in range(2)]
-            self.quantized[x, format] = (found[0], found[1])
+            name, flat = f"{x.name}_q", self.rows(x)
+            if format in QUANTIZERS:
+                make, *more = QUANTIZERS[format]
+                both = self.call(name, make, flat, *more)
+            elif x in self.amax:
+                both = self.call(name, qc.triton_quantize_by_amax.default, flat, self.amax[x], format)
+            else:
+                both = self.call(name, qc.triton_quantize_rows.default, flat, format)
+            self.quantized[x, format] = self.parts(both)
         return self.quantized[x, format]
+
+    def parts(self, both: Node) -> tuple[Node, Node]:
+        first, second = (self.call("part", operator.getitem, both, index) for index in range(2))
+        return first, second
+
+    def by_one_scale(self, layer: Layer, coded: Node) -> Node:
+        """Codes that were handed on, or are made by a known scale, which all that read them share."""
+        if coded in self.handed:
+            return self.now[coded]
+        if coded not in self.calibrated:
+            self.calibrated[coded] = self.call(
+                f"{layer.x.name}_q", qc.triton_quantize_by_scale.default, self.rows(layer.x),
+                self.scale(coded), layer.problem.format,
+            )  # fmt: skip
+        return self.calibrated[coded]
+
+    def scale(self, coded: Node) -> Node:
+        """The scale of a `quantize`, [1]."""
+        name = str(arguments(coded)["scale"].target)
+        return self.constant(f"{name}.of_all", lambda: tensor(name, self.graph).reshape(1))
+
+    def both_scales(self, layer: Layer, coded: Node) -> Node:
+        """s_x t_n, rounded once, as the reference has them."""
+        name = str(arguments(coded)["scale"].target)
+        return self.constant(
+            f"{layer.scale}.times.{name}",
+            lambda: tensor(name, self.graph).float() * tensor(layer.scale, self.graph).float(),
+        )
 
     def rows(self, x: Node) -> Node:
         if x not in self.flat:

@@ -3,9 +3,10 @@
     t = max(2 M N K / P, bytes / W) + launch                               `tuning.predict.least`
     T = sum of t over the linears that read a value + the pass that makes its codes
 
-It is taken where T is less by what `tuning.profit` wants of predictions. Weights of few bits are there to
-save memory: they are taken where their bytes are fewer by as much, and T is no longer. One row of a large
-linear takes as long as its weight is read, and many rows as long as they are multiplied either way.
+Codes that the linear before hands on take no pass, and its result half the bytes. It is taken where T is less
+by what `tuning.profit` wants of predictions. Weights of few bits are there to save memory: they are taken
+where their bytes are fewer by as much, and T is no longer. One row of a large linear takes as long as its
+weight is read, and many rows as long as they are multiplied either way.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -32,10 +33,15 @@ def device_for(target: Target) -> Device:
     return next(device for device in DEVICES if ("fp8" in device.rates) == wants)
 
 
-def product(M: int, N: int, K: int, kind: str, device: Device, *, weight: float | None = None) -> float:
-    """Seconds of y [M, N] = x [M, K] W^T; `weight` is the bytes of W where they are not those of its kind."""
+def product(
+    M: int, N: int, K: int, kind: str, device: Device, *, weight: float | None = None, result: int = HALF
+) -> float:
+    """Seconds of y [M, N] = x [M, K] W^T; `weight` is the bytes of W where they are not those of its kind.
+
+    result: bytes of a number of y.
+    """
     width = HALF if kind == "bf16" else 1
-    moved = width * M * K + (width * N * K if weight is None else weight) + HALF * M * N
+    moved = width * M * K + (width * N * K if weight is None else weight) + result * M * N
     return least(moved, device, kind=kind, operations=2 * M * N * K) + device.launch
 
 
@@ -51,32 +57,46 @@ def quantizing(M: int, K: int, device: Device) -> float:
 
 
 def predictions(
-    layers: Iterable[Layer], rows: Mapping[str, int], floats: Collection[str], device: Device
+    layers: Iterable[Layer],
+    rows: Mapping[str, int],
+    floats: Collection[str],
+    handed: Mapping[Node, Layer],
+    device: Device,
 ) -> list[Prediction]:
     """One for all linears that read a value, since they are quantized or float together.
 
     By an anchor's name, rows: of what it reads in a call; floats: those that would read no codes anyway.
+    handed: codes that a layer hands on.
     """
     readers: dict[tuple[Node, bool], list[Layer]] = {}
     for layer in layers:
         readers.setdefault((layer.x, layer.is_weight_only), []).append(layer)
     return [
-        (weighed_bytes if few_bits else weighed)(x, found, rows[found[0].anchor.name], floats, device)
+        (weighed_bytes if few_bits else weighed)(x, found, rows[found[0].anchor.name], floats, handed, device)
         for (x, few_bits), found in readers.items()
     ]
 
 
-def weighed(x: Node, layers: Sequence[Layer], M: int, floats: Collection[str], device: Device) -> Prediction:
+def weighed(
+    x: Node,
+    layers: Sequence[Layer],
+    M: int,
+    floats: Collection[str],
+    handed: Mapping[Node, Layer],
+    device: Device,
+) -> Prediction:
     def seconds(layer: Layer, kind: str) -> float:
-        return product(M, layer.problem.N, layer.problem.K, kind, device)
+        result = 1 if kind != "bf16" and layer.onward in handed else HALF
+        return product(M, layer.problem.N, layer.problem.K, kind, device, result=result)
 
     on_codes = [layer for layer in layers if layer.anchor.name not in floats]
     few_bits = sum(
         seconds(layer, KINDS[layer.problem.format] if layer in on_codes else "bf16") for layer in layers
     )
+    makes_codes = any(layer.coded not in handed for layer in on_codes)
     bucket = profit.Bucket(
         M=M, weight=1.0, few_bits=few_bits, in_float=sum(seconds(layer, "bf16") for layer in layers),
-        quantize=quantizing(M, layers[0].problem.K, device) if on_codes else 0.0,
+        quantize=quantizing(M, layers[0].problem.K, device) if makes_codes else 0.0,
     )  # fmt: skip
     verdict = profit.weighed(named(x, layers), [bucket], is_measured=False)
     return Prediction(
@@ -87,7 +107,12 @@ def weighed(x: Node, layers: Sequence[Layer], M: int, floats: Collection[str], d
 
 
 def weighed_bytes(
-    x: Node, layers: Sequence[Layer], M: int, floats: Collection[str], device: Device
+    x: Node,
+    layers: Sequence[Layer],
+    M: int,
+    floats: Collection[str],
+    handed: Mapping[Node, Layer],
+    device: Device,
 ) -> Prediction:
     """The same of weights of few bits, whose bytes decide."""
 

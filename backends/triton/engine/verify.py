@@ -1,7 +1,8 @@
 """What computed a linear against the reference, on the inputs that it was given.
 
 Sums of int8 codes are exact and the rest is float32 in the order written, so results have equal bits. Where
-they need not, a bound is derived, and what is beyond it counts. S = sum_k |a_k b_k|, S' = sum_k |x_k w_k|:
+they need not, a bound is derived, and what is beyond it counts; codes that are handed on lie between those of
+the two ends. S = sum_k |a_k b_k|, S' = sum_k |x_k w_k|:
 
     fp8, on a CPU          K 2^-24 S                    a sum of float32 in any order
     fp8 fast, on CUDA      K / 32 2^-13 S               32 products at a time, of which 14 bits stay
@@ -34,7 +35,7 @@ from qcompiler.backends.triton.engine.layers import Layer
 from qcompiler.backends.triton.engine.lower import Call
 from qcompiler.backends.triton.engine.weights import tensor
 from qcompiler.backends.triton.layouts import layout_named
-from qcompiler.backends.triton.ops.linear import ACTIVATIONS
+from qcompiler.backends.triton.ops.linear import ACTIVATIONS, LIGHT
 from qcompiler.ir import Graph, arguments
 from qcompiler.numerics import PerGroup
 from qcompiler.numerics.block_codes import decoded
@@ -47,39 +48,64 @@ EXPONENTIAL = 2.0**-21
 
 def distance(call: Call, values: Mapping[Node, Any], graph: Graph) -> NodeDistance:
     """`values` are those of the lowered graph; `graph` is the quantized one."""
-    layer, found = call.layer, values[call.node]
-    x: Tensor = values[call.x].cpu()
+    layer, found = call.layer, values[call.node].cpu()
+    device, x = values[call.node].device, values[call.x].cpu()
     bias, residual = (None if node is None else values[node].cpu() for node in (call.bias, call.residual))
-    operand, weight = operands(layer, x, graph)
+    operand, weight = operands(call, x, graph)
     if layer.is_weight_only:
         group = layout_named(layer.problem.format).group
         sums = weight_only_linear(x, weight, bias, bits=None, block=group)
     else:
         sums = compute_region(layer.region, graph, (operand, weight, bias), {}, None).float()
     y = ACTIVATIONS[layer.activation](sums)
-    y = y if residual is None else y + residual.float()
-    wanted = y.to(layer.dtype)
-    apart = gap(found.cpu(), wanted.reshape(found.shape))
-    if not has_equal_bits(call, found.device):
-        half = torch.finfo(layer.dtype).eps / 2
-        allowed = STEEPEST * (
-            bound(call, x, operand, weight, found.device) + (half + EXPONENTIAL) * sums.abs()
-        )
+    y = y if residual is None else y + residual.float().reshape(y.shape)
+    allowed = torch.zeros(())
+    if not has_equal_bits(call, device):
+        half = FLOAT32 if call.hands_codes else torch.finfo(layer.dtype).eps / 2
+        allowed = STEEPEST * (bound(call, x, operand, weight, device) + (half + EXPONENTIAL) * sums.abs())
         allowed = allowed + 3 * half * y.abs()  # of the activation, of a residual's sum, and of the reference
-        beyond = (apart - allowed.reshape(apart.shape)).clamp_min(0)
+    if call.hands_codes:
+        apart = steps = beyond_codes(layer, found, y, allowed, graph)
+    else:
+        wanted = y.to(layer.dtype)
+        apart = gap(found, wanted.reshape(found.shape))
+        beyond = (apart - allowed.expand(y.shape).reshape(apart.shape)).clamp_min(0)
         apart = torch.where(apart == 0, 0.0, beyond)  # where both are NaN the bound is, too
-    steps = apart / (finite_maximum(wanted) / 127)
+        steps = apart / (finite_maximum(wanted) / 127)
     return NodeDistance(
-        node=layer.anchor.name, kernel=call.by.name, max_lsb=largest(steps),
+        node=layer.anchor.name, kernel=call.kernel, max_lsb=largest(steps),
         changed=float((apart > 0).double().mean()),
     )  # fmt: skip
 
 
-def operands(layer: Layer, x: Tensor, graph: Graph) -> tuple[Codes | Tensor, Codes]:
+def beyond_codes(layer: Layer, found: Tensor, y: Tensor, allowed: Tensor, graph: Graph) -> Tensor:
+    """By how much codes [M, N'] lie outside those of y - allowed and y + allowed."""
+    low, high = (
+        calibrated(layer.onward, end.float(), graph).values.double() for end in (y - allowed, y + allowed)
+    )
+    codes = found[:, : y.shape[-1]].double().reshape(y.shape)
+    return (low - codes).clamp_min(0) + (codes - high).clamp_min(0)
+
+
+def calibrated(made: Node | None, x: Tensor, graph: Graph, codes: Tensor | None = None) -> Codes:
+    """What a `quantize` of the graph makes of x, or codes that are there already."""
+    assert made is not None
+    given = arguments(made)
+    scale, zero = (tensor(given[name], graph) for name in ("scale", "zero_point"))
+    if codes is None:
+        codes = torch.ops.qcompiler.quantize(x, scale, zero, given["format"])
+    return Codes(values=codes, scale=scale, zero_point=zero, format=given["format"])
+
+
+def operands(call: Call, x: Tensor, graph: Graph) -> tuple[Codes | Tensor, Codes]:
     """Codes of the input, made by the reference, or x where it is read as it is; and codes of the weight."""
+    layer = call.layer
     weight = coded(layer.weight, lambda node: tensor(node, graph))
     if layer.is_weight_only:
         return x, weight
+    if layer.coded is not None:
+        given = x[:, : weight.values.shape[1]] if call.takes_codes else None
+        return calibrated(layer.coded, x, graph, given), weight
     format, block = arguments(layer.region.operands[0])["format"], weight.block
     values, scale, zero = torch.ops.qcompiler.quantize_rows(x, format, block)
     operand = Codes(
@@ -90,7 +116,7 @@ def operands(layer: Layer, x: Tensor, graph: Graph) -> tuple[Codes | Tensor, Cod
 
 def has_equal_bits(call: Call, device: torch.device) -> bool:
     is_exact = call.by.reads_codes and call.layer.problem.format == "int8"
-    return is_exact and (device.type == "cpu" or call.layer.activation == "none")
+    return is_exact and (device.type == "cpu" or call.layer.activation in LIGHT)
 
 
 def bound(call: Call, x: Tensor, operand: Codes | Tensor, weight: Codes, device: torch.device) -> Tensor:
@@ -114,7 +140,9 @@ def bound(call: Call, x: Tensor, operand: Codes | Tensor, weight: Codes, device:
 
 
 def exact(codes: Codes) -> Tensor:
-    """q s in float64, of rows or of blocks of them."""
+    """q s in float64: all by one scale, or rows, or blocks of them."""
+    if not codes.block:
+        return codes.values.double() * codes.scale.double()
     return decoded(codes.values, codes.scale, PerGroup(axis=-1, size=codes.block))
 
 

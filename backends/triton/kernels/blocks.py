@@ -62,6 +62,8 @@ def fp8_block_matmul(
     b_scale,
     bias,
     residual,
+    scale,
+    amax,
     M,
     N,
     K,
@@ -76,8 +78,11 @@ def fp8_block_matmul(
     GROUP: tl.constexpr,
 ):
     """a and b e4m3 [M, K] and [N, K], K a multiple of 16; a_scale [ceil(K / 128), M], b_scale
-    [ceil(N / 128), ceil(K / 128)]. One program for each tile, whose columns share their scales.
+    [ceil(N / 128), ceil(K / 128)]. One program for each tile, whose columns share their scales. Results go on
+    as floats alone: scale and amax are None.
     """
+    tl.static_assert(scale is None)
+    tl.static_assert(amax is None)
     tl.static_assert(BK == SIDE)
     tl.static_assert(SIDE % BN == 0)
     row, column = tile_of(M, N, BM, BN, GROUP)

@@ -1,10 +1,18 @@
 """What happens to sums on their way out, in float32 and with one cast at the end.
 
-y = act(acc s_m t_n + bias_n) + residual_mn
+    y = act(acc s_m t_n + bias_n) + residual_mn
+
+and for whoever reads y in codes, either of
+
+    q = sat(rne(y / s))         instead of y, by one scale that is known before
+    a_m = max_n |y_mn|          beside y, of what y is after its cast
 """
 
 import triton
 import triton.language as tl
+
+from qcompiler.backends.triton.kernels.known import saturated
+from qcompiler.backends.triton.kernels.quantize import magnitude
 
 ROOT_HALF = tl.constexpr(0.7071067811865476)
 
@@ -16,6 +24,8 @@ def activated(y, ACTIVATION: tl.constexpr):
         y = 0.5 * y * (1.0 + tl.erf(y * ROOT_HALF))
     elif ACTIVATION == "silu":
         y = y / (1.0 + tl.exp(-y))
+    elif ACTIVATION == "relu":
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         tl.static_assert(ACTIVATION == "none")
     return y
@@ -29,6 +39,8 @@ def store(
     b_scale,
     bias,
     residual,
+    scale,
+    amax,
     M,
     N,
     stride_out,
@@ -39,13 +51,35 @@ def store(
     BN: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """Scales [M] and [N], bias [N] or None, residual [M, N] or None, out [M, N]."""
+    """Scales [M], or None where rows have none, and [N], bias [N] or None, residual [M, N] or None.
+
+    out [M, N]. By a scale [1], or else None, it gets codes, [M, N rounded up to 16], with zeros behind the
+    N-th. amax: the bits of maxima [M], int32, which begin as zeros, or None; bits of numbers that are not
+    negative have the order of the numbers, whatever the order of programs.
+    """
     m = row * BM + tl.arange(0, BM)
     n = column * BN + tl.arange(0, BN)
-    left = tl.load(a_scale + m, mask=m < M, other=0.0)
     right = tl.load(b_scale + n, mask=n < N, other=0.0)
-    y = acc.to(tl.float32) * left[:, None] * right[None, :]
-    finish(y, None, out, bias, residual, M, N, stride_out, stride_residual, row, column, BM, BN, ACTIVATION)
+    y = acc.to(tl.float32)
+    if a_scale is not None:
+        left = tl.load(a_scale + m, mask=m < M, other=0.0)
+        y *= left[:, None]
+    y *= right[None, :]
+    y = completed(y, None, bias, residual, M, N, stride_residual, row, column, BM, BN, ACTIVATION)
+    width = N
+    if scale is not None:
+        width = tl.cdiv(N, 16) * 16
+        if out.dtype.element_ty == tl.int8:
+            y = saturated(y, tl.load(scale), 127.0, 0.0, 0.0)
+        else:
+            tl.static_assert(out.dtype.element_ty == tl.float8e4nv)
+            y = saturated(y, tl.load(scale), 448.0, 0.125, 0.015625)
+        y = tl.where((n < N)[None, :], y, 0.0)
+    if amax is not None:
+        size = magnitude(y.to(out.dtype.element_ty).to(tl.float32))
+        largest = tl.max(tl.where((n < N)[None, :], size, 0.0), axis=1)
+        tl.atomic_max(amax + m, largest.to(tl.int32, bitcast=True), mask=m < M, sem="relaxed")
+    put(y, out, M, width, stride_out, row, column, BM, BN)
 
 
 @triton.jit
@@ -65,7 +99,27 @@ def finish(
     BN: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """out = act(y + bias) + residual, with a second sum act(y + bias_n) (beside + bias_(N + n)) + residual.
+    """What `completed` makes of sums, into out [M, N]."""
+    y = completed(y, beside, bias, residual, M, N, stride_residual, row, column, BM, BN, ACTIVATION)
+    put(y, out, M, N, stride_out, row, column, BM, BN)
+
+
+@triton.jit
+def completed(
+    y,
+    beside,
+    bias,
+    residual,
+    M,
+    N,
+    stride_residual,
+    row,
+    column,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """act(y + bias) + residual, with a second sum act(y + bias_n) (beside + bias_(N + n)) + residual.
 
     y and beside [BM, BN], beside or None; bias [N], of two sums [2 N], or None; residual [M, N] or None.
     """
@@ -84,6 +138,14 @@ def finish(
     if residual is not None:
         added = residual + first * stride_residual + within * stride_residual + n[None, :]
         y += tl.load(added, mask=here, other=0.0).to(tl.float32)
-    tl.store(
-        out + first * stride_out + within * stride_out + n[None, :], y.to(out.dtype.element_ty), mask=here
-    )
+    return y
+
+
+@triton.jit
+def put(y, out, M, width, stride_out, row, column, BM: tl.constexpr, BN: tl.constexpr):
+    """A tile of out [M, width], cast to its type."""
+    m = row * BM + tl.arange(0, BM)
+    n = column * BN + tl.arange(0, BN)
+    line = out + (row * BM).to(tl.int64) * stride_out + tl.arange(0, BM)[:, None] * stride_out
+    here = (m < M)[:, None] & (n < width)[None, :]
+    tl.store(line + n[None, :], y.to(out.dtype.element_ty), mask=here)

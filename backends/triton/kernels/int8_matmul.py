@@ -19,6 +19,8 @@ def int8_matmul(
     b_scale,
     bias,
     residual,
+    scale,
+    amax,
     M,
     N,
     K,
@@ -37,6 +39,6 @@ def int8_matmul(
     row, column = tile_of(M, N, BM, BN, GROUP)
     acc = sums(a, b, M, N, K, stride_a, stride_b, row, column, BM, BN, BK, True, None, DESCRIPTORS)
     store(
-        acc, out, a_scale, b_scale, bias, residual, M, N, stride_out, stride_residual, row, column, BM, BN,
-        ACTIVATION,
+        acc, out, a_scale, b_scale, bias, residual, scale, amax, M, N, stride_out, stride_residual,
+        row, column, BM, BN, ACTIVATION,
     )  # fmt: skip

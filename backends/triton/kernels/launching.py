@@ -17,15 +17,21 @@ def launch_product(
     a: Tensor,
     b: Tensor,
     out: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b_scale: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
     constants: Mapping[str, Any],
     options: Mapping[str, int],
+    *,
+    scale: Tensor | None = None,
+    amax: Tensor | None = None,
 ) -> None:
     """Fill out [M, N] from a [M, K] and b [N, K], a program for each tile; bias and residual may be None.
+
+    scale: float32 [1], of codes that out gets, [M, N rounded up to 16]. amax: int32 [M], zeros, which become
+    the bits of the largest of each row.
 
     The scratch memory is torch's; whoever set an allocator for Triton still has it afterwards.
     """
@@ -37,7 +43,7 @@ def launch_product(
             lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=a.device)
         )
         kernel[grid](
-            a, b, out, a_scale, b_scale, bias, residual, M, N, K,
+            a, b, out, a_scale, b_scale, bias, residual, scale, amax, M, N, K,
             pitch(a), pitch(b), pitch(out), 0 if residual is None else pitch(residual),
             ACTIVATION=activation, **constants, enable_fp_fusion=False, **options,
         )  # fmt: skip

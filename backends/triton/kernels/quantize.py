@@ -48,7 +48,12 @@ def codes_of(x, scale, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, NORMAL: tl
 
     MANTISSA: 0 for integers, else 2^-bits of a float format, whose normal numbers start from NORMAL.
     """
-    ratio = ratio_of(x, scale, LARGEST)
+    return on_grid(ratio_of(x, scale, LARGEST), MANTISSA, NORMAL)
+
+
+@triton.jit
+def on_grid(ratio, MANTISSA: tl.constexpr, NORMAL: tl.constexpr):
+    """The nearest number of the grid, of two the even one; of what lies within its largest, or is NaN."""
     if MANTISSA == 0:
         found = (ratio + MAGIC) - MAGIC
     else:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from qcompiler.backends.triton.ops.alignment import is_even
 from qcompiler.backends.triton.ops.linear import (
-    ACCUMULATIONS,
     checked,
     fp8_linear,
     int8_linear,
-    known,
+    kernel_for,
+    kind_of,
     launched,
 )
 
@@ -63,14 +63,9 @@ def _(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, accum
 
 @accumulate.register_kernel("cuda")
 def on_cuda(out: Tensor, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, accumulation: str) -> None:
-    from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
-    from qcompiler.backends.triton.kernels.int8_matmul import int8_matmul
-
     if (a.dtype == torch.int8 and a.shape[1] > DEEP) or not is_even(out):
         out.copy_(product((a, a_scale), (b, b_scale), accumulation, out.dtype, residual=out))
         return
-    known(accumulation, ACCUMULATIONS, "accumulation")
-    kind = torch.int8 if a.dtype == torch.int8 else torch.float8_e4m3fn
-    checked(a, b, a_scale, b_scale, None, out, "none", kind)
-    kernel, mode = (int8_matmul, "") if kind == torch.int8 else (fp8_matmul, accumulation)
+    checked(a, b, a_scale, b_scale, None, out, "none", kind_of(a))
+    kernel, mode = kernel_for(a, accumulation)
     launched(kernel, mode, a, a_scale, b, b_scale, None, out, "none", out)

@@ -2,8 +2,9 @@
 
     y[m, n] = act((sum_k a[m, k] b[n, k]) s_m t_n + bias_n) + residual[m, n]
 
-Both operands lie contiguous along k. All is in float32 from the sums on, factor by factor as written, and is
-cast once. The order of sums is stated for each op.
+Without scales of rows there is no s_m: where all rows have one scale, it is a factor of t. Both operands lie
+contiguous along k. All is in float32 from the sums on, factor by factor as written, and is cast once. The
+order of sums is stated for each op.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,8 +22,14 @@ from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.errors import InputError
 from qcompiler.ir.products import DEEPEST, summed
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda y: y, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 """By name; the GELU is the one with erf."""
+LIGHT = ("none", "relu")  # of these, those that need no registers of their own
 ACCUMULATIONS = ("fast", "promote128")
 PROBLEMS = {
     "int8_matmul": ("int8_linear", "int8"),
@@ -36,7 +43,7 @@ CHUNK = 128  # of k, whose sum is added in float32 by "promote128"
 @torch.library.custom_op("qcompiler::triton_int8_linear", mutates_args=(), device_types="cpu")
 def int8_linear(
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b: Tensor,
     b_scale: Tensor,
     bias: Tensor | None,
@@ -44,9 +51,10 @@ def int8_linear(
     activation: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """int8 [M, K] and [N, K], scales float32 [M] and [N]  -->  [M, N] of a dtype.
+    """int8 [M, K] and [N, K], scales float32 [M], or None, and [N]  -->  [M, N] of a dtype.
 
-    Sums of products are exact integers, rounded to float32 once. K is a multiple of 16, at most 133,144.
+    Sums of products are exact integers, rounded to float32 once. K is a multiple of 16, at most 133,144, or
+    132,104 if codes of a may be -128, as those of `triton_quantize_by_scale` may.
     """
     checked(a, b, a_scale, b_scale, bias, residual, activation, torch.int8)
     return finished(summed(a, b.t()).float(), a_scale, b_scale, bias, residual, activation, dtype)
@@ -55,7 +63,7 @@ def int8_linear(
 @int8_linear.register_fake
 def _(
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b: Tensor,
     b_scale: Tensor,
     bias: Tensor | None,
@@ -69,7 +77,7 @@ def _(
 @int8_linear.register_kernel("cuda")
 def int8_on_cuda(
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b: Tensor,
     b_scale: Tensor,
     bias: Tensor | None,
@@ -88,7 +96,7 @@ def int8_on_cuda(
 @torch.library.custom_op("qcompiler::triton_fp8_linear", mutates_args=(), device_types="cpu")
 def fp8_linear(
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b: Tensor,
     b_scale: Tensor,
     bias: Tensor | None,
@@ -97,7 +105,9 @@ def fp8_linear(
     accumulation: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """e4m3 [M, K] and [N, K], scales float32 [M] and [N]  -->  [M, N] of a dtype; K is a multiple of 16.
+    """e4m3 [M, K] and [N, K], scales float32 [M], or None, and [N]  -->  [M, N] of a dtype.
+
+    K is a multiple of 16.
 
     accumulation: "fast", one sum over k, which tensor cores hold in fewer bits than float32; "promote128",
     ((p_0 + p_1) + p_2) + ... in float32, each p of 128 k. Here both are sums of float32.
@@ -117,7 +127,7 @@ def fp8_linear(
 @fp8_linear.register_fake
 def _(
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b: Tensor,
     b_scale: Tensor,
     bias: Tensor | None,
@@ -132,7 +142,7 @@ def _(
 @fp8_linear.register_kernel("cuda")
 def fp8_on_cuda(
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b: Tensor,
     b_scale: Tensor,
     bias: Tensor | None,
@@ -154,38 +164,57 @@ def launched(
     kernel: Any,
     mode: str,
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b: Tensor,
     b_scale: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
     out: Tensor,
+    *,
+    scale: Tensor | None = None,
+    amax: Tensor | None = None,
 ) -> None:
     """Fill out by a kernel, compiled as the device's configuration says; a residual may be out itself.
 
-    Codes were checked, and out lies evenly.
+    Codes were checked, and out lies evenly. scale, amax: see `launch_product`; either makes epilogues heavy.
+    Nobody measures products whose results are codes, and they run as those do that write bfloat16: what is
+    read and summed is the same.
     """
     from qcompiler.backends.triton.kernels.launching import launch_product
 
-    heavy = is_heavy(activation, residual)
+    heavy = is_heavy(activation, residual) or scale is not None or amax is not None
     default = chosen(kernel.__name__, capability(a.device), mode=mode, heavy=heavy)
     op, format = PROBLEMS[kernel.__name__]
     problem = Problem(
-        op=op, scheme=f"{format} {mode}".strip(), M=len(a), N=len(b), K=a.shape[1], out=named(out.dtype),
-        heavy=heavy,
+        op=op, scheme=f"{format} {mode}".strip(), M=len(a), N=len(b), K=a.shape[1],
+        out=named(out.dtype if scale is None else torch.bfloat16), heavy=heavy,
     )  # fmt: skip
     configuration = scheduled(problem, a.device, default)
     with torch.cuda.device(a.device):
         launch_product(
             kernel, a, b, out, even(a_scale), even(b_scale), even(bias), even(residual), activation,
-            configuration.constants, configuration.options,
+            configuration.constants, configuration.options, scale=even(scale), amax=amax,
         )  # fmt: skip
+
+
+def kernel_for(a: Tensor, accumulation: str) -> tuple[Any, str]:
+    """The kernel for codes of either kind, and its mode; accumulation: of FP8."""
+    from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
+    from qcompiler.backends.triton.kernels.int8_matmul import int8_matmul
+
+    known(accumulation, ACCUMULATIONS, "accumulation")
+    return (int8_matmul, "") if a.dtype == torch.int8 else (fp8_matmul, accumulation)
+
+
+def kind_of(a: Tensor) -> torch.dtype:
+    """The type that codes have, or should have where they are not int8."""
+    return torch.int8 if a.dtype == torch.int8 else torch.float8_e4m3fn
 
 
 def finished(
     sums: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b_scale: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
@@ -193,7 +222,8 @@ def finished(
     dtype: torch.dtype,
 ) -> Tensor:
     """What happens to sums float32 [M, N] on their way out."""
-    return ended(sums * a_scale[:, None] * b_scale, bias, residual, activation, dtype)
+    y = (sums if a_scale is None else sums * a_scale[:, None]) * b_scale
+    return ended(y, bias, residual, activation, dtype)
 
 
 def ended(
@@ -206,9 +236,9 @@ def ended(
     return y.to(dtype)
 
 
-def is_heavy(activation: str, residual: Tensor | None) -> bool:
+def is_heavy(activation: str, residual: object) -> bool:
     """Whether an epilogue holds more than scales and a bias."""
-    return activation != "none" or residual is not None
+    return activation not in LIGHT or residual is not None
 
 
 def known(name: str, names: Collection[str], what: str) -> None:
@@ -219,7 +249,7 @@ def known(name: str, names: Collection[str], what: str) -> None:
 def checked(
     a: Tensor,
     b: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     b_scale: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,

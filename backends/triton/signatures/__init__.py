@@ -10,6 +10,7 @@ from qcompiler.backends.triton.signatures.base import Signature, Use
 from qcompiler.backends.triton.signatures.blocks import BLOCKS
 from qcompiler.backends.triton.signatures.both import BOTH
 from qcompiler.backends.triton.signatures.hadamard import HADAMARD
+from qcompiler.backends.triton.signatures.known import KNOWN
 from qcompiler.backends.triton.signatures.norms import NORMS
 from qcompiler.backends.triton.signatures.products import PRODUCTS
 from qcompiler.backends.triton.signatures.rows import ROWS
@@ -23,6 +24,7 @@ SIGNATURES: Mapping[str, Signature] = {
     **BOTH,
     **NORMS,
     **HADAMARD,
+    **KNOWN,
     **PRODUCTS,
     **BLOCKS,
     **STORAGE,

@@ -25,7 +25,7 @@ def quantize_use(x: str) -> Use:
 def product_use(out: str, activation: str, *, residual: bool) -> Use:
     return Use(
         name=" ".join([activation] * residual),
-        types=products.types(CODES, out, bias=True, residual=residual),
+        types=products.types(CODES, out, bias=True, residual=out if residual else None),
         constants={"ACTIVATION": activation},
     )
 

@@ -18,7 +18,7 @@ from qcompiler.api import explain
 from qcompiler.backends.memory import memory_of
 from qcompiler.backends.reference import Reference
 from qcompiler.backends.triton.decisions import Decisions, Linear
-from qcompiler.backends.triton.engine import predict
+from qcompiler.backends.triton.engine import onward, predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable, device_of
 from qcompiler.backends.triton.tuning import profit
@@ -230,6 +230,28 @@ def test_epilogues_take_activations_and_residuals() -> None:
     assert {layer.reason for layer in merged} == {"merged into another kernel"}
 
 
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "fp8-dynamic"])
+def test_rows_that_a_quantizer_would_read_twice_bring_their_maxima(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond what a program holds, and only behind what is heavy anyway; the codes are the same."""
+    for held, wanted in ((onward.HELD, 0), (16, 1)):
+        monkeypatch.setattr(onward, "HELD", held)
+        executable, _, inputs = lowered("mlp", recipe)
+        assert calls(executable, inputs, ops.triton_linear_amax.default) == wanted
+        assert calls(executable, inputs, ops.triton_quantize_by_amax.default) == wanted
+        assert all(each.max_lsb == 0 for each in executable.verify(inputs))
+        if recipe == "int8-dynamic":
+            assert torch.equal(executable(inputs)[0], reference(executable, inputs)[0])
+
+
+def test_a_relu_is_taken_along() -> None:
+    executable, _, inputs = lowered("mlp")
+    assert [layer.activation for layer in executable.layers.found] == ["relu", "silu", "none"]
+    assert [layer.problem.heavy for layer in executable.layers.found] == [False, True, False]
+    assert not calls(executable, inputs, torch.ops.aten.relu.default)
+
+
 def test_weights_are_rows_of_whole_sixteens() -> None:
     executable, _, inputs = lowered("mlp")
     executable(inputs)
@@ -288,9 +310,9 @@ def test_fp8_is_refused_where_there_are_no_units_for_it() -> None:
         explain(model.eval(), inputs, recipe="fp8-dynamic", target="cuda-sm80")
 
 
-def test_calibrated_ranges_have_no_kernel_and_the_plan_says_which_recipe_has() -> None:
+def test_calibrated_fp8_has_no_kernel_and_the_plan_says_which_recipe_has() -> None:
     model, inputs = example("mlp")
-    plan = explain(model.eval(), inputs, recipe="int8", target="cuda").plan
+    plan = explain(model.eval(), inputs, recipe="fp8", target="cuda").plan
     linears = [layer for layer in plan.layers if layer.op == "linear"]
     assert {layer.precision for layer in linears} == {"float"}
     assert all(layer.why.endswith("use a dynamic recipe") for layer in linears)
@@ -328,10 +350,10 @@ def test_what_reads_a_value_is_weighed_together() -> None:
     executable, *_ = lowered("block")
     qkv = [layer for layer in executable.layers.found if layer.x is executable.layers.found[0].x]
     large = [replace(layer, problem=Linear(format="int8", N=N, K=N)) for layer in qkv]
-    found = predict.weighed(large[0].x, large, M, (), H100)
+    found = predict.weighed(large[0].x, large, M, (), {}, H100)
     assert len(large) == 3 and found.us == pytest.approx(together * 1e6)
     assert found.kept and not pays(M, N, N) and "predicted, 1.33x needed" in found.why
-    alone = predict.weighed(large[0].x, large, M, [layer.anchor.name for layer in large], H100)
+    alone = predict.weighed(large[0].x, large, M, [layer.anchor.name for layer in large], {}, H100)
     assert alone.us == alone.float_us and not alone.kept
 
 

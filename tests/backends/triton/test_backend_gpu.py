@@ -32,6 +32,18 @@ def test_replays_have_the_bits_of_the_cpu(dtype: torch.dtype) -> None:
     assert not executable.captures.refused and len(executable.captures.kept) == 2
 
 
+def test_calibrated_codes_go_from_one_product_to_the_next() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(80, 144), nn.ReLU(), nn.Linear(144, 40)).eval()
+    x = torch.randn(32, 80)
+    executable = Triton().lower(quantized(explain(model, x, recipe="int8", target="cuda")))
+    assert torch.equal(executable([x.cuda()])[0].cpu(), executable([x])[0])
+    home = executable.at_home()
+    assert home is not None
+    assert [each.kernel for each in home.verify([x])] == ["linear_codes", "int8_linear"]
+    assert all(each.max_lsb == 0 for each in home.verify([x]))
+
+
 def test_every_layer_is_within_its_bound_there() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(80, 144), nn.GELU(), nn.Linear(144, 40)).bfloat16().eval()

@@ -13,10 +13,14 @@ from qcompiler.backends.triton.ops import (
     fp8_linear,
     hadamard_quantize,
     int8_linear,
+    linear_amax,
+    linear_codes,
     low_bit_linear,
     norm_quantize,
     quantize_blocks,
     quantize_both,
+    quantize_by_amax,
+    quantize_by_scale,
     quantize_rows,
     quantize_tiles,
     weight_only_linear,
@@ -62,6 +66,17 @@ def test_codes_and_scales_are_those_of_the_cpu(format: str, dtype: torch.dtype, 
         assert same(found.cpu(), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("format", "scale"), [("int8", 1.0), ("int8", 0.03), ("e4m3", 0.01)])
+def test_codes_by_one_scale_are_those_of_the_cpu(format: str, scale: float, dtype: torch.dtype) -> None:
+    """NaN among them, of which the interpreter makes a number of FP8."""
+    if format == "e4m3":
+        needs_fp8()
+    x, given = hard_rows(5000, dtype), torch.tensor([scale])
+    found = quantize_by_scale(x.cuda(), given.cuda(), format)
+    assert same(found.cpu(), quantize_by_scale(x, given, format))
+
+
 @pytest.mark.parametrize(("M", "K"), [(256, 512), (300, 200), (77, 33)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("format", ["int8", "e4m3"])
@@ -104,6 +119,25 @@ def test_integer_products_are_those_of_the_cpu(M: int, N: int, K: int, beside: b
     wanted = int8_linear(a, s, b, t, bias, residual, "none", torch.bfloat16)
     found = int8_linear(*on_gpu(a, s, b, t, bias, residual), "none", torch.bfloat16)
     assert torch.equal(found.cpu().nan_to_num(), wanted.nan_to_num())
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize(("M", "N", "K"), [(256, 512, 1024), (300, 200, 144), (5, 24, 16)])
+def test_what_products_hand_on_is_that_of_the_cpu(M: int, N: int, K: int, by_row: bool) -> None:
+    """Codes, and maxima with the codes that they make in one pass."""
+    a, s, b, t = operands(M, N, K, torch.int8)
+    given = (a, s if by_row else None, b, t / 64, torch.randn(N), torch.randn(M, N).bfloat16())
+    scale, on_device = torch.tensor([4.0]), on_gpu(*given)
+    found = linear_codes(*on_device, "relu", scale.cuda())
+    assert torch.equal(found.cpu(), linear_codes(*given, "relu", scale))
+    y, amax = linear_amax(*on_device, "none", torch.bfloat16)
+    wanted, largest = linear_amax(*given, "none", torch.bfloat16)
+    assert same(y.cpu(), wanted) and torch.equal(amax.cpu(), largest)
+    for one, other in zip(quantize_by_amax(y, amax, "int8"), quantize_rows(wanted, "int8"), strict=True):
+        assert same(one.cpu(), other)
+    assert torch.equal(
+        quantize_by_scale(y, scale.cuda(), "int8").cpu(), quantize_by_scale(wanted, scale, "int8")
+    )
 
 
 @pytest.mark.parametrize("mode", ["fast", "promote128"])

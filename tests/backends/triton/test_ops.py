@@ -135,7 +135,7 @@ def test_ops_compile_as_one_graph_of_any_batch() -> None:
         ({1: torch.ones(6, dtype=torch.float16)}, "scales in float32"),
         ({4: torch.ones(6)}, r"bias torch.float32 \[6\]"),
         ({5: torch.ones(5, 6)}, r"residual torch.float32 \[5, 6\]"),
-        ({6: "relu6"}, 'activation "relu6"; use one of none, gelu, silu'),
+        ({6: "relu6"}, 'activation "relu6"; use one of none, relu, gelu, silu'),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[int, Any], sentence: str) -> None:

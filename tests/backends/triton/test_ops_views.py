@@ -23,10 +23,13 @@ from qcompiler.numerics.philox import noise_key
 
 OPS, KERNELS = "qcompiler.backends.triton.ops.", "qcompiler.backends.triton.kernels."
 # Not by attributes: the package has functions of the same names.
-accumulate, attention, hadamard, linear, norm, quantize, quantize_both, storage, weight_only = MODULES = [
+(
+    accumulate, attention, hadamard, known, linear, norm, onward, quantize, quantize_both, storage,
+    weight_only,
+) = MODULES = [
     import_module(f"{OPS}{name}")
-    for name in ("accumulate", "attention", "hadamard", "linear", "norm", "quantize", "quantize_both",
-                 "storage", "weight_only")
+    for name in ("accumulate", "attention", "hadamard", "known", "linear", "norm", "onward", "quantize",
+                 "quantize_both", "storage", "weight_only")
 ]  # fmt: skip
 
 
@@ -72,8 +75,8 @@ def test_rows_of_uneven_length_are_no_views() -> None:
 
 # ---------------------------------------------------------------- what kernels are given
 
-STUBS = ("attention", "cache", "draws", "fp8_matmul", "hadamard", "int8_matmul", "launching", "masks", "norm",
-         "quantize", "quantize_both", "storage", "weight_only")  # fmt: skip
+STUBS = ("attention", "cache", "draws", "fp8_matmul", "hadamard", "int8_matmul", "known", "launching",
+         "masks", "norm", "quantize", "quantize_both", "storage", "weight_only")  # fmt: skip
 
 
 @pytest.fixture
@@ -143,6 +146,19 @@ def every() -> dict[str, Launch]:
         "fp8_linear": Launch(linear.fp8_on_cuda, e4m3 | product | {"accumulation": "fast"}, free),
         "accumulate": Launch(
             accumulate.on_cuda, {"out": out, **codes, "accumulation": "fast"}, ("a_scale", "b_scale")
+        ),
+        "linear_codes": Launch(
+            onward.codes_on_cuda,
+            codes | {name: product[name] for name in ("bias", "residual", "activation")}
+            | {"scale": torch.ones(1)},
+            (*free, "scale"),
+        ),
+        "linear_amax": Launch(onward.amax_on_cuda, codes | product, free),
+        "quantize_by_amax": Launch(
+            known.by_amax_on_cuda, {"x": x, "amax": torch.ones(M), "format": "int8"}, ("x", "amax")
+        ),
+        "quantize_by_scale": Launch(
+            known.by_scale_on_cuda, {"x": x, "scale": torch.ones(1), "format": "int8"}, ("x", "scale")
         ),
         "weight_only_linear": Launch(
             weight_only.on_cuda,

@@ -183,7 +183,7 @@ def test_the_op_says_the_truth_about_itself() -> None:
         ({4: torch.ones(64)}, r"bias torch.float32 \[64\]"),
         ({5: torch.ones(3, 128)}, r"residual torch.float32 \[3, 128\]"),
         ({6: "w4onnx_g64"}, 'layout "w4onnx_g64"; use one of'),
-        ({8: "relu"}, 'activation "relu"; use one of none, gelu, silu'),
+        ({8: "relu6"}, 'activation "relu6"; use one of none, relu, gelu, silu'),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[int, Any], sentence: str) -> None:

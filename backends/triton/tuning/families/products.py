@@ -76,8 +76,9 @@ def work(problem: Problem, configuration: Configuration) -> Work:
 
 def use(kernel: str) -> Callable[[Problem], Use]:
     def of(problem: Problem) -> Use:
+        out = f"*{problem.out}"
         types = signatures.types(
-            signatures.CODES[kernel], f"*{problem.out}", bias=True, residual=problem.heavy
+            signatures.CODES[kernel], out, bias=True, residual=out if problem.heavy else None
         )
         return Use(types=types, constants={"ACTIVATION": "gelu" if problem.heavy else "none"})
 

@@ -13,7 +13,9 @@ from tests.backends.triton.cases.attention import ATTENTION
 from tests.backends.triton.cases.blocks import BLOCKS
 from tests.backends.triton.cases.both import BOTH
 from tests.backends.triton.cases.hadamard import HADAMARD
+from tests.backends.triton.cases.known import KNOWN
 from tests.backends.triton.cases.norms import NORMS
+from tests.backends.triton.cases.onward import ONWARD
 from tests.backends.triton.cases.products import PRODUCTS
 from tests.backends.triton.cases.rows import ROWS
 from tests.backends.triton.cases.schedules import SCHEDULES
@@ -27,6 +29,8 @@ CASES: Mapping[str, Callable[[], None]] = {
     **HADAMARD,
     **PRODUCTS,
     **BLOCKS,
+    **KNOWN,
+    **ONWARD,
     **STORAGE,
     **ATTENTION,
     **WEIGHT_ONLY,

@@ -80,6 +80,11 @@ def bits(x: Tensor) -> Tensor:
     return x.contiguous().view(sized).masked_fill(x.float().isnan(), 0)
 
 
+def but_for_nan(found: Tensor, wanted: Tensor) -> Tensor:
+    """What was found, with NaN where it is wanted: the interpreter makes a number of FP8 from it."""
+    return torch.where(wanted.float().isnan(), wanted.float(), found.float()).to(found.dtype)
+
+
 def same(found: Tensor, wanted: Tensor) -> bool:
     return bool(
         torch.equal(found.float().isnan(), wanted.float().isnan()) and torch.equal(bits(found), bits(wanted))

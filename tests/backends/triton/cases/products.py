@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.ops import accumulate, fp8_linear, int8_linear, quantize_rows
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS
+from qcompiler.backends.triton.ops.quantize import padded
 from tests.backends.triton.cases.base import guarded, margin_is_untouched, poisoned, same
 
 TILE = {"BM": 32, "BN": 64, "BK": 64, "GROUP": 2}
@@ -27,18 +28,20 @@ def operands(M: int, N: int, K: int, kind: torch.dtype) -> list[Tensor]:
 
 
 def product(
-    a: Tensor, s: Tensor, b: Tensor, t: Tensor, bias: Tensor | None, residual: Tensor | None,
-    activation: str, dtype: torch.dtype, constants: dict[str, Any],
+    a: Tensor, s: Tensor | None, b: Tensor, t: Tensor, bias: Tensor | None, residual: Tensor | None,
+    activation: str, dtype: torch.dtype, constants: dict[str, Any], *, scale: Tensor | None = None,
+    amax: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
     from qcompiler.backends.triton.kernels.int8_matmul import int8_matmul
     from qcompiler.backends.triton.kernels.launching import launch_product
 
-    out, whole = poisoned(len(a), len(b), dtype)
+    out, whole = poisoned(len(a), len(b) if scale is None else padded(len(b)), dtype)
     kernel = int8_matmul if a.dtype == torch.int8 else fp8_matmul
-    a, b, s, t = (guarded(x) for x in (a, b, s, t))
-    bias, residual = (x if x is None else guarded(x) for x in (bias, residual))
-    launch_product(kernel, a, b, out, s, t, bias, residual, activation, {**TILE, **constants}, {})
+    a, b, t = (guarded(x) for x in (a, b, t))
+    s, bias, residual, scale = (x if x is None else guarded(x) for x in (s, bias, residual, scale))
+    constants = {**TILE, **constants}
+    launch_product(kernel, a, b, out, s, t, bias, residual, activation, constants, {}, scale=scale, amax=amax)
     assert margin_is_untouched(whole, *out.shape)
     return out
 
