@@ -30,17 +30,20 @@ def seeds() -> None:
     torch.manual_seed(0)
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+@pytest.hookimpl(tryfirst=True)  # before `-m` and `-k` choose
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what `thorough.txt` names; where all tests are collected, a line that names none is an error."""
+    """Mark what `thorough.txt` names; of a file that is collected whole, a line that names none is an error."""
     text = Path(__file__).with_name("thorough.txt").read_text()
     lines = {line for line in text.splitlines() if line and not line.startswith("#")}
-    found = set()
+    found, files = set[str](), set[str]()
     for item in items:
         test = item.nodeid.split("[")[0]
-        names = lines & {item.nodeid, test, test.split("::")[0]}
-        found |= names
+        file = test.split("::")[0]
+        names = lines & {item.nodeid, test, file}
         if names:
             item.add_marker(pytest.mark.thorough)
-    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and lines > found:
-        raise pytest.UsageError(f"tests/thorough.txt names no test by {sorted(lines - found)}")
+        found |= names
+        files.add(file)
+    lost = [line for line in sorted(lines - found) if line.split("::")[0] in files]
+    if lost and not any("::" in given for given in config.args):
+        raise pytest.UsageError(f"tests/thorough.txt names no test by {lost}")
