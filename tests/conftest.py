@@ -32,7 +32,7 @@ def seeds() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` and `-k` choose
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what `thorough.txt` names; of a file that is collected whole, a line that names none is an error."""
+    """Mark what `thorough.txt` names; a line that names no test of a file collected whole is an error."""
     text = Path(__file__).with_name("thorough.txt").read_text()
     lines = {line for line in text.splitlines() if line and not line.startswith("#")}
     found, files = set[str](), set[str]()
