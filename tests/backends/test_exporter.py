@@ -1,6 +1,7 @@
 """Exports are shortened, and nobody's translations get into another's."""
 
 import operator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -25,6 +26,18 @@ def prepared(module: nn.Module, registry: _registration.ONNXRegistry) -> tuple[E
     with shortened():
         found = _fx_passes.decompose_with_registry(program, registry)
     return found, found is program
+
+
+class Distant(nn.Module):
+    """A product, and an op that has no translation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = nn.functional.gelu(self.linear(x)).reshape(-1, 4)
+        return nn.functional.pairwise_distance(y, y + 1)
 
 
 def test_source_is_read_once_for_each_opset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,16 +79,48 @@ def test_a_program_whose_ops_have_translations_stays() -> None:
 
 
 def test_an_op_without_one_is_taken_apart() -> None:
-    class Distant(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.nn.functional.pairwise_distance(x, x + 1)
-
     registry = read(21)
     found, is_the_same = prepared(Distant(), registry)
     assert not is_the_same
     called = {node.target for node in found.graph.nodes if node.op == "call_function"}
     assert torch.ops.aten.pairwise_distance.default not in called
     assert {exporter.key_of(target) for target in called} <= {*registry.functions, operator.getitem}
+
+
+@pytest.mark.parametrize("module", [nn.Sequential(nn.Linear(8, 8), nn.GELU()), Distant()])
+def test_the_model_is_the_one_that_torch_writes(module: nn.Module) -> None:
+    program = torch.export.export(
+        module.eval(), (torch.randn(6, 8),), dynamic_shapes=({0: torch.export.Dim("rows")},)
+    )
+
+    def written() -> list[tuple[str, list[str]]]:
+        found = torch.onnx.export(program, (), dynamo=True, opset_version=21, verbose=False)
+        assert found is not None
+        return [(node.op_type, [str(y.shape) for y in node.outputs]) for node in found.model.graph]
+
+    theirs = written()
+    with shortened():
+        assert written() == theirs
+
+
+def test_a_branch_without_a_translation_is_taken_apart() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            def far(x: Tensor) -> Tensor:
+                return nn.functional.pairwise_distance(x, x + 1)
+
+            found: Tensor = torch.cond(x.sum() > 0, far, lambda x: x.sum(1), (x,))
+            return found
+
+    assert not prepared(Branches(), read(21))[1]
+
+
+def test_other_threads_export_as_torch_does() -> None:
+    program, asked = torch.export.export(nn.Linear(8, 8), (torch.randn(2, 8),)), read(21)
+    with shortened(), ThreadPoolExecutor(1) as other:
+        theirs = other.submit(_fx_passes.decompose_with_registry, program, asked).result()
+        assert theirs is not program
+        assert _fx_passes.decompose_with_registry(program, asked) is program
 
 
 def test_the_exporter_is_everybody_s_again_afterwards() -> None:
@@ -89,8 +134,11 @@ def test_the_exporter_is_everybody_s_again_afterwards() -> None:
     assert before == now()
 
 
-def test_a_torch_without_those_functions_exports_as_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(_registration, "ONNXRegistry")
-    monkeypatch.delattr(_fx_passes, "decompose_with_registry")
+def test_a_torch_without_those_modules_exports_as_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "EXPORTER", "torch.onnx.elsewhere")
+    before = vars(Registry)["from_torchlib"], _fx_passes.decompose_with_registry
     with shortened():
-        assert not hasattr(_fx_passes, "decompose_with_registry")
+        assert before == (vars(Registry)["from_torchlib"], _fx_passes.decompose_with_registry)
+        assert (
+            torch.onnx.export(nn.Linear(8, 8), (torch.randn(2, 8),), dynamo=True, verbose=False) is not None
+        )

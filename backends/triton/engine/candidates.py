@@ -32,7 +32,8 @@ class Candidate:
 
     onward: the same with codes for its result, by a scale that it is given. peaked: the same with the maxima
     of rows beside its result. None where it knows no such way.
-    more: arguments beside those that all have. refuses: why it cannot compute [M, K] times [N, K], or "".
+    more: arguments beside those that all have. refuses: why it cannot compute [M, K] times [N, K] by M, N and
+    K, or "".
     """
 
     name: str
@@ -42,7 +43,7 @@ class Candidate:
     peaked: Callable[..., tuple[Tensor, Tensor]] | None = None
     reads_codes: bool = True
     more: Mapping[str, Any] = field(default_factory=dict)
-    refuses: Callable[[int, int], str] = lambda M, N: ""
+    refuses: Callable[[int, int, int], str] = lambda M, N, K: ""
 
 
 def float_linear(
@@ -104,13 +105,15 @@ def scaled_mm_of_blocks(a: Tensor, *given: Any, **more: Any) -> Tensor:
     return y
 
 
-def multiples(of: int, above: int = 0) -> Callable[[int, int], str]:
-    """What vendors want of sizes: N a multiple, and more rows than some."""
+def multiples(of: int, above: int = 0) -> Callable[[int, int, int], str]:
+    """What vendors want of sizes: N and K multiples, and more rows than some."""
 
-    def refuses(M: int, N: int) -> str:
+    def refuses(M: int, N: int, K: int) -> str:
         if not above < M:
             return f"it wants more than {above} rows"
-        return f"{N} outputs are no multiple of {of}" if N % of else ""
+        if N % of:
+            return f"{N} outputs are no multiple of {of}"
+        return f"{K} inputs are no multiple of {of}" if K % of else ""
 
     return refuses
 

@@ -78,7 +78,8 @@ def captured(run: Run, inputs: Sequence[Any]) -> Replay:
                 run(given)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Of other threads, allocations and waits neither fail nor spoil the capture.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = run(given)
     return CudaReplay(graph=graph, given=given, results=results, device=device)
 
@@ -104,7 +105,7 @@ class Captures:
         with self.turn:
             key, now = key_of(inputs), next(self.clock)
             if key not in self.kept and self.has_place(key, now):
-                self.kept[key] = self.replay(run, inputs)
+                self.keep(key, run, inputs)
             if key not in self.kept:
                 return run(inputs)
             found = self.kept[key] = self.kept.pop(key)
@@ -133,13 +134,16 @@ class Captures:
             gone.free()
         return True
 
-    def replay(self, run: Run, inputs: Sequence[Any]) -> Replay | None:
+    def keep(self, key: Any, run: Run, inputs: Sequence[Any]) -> None:
+        """Its capture, or that there is none; memory that has run out says nothing of the next call."""
         try:
-            return self.capture(run, inputs)
+            self.kept[key] = self.capture(run, inputs)
+        except torch.OutOfMemoryError:
+            self.refuse("the device has no memory left for a capture, so calls run op by op until it has")
         except RuntimeError as error:  # torch has no narrower one for what CUDA cannot capture
             said = str(error).splitlines() or [type(error).__name__]
             self.refuse(f"CUDA cannot capture the model as one graph, so it runs op by op: {said[0]}")
-            return None
+            self.kept[key] = None
 
     def refuse(self, why: str) -> None:
         if why not in self.refused:

@@ -28,6 +28,7 @@ from qcompiler.backends.triton.engine.lower import Program, lower
 from qcompiler.backends.triton.engine.onward import handed_on
 from qcompiler.backends.triton.engine.predict import device_for, predictions
 from qcompiler.backends.triton.engine.verify import distance
+from qcompiler.backends.triton.ops.quantize import padded
 from qcompiler.backends.triton.ops.schedule import reading
 from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.errors import InputError, LoweringError
@@ -124,7 +125,7 @@ class TritonExecutable:
                 f"decisions for {layer.problem} name '{name}'", why="there is no such candidate",
                 fix="remove the row, or choose again",
             )  # fmt: skip
-        why = found.refuses(rows, layer.problem.N)
+        why = found.refuses(rows, layer.problem.N, padded(layer.problem.K))
         ours = candidate(OURS[format], format)
         assert ours is not None
         return Choice(by=ours if why else found, rows=rows, decisions=decisions, why=why)

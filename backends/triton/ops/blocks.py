@@ -22,13 +22,11 @@ from qcompiler.backends.triton.ops.linear import (
     check_beside,
     check_codes,
     ended,
-    is_heavy,
     known,
     launched,
 )
 from qcompiler.backends.triton.ops.quantize import packed, padded
 from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
-from qcompiler.errors import InputError
 from qcompiler.numerics import ROW_BLOCK, SQUARE_BLOCK
 from qcompiler.numerics.block_codes import block_codes
 
@@ -105,14 +103,15 @@ def fp8_block_linear(
     """e4m3 [M, K] and [N, K], scales as above  -->  [M, N] of a dtype; K is a multiple of 16.
 
     Sums are acc + p_g (s t) in float32, block after block: s t is rounded, then the sum, but not the product
-    by itself. Tensor cores hold p_g in fewer bits; here it is a sum of float32.
+    by itself. Tensor cores hold p_g in fewer bits; here it is a sum of float32, and what is added to acc is
+    rounded to float64 before it is to float32.
     """
     checked(a, a_scale, b, b_scale, bias, residual, activation)
     total = a.new_zeros((len(a), len(b)), dtype=torch.float32)
     parts = (torch.split(codes.float(), SIDE, 1) for codes in (a, b))
     for s, t, p, q in zip(a_scale, b_scale.t(), *parts, strict=True):
         scale = s[:, None] * t.repeat_interleave(SIDE)[: len(b)]
-        total = (total.double() + (p @ q.t()).double() * scale).float()  # of 24 bits each: exact in float64
+        total = (total.double() + (p @ q.t()).double() * scale).float()  # the product is exact there
     return ended(total, bias, residual, activation, dtype)
 
 
@@ -145,7 +144,8 @@ def on_cuda(
 
     checked(a, a_scale, b, b_scale, bias, residual, activation)
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
-    launched(fp8_block_matmul, "", a, a_scale, b, b_scale, bias, residual, activation, out)
+    s, t = a_scale.contiguous(), b_scale.contiguous()
+    launched(fp8_block_matmul, "", a, s, b, t, bias, residual, activation, out)
     return out
 
 
@@ -171,9 +171,9 @@ def scaled_mm(
         SwizzleType.NO_SWIZZLE, SwizzleType.NO_SWIZZLE, None if bias is None else bias.bfloat16(),
         torch.bfloat16,
     )  # fmt: skip
-    return (
-        ended(y.float(), None, residual, activation, dtype) if is_heavy(activation, residual) else y.to(dtype)
-    )
+    if activation == "none" and residual is None:
+        return y.to(dtype)
+    return ended(y.float(), None, residual, activation, dtype)
 
 
 def checked(
@@ -191,12 +191,6 @@ def checked(
     scales = ((a_scale, (blocks_of(K), M)), (b_scale, (blocks_of(N), blocks_of(K))))
     for scale, shape in scales:
         check_beside("scales", scale, shape, a.device, (torch.float32,))
-        if not scale.is_contiguous():
-            raise InputError(
-                f"scales {[*scale.shape]} with strides {scale.stride()}",
-                why="a kernel reads them one row behind another",
-                fix="make them contiguous",
-            )
     check_beside("bias", bias, (N,), a.device, ())
     check_beside("residual", residual, (M, N), a.device, ())
 

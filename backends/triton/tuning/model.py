@@ -105,16 +105,17 @@ def tune_linears(
 
     of_linears = [problem for linear in linears for M in rows for problem in problems_of(linear, M)]
     left = measure([*dict.fromkeys([*of_linears, *beside])], tell)
+    lacking: set[tuple[Linear, int]] = set()  # the probe during which the time was over
     for linear in linears if not left else ():
 
         def name(M: int, linear: Linear = linear) -> str:
-            """Where the time is over, what the next larger number of rows says; the probe is left."""
+            """Once the time is over, what the next larger number of rows says that was measured."""
             nonlocal left
-            missing = measure(problems_of(linear, M), silent)
-            left += missing
-            if missing:
-                M = min(rows for rows in measured(linear, known()) if rows >= M)
-            return fastest(linear, M, known())
+            if not left:
+                left = measure(problems_of(linear, M), silent)
+                lacking.update([(linear, M)] if left else [])
+            whole = (rows for rows in measured(linear, known()) if (linear, rows) not in lacking)
+            return fastest(linear, min(rows for rows in whole if rows >= M), known())
 
         borders(name, measured(linear, known()))
     found = known()

@@ -24,12 +24,12 @@ from qcompiler.numerics.philox import noise_key
 OPS, KERNELS = "qcompiler.backends.triton.ops.", "qcompiler.backends.triton.kernels."
 # Not by attributes: the package has functions of the same names.
 (
-    accumulate, attention, hadamard, known, linear, norm, onward, quantize, quantize_both, storage,
+    accumulate, attention, blocks, hadamard, known, linear, norm, onward, quantize, quantize_both, storage,
     weight_only,
 ) = MODULES = [
     import_module(f"{OPS}{name}")
-    for name in ("accumulate", "attention", "hadamard", "known", "linear", "norm", "onward", "quantize",
-                 "quantize_both", "storage", "weight_only")
+    for name in ("accumulate", "attention", "blocks", "hadamard", "known", "linear", "norm", "onward",
+                 "quantize", "quantize_both", "storage", "weight_only")
 ]  # fmt: skip
 
 
@@ -75,8 +75,8 @@ def test_rows_of_uneven_length_are_no_views() -> None:
 
 # ---------------------------------------------------------------- what kernels are given
 
-STUBS = ("attention", "cache", "draws", "fp8_matmul", "hadamard", "int8_matmul", "known", "launching",
-         "masks", "norm", "quantize", "quantize_both", "storage", "weight_only")  # fmt: skip
+STUBS = ("attention", "blocks", "cache", "draws", "fp8_matmul", "hadamard", "int8_matmul", "known",
+         "launching", "masks", "norm", "quantize", "quantize_both", "storage", "weight_only")  # fmt: skip
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         made = ModuleType(f"{KERNELS}{name}")
         for member in ("launch", "launch_product", "launch_store", "launch_recall"):
             setattr(made, member, launch)
-        for kernel in ("int8_matmul", "fp8_matmul"):
+        for kernel in ("int8_matmul", "fp8_matmul", "fp8_block_matmul"):
             setattr(made, kernel, type(kernel, (), {}))
         monkeypatch.setitem(sys.modules, f"{KERNELS}{name}", made)
     for module in MODULES:
@@ -144,6 +144,13 @@ def every() -> dict[str, Launch]:
         "hadamard_quantize": Launch(hadamard.on_cuda, {"x": x, "block": 32, "format": "int8"}, ("x",)),
         "int8_linear": Launch(linear.int8_on_cuda, codes | product, free),
         "fp8_linear": Launch(linear.fp8_on_cuda, e4m3 | product | {"accumulation": "fast"}, free),
+        "quantize_blocks": Launch(blocks.quantize_on_cuda, {"x": x}, ("x",)),
+        "fp8_block_linear": Launch(
+            blocks.on_cuda,
+            product
+            | {"a": e4m3["a"], "a_scale": torch.ones(1, M), "b": e4m3["b"], "b_scale": torch.ones(1, 1)},
+            free,
+        ),
         "accumulate": Launch(
             accumulate.on_cuda, {"out": out, **codes, "accumulation": "fast"}, ("a_scale", "b_scale")
         ),

@@ -95,6 +95,8 @@ def test_without_a_database_the_tables_say_and_that_is_said_once() -> None:
         ("norm_quantize", "int8 layer residual floats", 0, False),
         ("hadamard_quantize", "e4m3 64", 0, False),
         ("quantize_both", "int8 drawn ragged", 0, False),
+        ("quantize_blocks", "e4m3", 0, False),
+        ("fp8_block_linear", "e4m3", 512, True),
         ("weight_only_linear", "w4h_g64 zeros gated", 512, True),
         ("fp8_linear", "e4m3 promote128", 512, True),
     ],

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.ops.alignment import MULTIPLE
 from qcompiler.backends.triton.tuning.families.base import FLOAT, WIDTHS, Family, loosened, mode_of
 from qcompiler.backends.triton.tuning.families.blocks import BLOCKS
 from qcompiler.backends.triton.tuning.families.products import KINDS, PRODUCTS
@@ -32,6 +33,8 @@ __all__ = [
     "written",
 ]
 
+CODES_OF_ROWS = frozenset({*ROWS, "quantize_blocks"})  # ops without outputs N
+PRODUCTS_OF_CODES = frozenset({*PRODUCTS, "fp8_block_linear"})
 FAMILIES: Mapping[str, Family] = {**PRODUCTS, **BLOCKS, **WEIGHT_ONLY, **ROWS}
 """By op."""
 
@@ -68,7 +71,13 @@ def check(problem: Problem) -> None:
         )
     if problem.out not in WIDTHS:
         raise InputError(f"nothing tunes results in {problem.out}", fix=f"use one of {', '.join(WIDTHS)}")
-    if (problem.op in ROWS) != (problem.N == 0):
+    if problem.M < 1 or (problem.op in PRODUCTS_OF_CODES and problem.K % MULTIPLE):
+        raise InputError(
+            f"no op asks for '{problem.text}'",
+            why=f"there is a row at least, and rows of codes hold a multiple of {MULTIPLE}",
+            fix=f"give M, and K rounded up to a multiple of {MULTIPLE}",
+        )
+    if (problem.op in CODES_OF_ROWS) != (problem.N == 0):
         raise InputError(
             f"'{problem.text}' has {'an' if problem.N else 'no'} N",
             why="products have outputs, M, N and K, and codes of rows have M and K",

@@ -72,10 +72,10 @@ def row_work(problem: Problem, configuration: Configuration) -> Work:
 BLOCKS: Mapping[str, Family] = {
     "fp8_block_linear": Family(
         kernel="fp8_block_matmul", default=default, space=tiles, work=product_work, use=product_use,
-        peers=(FLOAT, "scaled_mm"),
+        peers=(FLOAT, "scaled_mm"), schemes="e4m3",
     ),
     "quantize_blocks": Family(
         kernel="quantize_blocks", default=default_rows, space=row_blocks, work=row_work,
-        use=lambda problem: signatures.quantize_use(f"*{problem.out}"), peers=(FLOAT,),
+        use=lambda problem: signatures.quantize_use(f"*{problem.out}"), peers=(FLOAT,), schemes="e4m3",
     ),
 }  # fmt: skip
