@@ -35,13 +35,15 @@ Made = tuple[Tensor, ...]
 class Kind:
     """An op on x [M, K]. reference: on the CPU. kernel: on a device. apart: by torch's kernels.
 
-    wrong: why what was made of x is not what the CPU makes of some of it, "" where it is.
+    wrong: why what was made of x is not what the CPU makes of some of it, "" where it is. matrices: how many
+    [M, K] x is, one below another, where an op reads more of that size.
     """
 
     reference: Callable[[Tensor], Made]
     kernel: Callable[[Tensor, Configuration], Made]
     apart: Callable[[Tensor], Made]
     wrong: Callable[[Made, Tensor], str]
+    matrices: int = 1
 
 
 def contenders(
@@ -49,8 +51,9 @@ def contenders(
 ) -> Contenders:
     """On a CPU every configuration is the op's reference."""
     M, K, dtype = problem.M, problem.K, DTYPES[problem.out]
-    x = [activations(M, K, dtype, device) for _ in range(copies_of(M * K * dtype.itemsize, device))]
     kind = KINDS[problem.op](problem, device)
+    copies = copies_of(M * K * dtype.itemsize, device)
+    x = [activations(kind.matrices * M, K, dtype, device) for _ in range(copies)]
     made: dict[tuple[str, int], Made] = {}
 
     def call(name: str) -> Callable[[int], Tensor]:
@@ -141,31 +144,34 @@ def of_both(problem: Problem, device: torch.device) -> Kind:
 
 
 def of_norms(problem: Problem, device: torch.device) -> Kind:
-    """A residual is the same for all copies of x, where there is one; a layer norm has a bias."""
+    """A residual, where there is one, lies below what it is added to; a layer norm has a bias."""
     format, words = format_of(problem), mode_of(problem).split()
     M, K, dtype, picked = problem.M, problem.K, DTYPES[problem.out], some(problem.M)
     name, floats = words[0], "floats" in words
-    residual = torch.randn(M, K, device=device).to(dtype) if "residual" in words else None
+    added = "residual" in words
     weight = torch.rand(K, device=device).to(dtype)
     bias = torch.randn(K, device=device).to(dtype) if name == "layer" else None
 
+    def parts(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return x[:M], x[M:] if added else None
+
     def apart(x: Tensor) -> Made:
+        x, residual = parts(x)
         h = x if residual is None else x + residual
         y = F.rms_norm(h, (K,), weight, EPS) if bias is None else F.layer_norm(h, (K,), weight, bias, EPS)
         return (*codes(y, format), h, y)
 
     def wrong(found: Made, x: Tensor) -> str:
-        beside, r = (one if one is None else one.cpu() for one in (bias, residual))
-        r = r if r is None else r[picked]
-        wanted = norm.norm_quantize(x[picked].cpu(), r, weight.cpu(), beside, None, name, EPS, format, floats)
+        x, r = parts(x)
+        x, r = x[picked].cpu(), r if r is None else r[picked].cpu()
+        beside = bias if bias is None else bias.cpu()
+        wanted = norm.norm_quantize(x, r, weight.cpu(), beside, None, name, EPS, format, floats)
         return differs([one[picked] if len(one) else one.cpu() for one in found], wanted)
 
     return Kind(
-        reference=lambda x: norm.norm_quantize(x, residual, weight, bias, None, name, EPS, format, floats),
-        kernel=lambda x, row: norm.launched(
-            x, residual, weight, bias, None, name, EPS, format, floats, row
-        ),
-        apart=apart, wrong=wrong,
+        reference=lambda x: norm.norm_quantize(*parts(x), weight, bias, None, name, EPS, format, floats),
+        kernel=lambda x, row: norm.launched(*parts(x), weight, bias, None, name, EPS, format, floats, row),
+        apart=apart, wrong=wrong, matrices=1 + added,
     )  # fmt: skip
 
 
