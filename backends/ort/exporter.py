@@ -19,7 +19,9 @@ import torch
 from torch import fx
 
 EXPORTER = "torch.onnx._internal.exporter"
-held: dict[tuple[Any, ...], Any] = {}  # arguments -> the registry that torch made of them
+held: dict[
+    tuple[Any, ...], tuple[int, Any]
+] = {}  # arguments -> the registry that torch made, of how many ops
 turn = threading.RLock()  # one export of ours at a time
 
 
@@ -57,19 +59,22 @@ def replaced(owner: Any, name: str, by: Callable[[Any, Callable[[], bool]], Any]
 
 
 def read_once(original: Any, is_ours: Callable[[], bool]) -> Any:
-    """A registry is a copy of one that was read before; what is added to it no other has."""
+    """A registry is a copy of one that was read before; what is added to it no other has.
+
+    It has translations of ops that torch knows: where a library came with more, it is read again.
+    """
 
     def from_torchlib(cls: type, *args: Any, **given: Any) -> Any:
         read = original.__get__(None, cls)
         if not is_ours():
             return read(*args, **given)
-        key = (cls, args, tuple(sorted(given.items())))
-        if key not in held:
-            held[key] = read(*args, **given)
-        known = getattr(held[key], "functions", None)
+        key, ops = (cls, args, tuple(sorted(given.items()))), len(torch._C._dispatch_get_all_op_names())
+        if key not in held or held[key][0] != ops:
+            held[key] = ops, read(*args, **given)
+        known = getattr(held[key][1], "functions", None)
         if not isinstance(known, dict):
-            return held.pop(key)
-        fresh = copy(held[key])
+            return held.pop(key)[1]
+        fresh = copy(held[key][1])
         fresh.functions = {target: list(ways) for target, ways in known.items()}
         return fresh
 
