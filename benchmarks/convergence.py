@@ -163,12 +163,20 @@ def main() -> None:
                     kept = found.setdefault(learner, {}).setdefault(setting, [])
                     kept.append({"losses": [round(loss, 4) for loss in run.losses], "figure": run.figure})
                     progress.advance(task)
-    result = {"commit": at, **machine(), "versions": versions(("torch",)), "learners": found}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, sort_keys=True) + "\n")
-    given.out.with_suffix(".md").write_text(page(result))
-    draw(result, given.out.with_suffix(".svg"))
-    print(page(result))
+            write(given.out, record(at, found))
+    print(page(record(at, found)))
+
+
+def record(at: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"commit": at, **machine(), "versions": versions(("torch",)), "learners": found}
+
+
+def write(out: Path, result: dict[str, Any]) -> None:
+    """JSON, Markdown and SVG, after each learner: a run that is stopped keeps those that are done."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, sort_keys=True) + "\n")
+    out.with_suffix(".md").write_text(page(result))
+    draw(result, out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
