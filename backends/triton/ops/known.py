@@ -14,7 +14,7 @@ from qcompiler.backends.triton.ops import quantize
 from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.linear import check_beside
-from qcompiler.backends.triton.ops.quantize import CODES, codes_of, padded, scale_of
+from qcompiler.backends.triton.ops.quantize import CODES, codes_of, packed, scale_of
 
 FORMAT: Mapping[torch.dtype, str] = {kind: format for format, (kind, _) in CODES.items()}
 """What codes of a type are called."""
@@ -84,9 +84,7 @@ def saturated(x: Tensor, scale: Tensor, format: str) -> Tensor:
     """Codes of x [M, K] in float32 by a scale [1], with zeros behind them: [M, K rounded up to 16]."""
     kind, _ = CODES[format]
     found = torch.ops.qcompiler.quantize(x, scale.reshape(()), x.new_zeros((), dtype=kind), format)
-    codes = x.new_zeros((len(x), padded(x.shape[1])), dtype=kind)
-    codes[:, : x.shape[1]] = found
-    return codes
+    return packed(found)
 
 
 def checked(x: Tensor, format: str, *, amax: Tensor | None = None, scale: Tensor | None = None) -> None:

@@ -22,7 +22,7 @@ from qcompiler.tune.database import KEY, Core, Database, Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class Told:
     """What is the fastest for a linear, or another problem, at so many rows.
 
     ratio: seconds of float over its own. of_roofline: of what the device could do at best; None for a peer.
@@ -46,7 +46,7 @@ class Tuned:
     """
 
     table: Table
-    chosen: tuple[Chosen, ...]
+    chosen: tuple[Told, ...]
     refused: tuple[Row, ...]
     left: int
 
@@ -136,13 +136,13 @@ def problems_of(linear: Linear, M: int) -> list[Problem]:
     return [problem_of(linear, M), *([quantizer] if quantizer else [])]
 
 
-def told(name: str, problem: Problem, schedules: Schedules, device: Device) -> Chosen | None:
+def told(name: str, problem: Problem, schedules: Schedules, device: Device) -> Told | None:
     """What rows say of a problem; None where only those of another version do."""
     choice = schedules.choice(problem)
     if choice is None or choice.is_prior:
         return None
     work = choice.configuration and family_of(problem).work(problem, choice.configuration)
-    return Chosen(
+    return Told(
         name=name, M=problem.M, contender=choice.contender, us=choice.seconds * 1e6, ratio=choice.ratio,
         of_roofline=bound(work, device) / choice.seconds if work else None,
         refused=len(refused_of(problem, schedules)),
