@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from qcompiler.ir import Graph, evaluate
-from qcompiler.ir.graph import call_node
+from qcompiler.errors import CalibrationError
+from qcompiler.ir import Graph, evaluate, label
+from qcompiler.ir.graph import call_widened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,9 @@ def run_abreast(graph: Graph, batches: Iterable[Sequence[Any]], reached: Reached
             args = args if weight is None else (args[0], weight, *args[2:])
         count = next((len(arg.values) for arg in pytree.tree_leaves((args, kwargs)) if is_abreast(arg)), 0)
         if not count:
-            return call_node(node, args, kwargs, seen)
+            return call_widened(node, args, kwargs, seen)
         calls = [pytree.tree_map(picking(index), (args, kwargs)) for index in range(count)]
-        return Abreast(values=[call_node(node, call[0], call[1], seen) for call in calls])
+        return Abreast(values=[call_widened(node, call[0], call[1], seen) for call in calls])
 
     evaluate(graph, columns, evaluate_node=compute)
 
@@ -75,3 +76,17 @@ class Moments:
         """||E X||^2 = tr(E H E^T) for E [out, in]."""
         wide = error.double()
         return float(((wide @ self.second) * wide).sum())
+
+
+def moments_at(node: Node, inputs: Sequence[Tensor]) -> Moments:
+    """Of a linear's inputs; raises CalibrationError where the model computes NaN or inf, as float16 may."""
+    for batch, x in enumerate(inputs, start=1):
+        if not bool(x.isfinite().all()):
+            kind = "NaN" if x.isnan().any() else "inf"
+            dtype = str(x.dtype).removeprefix("torch.")
+            raise CalibrationError(
+                f"the input of '{label(node)}' contains {kind}",
+                why=f"the model computes it in {dtype} from calibration batch {batch}",
+                fix="leave that batch out, convert the model to a type of more range, or round to nearest",
+            )
+    return Moments.of(inputs)

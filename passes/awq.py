@@ -1,13 +1,16 @@
 """AWQ: scale up the input channels that carry large activations, and fold the inverse into what writes them.
 
 linear(norm(x; g), W)          -->  linear(norm(x; g / t), W t)                  exact in reals
+linear(g x, W)                 -->  linear(g / t x, W t)                         g a vector
 linear(f(x) * linear(x, U), W) -->  linear(f(x) * linear(x, U / t), W t)         t per channel, rows of U
 
 t_j = (mean|X_j|)^a / sqrt(max t min t),  a the one of 0, 1/20 .. 19/20 with the least ||W X - Q(W t) X / t||
-(arXiv 2306.00978, eq. 4 and 5). With a = 0, t is 1 and plain rounding is what it was.
+(arXiv 2306.00978, eq. 4 and 5). With a = 0, t is 1 and plain rounding is as it was. What is folded keeps its
+type: Q rounds W t as halves hold it; what g / t and U / t lose there is judged at the model's output.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +19,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.ir import Draft, Graph, arguments, label
-from qcompiler.numerics import dequantize, quantize
-from qcompiler.passes.abreast import Moments, run_abreast
-from qcompiler.passes.smooth import NORMS, linear_readers, missing_constant, weight_of
+from qcompiler.numerics import fake_quantize
+from qcompiler.passes.abreast import Moments, moments_at, run_abreast
+from qcompiler.passes.smooth import gains, linear_readers, missing_constant, weight_of
 from qcompiler.passes.weights import weight_params
 from qcompiler.plan import Plan, WeightSpec
 
@@ -52,7 +55,7 @@ def scale_channels(graph: Graph, plan: Plan, batches: Iterable[Sequence[Any]], w
         if site is not None:
             factors[node.name] = best_factor(
                 [(weight_of(draft, reader), specs[reader.name]) for reader in site.readers],
-                Moments.of(inputs),
+                moments_at(node, inputs),
             )
 
     run_abreast(graph, batches, reached)
@@ -61,7 +64,14 @@ def scale_channels(graph: Graph, plan: Plan, batches: Iterable[Sequence[Any]], w
         if factor is None:
             draft.note("awq", label(site.value), "refused", "no scaling lowers the error of its readers")
             continue
-        fold(draft, site, factor)
+        renewed = list(folded(draft, site, factor))
+        if not all(bool(tensor.isfinite().all()) for *_, tensor in renewed):
+            draft.note(
+                "awq", label(site.value), "refused", "what is folded would leave the range of its type"
+            )
+            continue
+        for reader, old, tensor in renewed:
+            renew(draft, reader, old, tensor)
         draft.note("awq", label(site.value), "applied")
     return draft.finish()
 
@@ -69,7 +79,7 @@ def scale_channels(graph: Graph, plan: Plan, batches: Iterable[Sequence[Any]], w
 def find_sites(draft: Draft) -> Iterable[Site]:
     """Norms that only linears read, and products of which one factor is a linear with no other reader."""
     for node in draft.nodes:
-        writer = node if node.target in NORMS else multiplied_linear(draft, node)
+        writer = node if gains(node) else multiplied_linear(draft, node)
         if writer is None:
             continue
         readers, obstacle = linear_readers(node)
@@ -119,22 +129,23 @@ def normalised(t: Tensor) -> Tensor:
 
 def rounding_error(weight: Tensor, planned: WeightSpec, t: Tensor, moments: Moments) -> float:
     """||(W - Q(W t) / t) X||^2"""
-    scaled = weight * t
-    params = weight_params(scaled, planned)
-    return moments.power(weight - dequantize(quantize(scaled, params), params) / t)
+    scaled = (weight * t).to(weight.dtype)
+    if not bool(scaled.isfinite().all()):
+        return math.inf  # float16 ends soon
+    return moments.power(weight - fake_quantize(scaled, weight_params(scaled, planned)) / t)
 
 
-def fold(draft: Draft, site: Site, t: Tensor) -> None:
-    """Give writer and readers copies of their constants, scaled so that the product stays."""
+def folded(draft: Draft, site: Site, t: Tensor) -> Iterator[tuple[Node, object, Tensor]]:
+    """Constants of writer and readers, scaled so that the product stays: who reads each, and what it was."""
     writer = site.writer
     given = arguments(writer)
-    names = NORMS.get(writer.target, ("weight", "bias"))
-    for name in names:
+    for name in gains(writer) or ("weight", "bias"):
         tensor = draft.tensor(given.get(name))
         if tensor is not None:
-            renew(draft, writer, given[name], tensor / (t if tensor.dim() == 1 else t[:, None]))
+            yield writer, given[name], (tensor / (t if tensor.dim() == 1 else t[:, None])).to(tensor.dtype)
     for reader in site.readers:
-        renew(draft, reader, reader.args[1], weight_of(draft, reader) * t)
+        weight = weight_of(draft, reader)
+        yield reader, reader.args[1], (weight * t).to(weight.dtype)
 
 
 def renew(draft: Draft, node: Node, old: object, tensor: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import Graph, as_call, evaluate, flatten_inputs
+from qcompiler.ir.graph import call_widened
 from qcompiler.ir.spec import label
 from qcompiler.numerics import Histogram
 from qcompiler.progress import Tell, silent
@@ -32,7 +33,8 @@ class Statistics:
 
     def observe(self, x: Tensor) -> None:
         self.histogram.observe(x)
-        rows = x.detach().movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x.detach().reshape(1, -1)
+        x = x.detach().float()
+        rows = x.movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x.reshape(1, -1)
         largest, total, squares = rows.abs().amax(1), rows.sum(1, dtype=torch.float64), (rows * rows).sum(1)
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         self.total = total if self.total is None else self.total + total
@@ -78,7 +80,7 @@ def calibrate(graph: Graph, data: Iterable[Any], values: Iterable[Node], *, tell
             if node.name in found:
                 observe_finite(found[node.name], value, batch)
 
-        evaluate(graph, flat, observe=observe)
+        evaluate(graph, flat, observe=observe, evaluate_node=call_widened)
     if not seen:
         raise no_data()
     return found

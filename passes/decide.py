@@ -12,6 +12,7 @@ from torch.fx import Node
 from qcompiler.errors import PlanError
 from qcompiler.ir import Graph, Note, arguments, evaluate, flatten_inputs, label
 from qcompiler.ir.edit import with_tensors
+from qcompiler.ir.graph import call_widened
 from qcompiler.passes.awq import scale_channels
 from qcompiler.passes.bias import Correction, correct_bias, corrections
 from qcompiler.passes.calibrate import Ranges, batches, calibrate, check_finite, flat_batches, no_data
@@ -188,7 +189,7 @@ class Judge:
     def on(cls, graph: Graph, data: Iterable[Any]) -> "Judge":
         calls = [call for call, _ in zip(batches(data), range(JUDGED), strict=False)]
         samples = [flatten_inputs(graph, args, kwargs) for args, kwargs in calls]
-        return cls(samples=samples, wanted=[evaluate(graph, sample) for sample in samples])
+        return cls(samples=samples, wanted=[evaluate(graph, x, evaluate_node=call_widened) for x in samples])
 
     def score(self, decision: Decision) -> float:
         return expected_sqnr(decision.graph, decision.plan, self.samples, self.wanted)

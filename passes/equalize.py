@@ -35,10 +35,16 @@ def equalize(graph: Graph) -> Graph:
         draft.note("equalize", label(link.first), "applied")
     weights = {node: own(draft, node, "weight") for link in links for node in (link.first, link.second)}
     biases = {link.first: own(draft, link.first, "bias") for link in links}
+    kept = [str(node.target) for node in (*weights.values(), *biases.values()) if node is not None]
+    types = {name: draft.tensors[name].dtype for name in kept}
+    draft.tensors |= {
+        name: draft.tensors[name].float() for name in kept
+    }  # halves are rounded once, at the end
     for _ in range(ROUNDS):
         moved = max((balance(draft, link, weights, biases) for link in links), default=0.0)
         if moved < SETTLED:
             break
+    draft.tensors |= {name: draft.tensors[name].to(dtype) for name, dtype in types.items()}
     return draft.finish()
 
 

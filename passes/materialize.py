@@ -170,8 +170,8 @@ def reach(node: Node) -> set[str]:
 
 def insert_weight(draft: Draft, layer: Node, planned: WeightSpec, pairs: dict[str, Pair]) -> None:
     weight = arguments(layer)[planned.argument]
-    tensor = draft.tensors[str(weight.target)].float()
-    params = weight_params(tensor, planned)
+    held = draft.tensors[str(weight.target)]
+    params, tensor = weight_params(held, planned), held.float()
     source = layer.args[0]
     input_scale = next((pair.scale for pair in pairs.values() if pair.dequantized is source), None)
     bias = draft.tensor(arguments(layer).get("bias"))

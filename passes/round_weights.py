@@ -4,6 +4,9 @@ linear(X, W)  -->  linear(X, W')        W' on the grid of its format, ||(W - W')
 
 X is what the rounded layers before make of the calibration data. `nearest` is always a candidate, so that no
 layer gets worse by being rounded with care. W' replaces W in the graph; its scales are read back from it.
+
+All is computed in float32 and float64. A weight in halves holds W' rounded once more, which is not what
+kernels multiply: the error that counts is that of the steps and codes which are read back from it.
 """
 
 import math
@@ -16,14 +19,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcompiler.ir import Draft, Graph, arguments, label, spec
-from qcompiler.numerics import IntFormat, QuantParams, dequantize, parse_format, quantize
-from qcompiler.passes.abreast import Moments, run_abreast
+from qcompiler.numerics import IntFormat, QuantParams, fake_quantize, parse_format
+from qcompiler.passes.abreast import Moments, moments_at, run_abreast
 from qcompiler.passes.gptq import compensated
-from qcompiler.passes.grid import shortened
+from qcompiler.passes.grid import HELD, find_grid, shortened
 from qcompiler.passes.groups import groups_of
 from qcompiler.passes.hqq import half_quadratic
 from qcompiler.passes.smooth import weight_of
-from qcompiler.passes.weights import least_error, weight_params
+from qcompiler.passes.weights import granularity_of, least_error, weight_params
 from qcompiler.plan import Plan, WeightSpec
 from qcompiler.progress import Tell, silent
 
@@ -33,25 +36,28 @@ CLIPS = tuple(1 - step / 20 for step in range(1, 11))  # 0.95 .. 0.5 of the full
 # ---------------------------------------------------------------- candidates
 
 Candidate = Callable[[Tensor, WeightSpec, Moments], Tensor | None]
-"""A weight, its spec, the moments of its input -> the weight on the grid; None where it cannot be done."""
+"""A weight in float32, its spec, the moments of its input -> the weight on the grid; None where H is poor."""
 
 
 def nearest(weight: Tensor, planned: WeightSpec, _: Moments) -> Tensor:
-    return rounded(weight, weight_params(weight, planned))
+    return rounded(weight, weight_params(weight, planned), planned.scale_type)
 
 
 def hqq(weight: Tensor, planned: WeightSpec, _: Moments) -> Tensor:
-    return rounded(weight, half_quadratic(weight, weight_params(weight, full_range(planned))))
+    found = half_quadratic(weight, weight_params(weight, full_range(planned)))
+    return rounded(weight, found, planned.scale_type)
 
 
 def clip(weight: Tensor, planned: WeightSpec, moments: Moments) -> Tensor:
-    return rounded(weight, clipped(weight, planned, moments))
+    return rounded(weight, clipped(weight, planned, moments), planned.scale_type)
 
 
 def gptq(weight: Tensor, planned: WeightSpec, moments: Moments) -> Tensor | None:
     if moments.rows < weight.shape[1]:
         return None  # H has no full rank: what is compensated on these rows would be lost on others
-    return compensated(weight, moments.second, lambda part: shortened(weight_params(part, planned)))
+    return compensated(
+        weight, moments.second, lambda part: shortened(weight_params(part, planned), planned.scale_type)
+    )
 
 
 def gptq_ordered(weight: Tensor, planned: WeightSpec, moments: Moments) -> Tensor | None:
@@ -59,8 +65,9 @@ def gptq_ordered(weight: Tensor, planned: WeightSpec, moments: Moments) -> Tenso
     if moments.rows < weight.shape[1]:
         return None
     return compensated(
-        weight, moments.second, lambda part: shortened(clipped(part, planned, moments)), ordered=True
-    )
+        weight, moments.second, ordered=True,
+        params=lambda part: shortened(clipped(part, planned, moments), planned.scale_type),
+    )  # fmt: skip
 
 
 CANDIDATES: Mapping[str, Candidate] = {
@@ -77,9 +84,8 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def rounded(weight: Tensor, params: QuantParams) -> Tensor:
-    on_grid = shortened(params)
-    return dequantize(quantize(weight, on_grid), on_grid)
+def rounded(weight: Tensor, params: QuantParams, scales: str = "float32") -> Tensor:
+    return fake_quantize(weight, shortened(params, scales))
 
 
 def full_range(planned: WeightSpec) -> WeightSpec:
@@ -134,7 +140,7 @@ def round_weights(
         if obstacle:
             draft.note("round", label(nodes[name]), "refused", obstacle)
             del wanted[name]
-    found: dict[str, tuple[str, dict[str, float], Tensor]] = {}
+    found: dict[str, Tried] = {}
     latest: dict[Node, Moments] = {}  # linears that read one value mostly follow one another
 
     def reached(node: Node, inputs: Sequence[Tensor]) -> Tensor | None:
@@ -145,25 +151,28 @@ def round_weights(
         assert isinstance(source, Node)
         if source not in latest:
             latest.clear()
-            latest[source] = Moments.of(inputs)
-        found[node.name] = best_of(weight_of(draft, node), wanted[node.name], latest[source])
-        return found[node.name][2]
+            latest[source] = moments_at(node, inputs)
+        found[node.name] = try_all(weight_of(draft, node), wanted[node.name], latest[source])
+        return found[node.name].weight
 
     run_abreast(graph, batches, reached)
     layers = {}
-    for name, (method, scores, weight) in found.items():
+    for name, tried in found.items():
         node, before = nodes[name], weight_of(draft, nodes[name])
+        for obstacle in dict.fromkeys(tried.obstacles.values()):
+            those = [method for method, reason in tried.obstacles.items() if reason == obstacle]
+            draft.note("round", label(node), "refused", f"{' and '.join(those)} {obstacle}")
+        if tried.weight is None:
+            continue
         old = node.args[1]
         assert isinstance(old, Node)
-        constant = draft.constant(f"{old.target}.rounded", weight, before=node)
+        constant = draft.constant(f"{old.target}.rounded", tried.weight, before=node)
         node.replace_input_with(old, constant)
-        figures = ", ".join(f"{key} {value:.2f}" for key, value in scores.items())
-        missing = [key for key in METHODS[wanted[name].method] if key not in scores]
-        if missing:
-            reason = f"{' and '.join(missing)} need as many rows of data as the layer has inputs"
-            draft.note("round", label(node), "refused", reason)
-        draft.note("round", label(node), "applied", f"{method} of {figures} dB")
-        layers[name] = Rounded(method=method, scores=scores, constant=str(constant.target), before=before)
+        figures = ", ".join(f"{key} {value:.2f}" for key, value in tried.scores.items())
+        draft.note("round", label(node), "applied", f"{tried.method} of {figures} dB")
+        layers[name] = Rounded(
+            method=tried.method, scores=tried.scores, constant=str(constant.target), before=before
+        )
     return Rounding(graph=draft.finish(), layers=layers)
 
 
@@ -173,22 +182,58 @@ def cannot_round(node: Node, planned: WeightSpec) -> str:
     if not isinstance(parse_format(planned.format), IntFormat):
         return f"{planned.format} is no integer format"
     weight = spec(arguments(node)["weight"])
-    if weight is not None and weight.dtype != torch.float32:
+    if weight is not None and weight.dtype not in HELD:
         kind = str(weight.dtype).removeprefix("torch.")
-        return f"it is in {kind}, which has no room for a grid's values, so each goes to the nearest code"
+        return f"it is in {kind}, from which no steps are read back"
     if planned.limit:
         return "this CPU bears no full codes, and a compensated weight may need them"
     return ""
 
 
-def best_of(weight: Tensor, planned: WeightSpec, moments: Moments) -> tuple[str, dict[str, float], Tensor]:
-    """The candidate of least output error, and the SQNR of all in dB."""
-    signal = moments.power(weight)
-    weights = {name: CANDIDATES[name](weight, planned, moments) for name in METHODS[planned.method]}
-    tried = {name: tensor for name, tensor in weights.items() if tensor is not None}
-    errors = {name: moments.power(weight - tensor) for name, tensor in tried.items()}
-    best = min(errors, key=errors.__getitem__)
-    return best, {name: decibel(signal, error) for name, error in errors.items()}, tried[best]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tried:
+    """The SQNR of a layer's output in dB by each candidate, the best one, and what was in the way of others.
+
+    The weight is in its type; it is None where no candidate had a grid in that.
+    """
+
+    method: str
+    scores: dict[str, float]
+    weight: Tensor | None
+    obstacles: dict[str, str]
+
+
+TOO_FEW = "need as many rows of data as the layer has inputs"
+
+
+def try_all(weight: Tensor, planned: WeightSpec, moments: Moments) -> Tried:
+    """Every candidate of a method, measured with the steps and codes that kernels will have."""
+    wide, kind = weight.float(), str(weight.dtype).removeprefix("torch.")
+    if kind != "float32":
+        planned = replace(planned, scale_type=HELD[weight.dtype])
+    held: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    obstacles: dict[str, str] = {}
+    for name in METHODS[planned.method]:
+        made = CANDIDATES[name](wide, planned, moments)
+        exact = None if made is None else decoded(made.to(weight.dtype), planned)
+        if made is None or exact is None:
+            obstacles[name] = TOO_FEW if made is None else f"leave values that {kind} cannot hold"
+        else:
+            held[name], errors[name] = made.to(weight.dtype), moments.power(wide - exact)
+    signal, best = moments.power(wide), min(errors, key=errors.__getitem__, default="")
+    scores = {name: decibel(signal, error) for name, error in errors.items()}
+    return Tried(method=best, scores=scores, weight=held.get(best), obstacles=obstacles)
+
+
+def decoded(weight: Tensor, planned: WeightSpec) -> Tensor | None:
+    """s (q - z) in float32 of a weight on its grid, as kernels multiply it; None where it is on none."""
+    if weight.dtype == torch.float32:
+        return weight  # which holds every multiple of a short step
+    format = parse_format(planned.format)
+    assert isinstance(format, IntFormat)
+    params, found = find_grid(weight, format, granularity_of(planned))
+    return fake_quantize(weight, params) if bool(found.all()) else None
 
 
 MOST_DB = 150.0

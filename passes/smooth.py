@@ -1,6 +1,7 @@
 """SmoothQuant: move the outliers of a norm's channels into the weights that read it.
 
 linear(norm(x; g, b), W)  -->  linear(norm(x; g / t, b / t), W t)      exact in reals
+linear(g x, W)            -->  linear(g / t x, W t)                     g a vector: how norms end in halves
 
 t_j = max|X_j|^a / max|W_j|^(1 - a)   (arXiv 2211.10438, eq. 4), a chosen per norm by estimated error.
 """
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qcompiler.ir import Draft, Graph, arguments, label
+from qcompiler.ir import Draft, Graph, arguments, label, spec
 from qcompiler.passes.calibrate import Ranges, Statistics
 from qcompiler.rewrite import Trait, has
 
@@ -29,14 +30,34 @@ LIMIT = 64.0  # a channel is scaled by 2^-6 .. 2^6 at most
 
 def norm_outputs(graph: Graph) -> list[Node]:
     """The values whose statistics `smooth` needs."""
-    return [node for node in graph.fx.nodes if node.target in NORMS]
+    return [node for node in graph.fx.nodes if gains(node)]
+
+
+def gains(node: Node) -> tuple[str, ...]:
+    """Names of the arguments that an output scales with, channel by channel; empty where it has none.
+
+    Norms of models in halves compute in float32 and are no op of their own: what is left of them is the
+    product of their gain and of what they cast back.
+    """
+    if node.target is not aten.mul.Tensor or not any(is_linear(user) for user in node.users):
+        return NORMS.get(node.target, ())
+    return tuple(name for name, given in arguments(node).items() if is_vector(given))
+
+
+def is_linear(node: Node) -> bool:
+    return node.target is aten.linear.default
+
+
+def is_vector(given: object) -> bool:
+    found = spec(given) if isinstance(given, Node) and given.op == "get_attr" else None
+    return found is not None and len(found.shape) == 1
 
 
 def smooth(graph: Graph, ranges: Ranges, *, exponent: float | None = None) -> Graph:
     """Smooth every norm that only linears read; `exponent` fixes a, else it is searched."""
     draft = Draft(graph)
     for node in draft.nodes:
-        if node.target not in NORMS:
+        if not gains(node):
             continue
         readers, obstacle = linear_readers(node)
         reason = obstacle or missing_constant(draft, node, readers)
@@ -57,7 +78,7 @@ def linear_readers(node: Node) -> tuple[list[Node], str]:
     """The linears that read a norm, through reshapes that keep the channels last; or the obstacle."""
     found: list[Node] = []
     for user in node.users:
-        if user.target is aten.linear.default and user.args[0] is node:
+        if is_linear(user) and user.args[0] is node:
             found.append(user)
         elif has(user, Trait.MOVES_DATA) and user.target is aten.view.default:
             inner, obstacle = linear_readers(user)
@@ -70,13 +91,12 @@ def linear_readers(node: Node) -> tuple[list[Node], str]:
 
 
 def missing_constant(draft: Draft, node: Node, readers: Sequence[Node]) -> str:
-    given = arguments(node)
-    if draft.tensor(given.get("weight")) is None:
+    gain = draft.tensor(arguments(node).get(gains(node)[0]))
+    if gain is None:
         return "it has no gain to fold into"
     if any(draft.tensor(reader.args[1]) is None for reader in readers):
         return "a weight that reads it is computed at run time"
-    channels = draft.tensors[str(given["weight"].target)].numel()
-    if any(weight_of(draft, reader).shape[1] != channels for reader in readers):
+    if any(weight_of(draft, reader).shape[1] != gain.numel() for reader in readers):
         return "the channels are not the features of its readers"
     return ""
 
@@ -92,7 +112,7 @@ def best_factor(statistics: Statistics, weights: Sequence[Tensor], exponent: flo
     assert statistics.largest is not None and statistics.squares is not None
     largest = statistics.largest.clamp(min=1e-5)
     power = statistics.squares / statistics.count
-    columns = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).clamp(min=1e-5)
+    columns = torch.stack([weight.abs().amax(0).float() for weight in weights]).amax(0).clamp(min=1e-5)
     if exponent is not None:
         return factor_for(largest, columns, exponent)
     unit = torch.ones_like(largest)
@@ -119,7 +139,7 @@ def estimated_error(largest: Tensor, power: Tensor, weight: Tensor, t: Tensor) -
 
 def fold(draft: Draft, norm: Node, readers: Sequence[Node], factor: Tensor) -> None:
     given = arguments(norm)
-    for name in NORMS[norm.target]:
+    for name in gains(norm):
         tensor = draft.tensor(given.get(name))
         if tensor is not None:
             replace_constant(draft, norm, given[name], tensor / factor)
@@ -128,6 +148,7 @@ def fold(draft: Draft, norm: Node, readers: Sequence[Node], factor: Tensor) -> N
 
 
 def replace_constant(draft: Draft, node: Node, old: object, tensor: Tensor) -> None:
-    """Give one reader its own copy of a constant; other readers keep the old one."""
+    """Give one reader its own copy of a constant, in its type; other readers keep the old one."""
     assert isinstance(old, Node)
-    node.replace_input_with(old, draft.constant(f"{old.target}.smooth", tensor, before=node))
+    held = tensor.to(draft.tensors[str(old.target)].dtype)
+    node.replace_input_with(old, draft.constant(f"{old.target}.smooth", held, before=node))

@@ -50,6 +50,7 @@ def exact_params(tensor: Tensor, planned: WeightSpec) -> QuantParams:
     if planned.observer == "grid":
         assert isinstance(format, IntFormat)
         return read_grid(tensor, format, granularity)
+    tensor = tensor.float()
     if planned.observer == "learned":
         shape = scale_shape(tensor.shape, granularity)
         return learned_params(torch.tensor(planned.scales, device=tensor.device).reshape(shape), planned)

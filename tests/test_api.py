@@ -407,6 +407,26 @@ def test_transformers_go_through_unchanged(name: str, backend: str) -> None:
             assert keys.shape == wanted.past_key_values.layers[0].keys.shape
 
 
+def test_a_llama_in_bfloat16_has_weights_of_few_bits_by_gptq() -> None:
+    """For a GPU, on the CPU: every layer, and the model by them, closer than by the nearest codes."""
+    library = pytest.importorskip("transformers")
+    changes = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2, "vocab_size": 64}
+    model = library.LlamaForCausalLM(library.LlamaConfig(**SMALL | changes)).bfloat16().eval()
+    data, recipe = [sentence(16) for _ in range(2)], {"base": "w4a16", "weight_observer": "minmax"}
+    compiled = qc.compile(
+        model, data[0], calibration=data, recipe=recipe, target="cuda", progress=False, strict=True
+    )
+    assert {layer.precision for layer in compiled.plan.layers if layer.op == "linear"} == {"int4"}
+    for spec in compiled.plan.weights:
+        assert spec.method.startswith("gptq") and spec.scores[spec.method] > spec.scores["nearest"]
+    (judged,) = (note for note in compiled.graph.notes if note.node == "whole graph")
+    assert (judged.rule, judged.outcome) == ("round", "applied")
+    with torch.no_grad():
+        wanted = model(**data[0]).logits
+    found = compiled(**data[0]).logits
+    assert found.dtype == torch.bfloat16 and sqnr(wanted.float(), found.float()) > 10
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_transformers_with_a_cache_lower_to_the_engine(name: str, tmp_path: Path) -> None:
     model = transformer(name)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
+from torch.nn import functional as F
 
 from qcompiler.errors import InputError
 from qcompiler.ir.spec import TensorSpec, spec
@@ -128,6 +129,17 @@ def operator_of(node: Node) -> Callable[..., Any]:
 def call_node(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], _: Mapping[Node, Any]) -> Any:
     """Run one op as torch does."""
     return operator_of(node)(*args, **kwargs)
+
+
+def call_widened(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Mapping[Node, Any]) -> Any:
+    """The same, but for a linear of halves: summed in float32 and rounded once, as on GPUs.
+
+    CPUs without instructions for halves take several times as long for torch's own.
+    """
+    halves = (torch.bfloat16, torch.float16)
+    if node.target is not torch.ops.aten.linear.default or args[0].dtype not in halves:
+        return call_node(node, args, kwargs, seen)
+    return F.linear(*(x if x is None else x.float() for x in args)).to(args[0].dtype)
 
 
 @torch.no_grad()

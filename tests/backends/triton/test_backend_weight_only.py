@@ -21,6 +21,7 @@ from qcompiler.backends.triton.engine import predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable
 from qcompiler.backends.triton.engine.lower import aligned
+from qcompiler.backends.triton.layouts import Weight, restored
 from qcompiler.backends.triton.ops.alignment import lies_askew
 from qcompiler.backends.triton.tuning.decided import problem_of
 from qcompiler.backends.triton.tuning.device import DEVICES
@@ -127,6 +128,23 @@ def test_the_reference_leaves_the_input_as_it_is() -> None:
     y = weight_only_linear(x, weight, None, bits=None, block=32)
     a = x[0, 0].double()
     assert torch.equal(y.double(), torch.stack([a * 3.5, (a + 200) / 4])[None].float().double())
+
+
+def test_weights_rounded_with_care_are_what_the_kernel_reads() -> None:
+    """The packed codes and scales decode to the values that GPTQ left in the graph, rounded to its type."""
+    model = Residual().eval().bfloat16()
+    data = [(torch.randn(64, 64) @ torch.randn(64, 64)).bfloat16() for _ in range(3)]
+    decision = explain(model, data[0], calibration=data, recipe="w4a16", target="cuda")
+    assert [spec.method[:4] for spec in decision.plan.weights] == ["gptq"] * 2
+    executable = Triton("cuda").lower(quantized(decision))
+    assert all(
+        (each.max_lsb, each.kernel) == (0, "weight_only_linear") for each in executable.verify(data[:1])
+    )
+    held = {name: x for (name, _), x in executable.constants.items()}
+    for layer, found in zip(executable.layers.found, decision.rounded.values(), strict=True):
+        packed, scales = (held[f"{layer.codes}.{part}"] for part in ("packed", "scales"))
+        weight = Weight(codes=packed, scales=scales, zeros=None, layout=layer.problem.format)
+        assert torch.equal(restored(weight).bfloat16(), decision.graph.tensors[found.constant])
 
 
 @pytest.mark.parametrize("part", ["packed", "scales"])
