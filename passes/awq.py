@@ -10,7 +10,7 @@ type: Q rounds W t as halves hold it; what g / t and U / t lose there is judged 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.fx import Node
 from qcompiler.ir import Draft, Graph, arguments, label
 from qcompiler.numerics import fake_quantize
 from qcompiler.passes.abreast import Moments, moments_at, run_abreast
-from qcompiler.passes.smooth import gains, linear_readers, missing_constant, weight_of
+from qcompiler.passes.smooth import fold, gains, linear_readers, missing_constant, weight_of
 from qcompiler.passes.weights import weight_params
 from qcompiler.plan import Plan, WeightSpec
 
@@ -64,15 +64,8 @@ def scale_channels(graph: Graph, plan: Plan, batches: Iterable[Sequence[Any]], w
         if factor is None:
             draft.note("awq", label(site.value), "refused", "no scaling lowers the error of its readers")
             continue
-        renewed = list(folded(draft, site, factor))
-        if not all(bool(tensor.isfinite().all()) for *_, tensor in renewed):
-            draft.note(
-                "awq", label(site.value), "refused", "what is folded would leave the range of its type"
-            )
-            continue
-        for reader, old, tensor in renewed:
-            renew(draft, reader, old, tensor)
-        draft.note("awq", label(site.value), "applied")
+        obstacle = fold(draft, site.writer, site.readers, factor, "awq")
+        draft.note("awq", label(site.value), "refused" if obstacle else "applied", obstacle)
     return draft.finish()
 
 
@@ -133,22 +126,3 @@ def rounding_error(weight: Tensor, planned: WeightSpec, t: Tensor, moments: Mome
     if not bool(scaled.isfinite().all()):
         return math.inf  # float16 ends soon
     return moments.power(weight - fake_quantize(scaled, weight_params(scaled, planned)) / t)
-
-
-def folded(draft: Draft, site: Site, t: Tensor) -> Iterator[tuple[Node, object, Tensor]]:
-    """Constants of writer and readers, scaled so that the product stays: who reads each, and what it was."""
-    writer = site.writer
-    given = arguments(writer)
-    for name in gains(writer) or ("weight", "bias"):
-        tensor = draft.tensor(given.get(name))
-        if tensor is not None:
-            yield writer, given[name], (tensor / (t if tensor.dim() == 1 else t[:, None])).to(tensor.dtype)
-    for reader in site.readers:
-        weight = weight_of(draft, reader)
-        yield reader, reader.args[1], (weight * t).to(weight.dtype)
-
-
-def renew(draft: Draft, node: Node, old: object, tensor: Tensor) -> None:
-    """Give one node its own copy of a constant; other readers keep the old one."""
-    assert isinstance(old, Node)
-    node.replace_input_with(old, draft.constant(f"{old.target}.awq", tensor, before=node))

@@ -6,7 +6,8 @@ linear(g x, W)            -->  linear(g / t x, W t)                     g a vect
 t_j = max|X_j|^a / max|W_j|^(1 - a)   (arXiv 2211.10438, eq. 4), a chosen per norm by estimated error.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,8 +70,8 @@ def smooth(graph: Graph, ranges: Ranges, *, exponent: float | None = None) -> Gr
         if factor is None:
             draft.note("smooth", label(node), "refused", "no exponent lowers the estimated error")
             continue
-        fold(draft, node, readers, factor)
-        draft.note("smooth", label(node), "applied")
+        reason = fold(draft, node, readers, factor, "smooth")
+        draft.note("smooth", label(node), "refused" if reason else "applied", reason)
     return draft.finish()
 
 
@@ -137,18 +138,28 @@ def estimated_error(largest: Tensor, power: Tensor, weight: Tensor, t: Tensor) -
     return float(noise / 12)
 
 
-def fold(draft: Draft, norm: Node, readers: Sequence[Node], factor: Tensor) -> None:
-    given = arguments(norm)
-    for name in gains(norm):
+def fold(draft: Draft, writer: Node, readers: Sequence[Node], t: Tensor, mark: str) -> str:
+    """Give writer and readers constants of their own, scaled so that the product stays; or the obstacle."""
+    scaled = list(folded(draft, writer, readers, t))
+    if not all(bool(tensor.isfinite().all()) for *_, tensor in scaled):
+        return "what is folded would leave the range of its type"
+    for node, old, tensor in scaled:
+        node.replace_input_with(old, draft.constant(f"{old.target}.{mark}", tensor, before=node))
+    return ""
+
+
+def folded(
+    draft: Draft, writer: Node, readers: Sequence[Node], t: Tensor
+) -> Iterator[tuple[Node, Any, Tensor]]:
+    """Who reads a constant, the constant, and what becomes of it in its type.
+
+    The writer is a norm or a product with a gain, or a linear, whose rows are scaled.
+    """
+    given = arguments(writer)
+    for name in gains(writer) or ("weight", "bias"):
         tensor = draft.tensor(given.get(name))
         if tensor is not None:
-            replace_constant(draft, norm, given[name], tensor / factor)
+            yield writer, given[name], (tensor / (t if tensor.dim() == 1 else t[:, None])).to(tensor.dtype)
     for reader in readers:
-        replace_constant(draft, reader, reader.args[1], weight_of(draft, reader) * factor)
-
-
-def replace_constant(draft: Draft, node: Node, old: object, tensor: Tensor) -> None:
-    """Give one reader its own copy of a constant, in its type; other readers keep the old one."""
-    assert isinstance(old, Node)
-    held = tensor.to(draft.tensors[str(old.target)].dtype)
-    node.replace_input_with(old, draft.constant(f"{old.target}.smooth", held, before=node))
+        weight = weight_of(draft, reader)
+        yield reader, reader.args[1], (weight * t).to(weight.dtype)

@@ -139,7 +139,8 @@ def call_widened(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], seen
     halves = (torch.bfloat16, torch.float16)
     if node.target is not torch.ops.aten.linear.default or args[0].dtype not in halves:
         return call_node(node, args, kwargs, seen)
-    return F.linear(*(x if x is None else x.float() for x in args)).to(args[0].dtype)
+    wide: list[Any] = [x if x is None else x.float() for x in args]
+    return F.linear(*wide).to(args[0].dtype)
 
 
 @torch.no_grad()

@@ -271,6 +271,7 @@ def test_awq_refuses_what_float16_cannot_hold(monkeypatch: pytest.MonkeyPatch) -
     after = scale_channels(graph, plan, [[x * 0] for x in data], {spec.layer for spec in plan.weights})
     notes = [(note.outcome, note.reason) for note in after.notes if note.rule == "awq"]
     assert notes == [("refused", "what is folded would leave the range of its type"), ("applied", "")]
+    assert not [name for name in after.tensors if name.startswith("norm.") and name.endswith(".awq")]
 
 
 def test_smoothing_rounds_once() -> None:
