@@ -12,8 +12,10 @@ from torch.export import ExportedProgram
 
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import Graph, flatten_inputs, trace
+from qcompiler.ir.axes import Axes
+from qcompiler.ir.program import load_program, own_inputs
 from qcompiler.ir.text import tensor_bytes
-from qcompiler.ir.trace import Axes, Model, load_program, own_inputs
+from qcompiler.ir.trace import Model
 from qcompiler.passes.calibrate import batches
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.progress import Tell

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from qcompiler.errors import CalibrationError, InputError
 from qcompiler.ir import as_call
 from qcompiler.ir.failure import first_line, user_position
-from qcompiler.ir.trace import load_program, own_inputs
+from qcompiler.ir.program import load_program, own_inputs
 from qcompiler.models import build, describe, names
 
 FACTORY = "return (module, example_inputs[, calibration[, metric]]) from the factory"

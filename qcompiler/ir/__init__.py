@@ -5,11 +5,12 @@ from qcompiler.ir import ops as ops
 from qcompiler.ir import rows as rows
 from qcompiler.ir.call import flatten_inputs
 from qcompiler.ir.edit import Draft, arguments, normalize_arguments, with_tensors
+from qcompiler.ir.example import as_call
 from qcompiler.ir.graph import Graph, Note, Signature, evaluate
 from qcompiler.ir.spec import TensorSpec, is_float, label, module_path, source_line, spec, value
 from qcompiler.ir.stage import check_stage
 from qcompiler.ir.text import fingerprint, format_text, parse_text
-from qcompiler.ir.trace import as_call, trace
+from qcompiler.ir.trace import trace
 
 __all__ = [
     "Draft",

@@ -18,7 +18,7 @@ from qcompiler.api import Compiled
 from qcompiler.backends.base import Backend, Executable
 from qcompiler.errors import ArtifactError, CalibrationError, TraceError
 from qcompiler.ir import Graph
-from qcompiler.ir.trace import quiet
+from qcompiler.ir.quiet import quiet
 from qcompiler.job import settled
 from qcompiler.passes.calibrate import batches
 from qcompiler.passes.check import distance

@@ -7,9 +7,9 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
 from qcompiler.ir import Graph, trace
+from qcompiler.ir.export import export
 from qcompiler.ir.failure import explain_failure
 from qcompiler.ir.spec import spec
-from qcompiler.ir.trace import export
 from qcompiler.region.capture import inputs
 
 

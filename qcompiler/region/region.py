@@ -15,8 +15,8 @@ from torch import Tensor
 
 from qcompiler.errors import EngineError, InputError
 from qcompiler.ir.failure import first_line
+from qcompiler.ir.quiet import quiet
 from qcompiler.ir.spec import source_line
-from qcompiler.ir.trace import quiet
 from qcompiler.region.build import Built, Piece, Settings, build
 from qcompiler.region.capture import Capture
 

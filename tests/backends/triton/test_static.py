@@ -28,6 +28,9 @@ def cache(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+EVERY_TIME = (80, 90)  # machine code of other devices is looked at by `make thorough`
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """A configuration with one way in which it is called."""
@@ -48,14 +51,20 @@ def variants() -> list[Variant]:
     return [
         Variant(configuration=row, use=use, capability=capability)
         for row in CONFIGURATIONS
-        for capability in sorted({80, 90, row.capability})
+        for capability in sorted({*EVERY_TIME, row.capability})
         if row.capability <= capability <= row.latest
         and row is chosen(row.kernel, capability, mode=row.mode, heavy=row.heavy)
         for use in uses(row, capability)
     ]
 
 
-@pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(one, id=one.name, marks=() if one.capability in EVERY_TIME else pytest.mark.thorough)
+        for one in variants()
+    ],
+)
 def test_machine_code_keeps_its_bounds(variant: Variant, cache: Path) -> None:
     row, use = variant.configuration, variant.use
     found = findings(
