@@ -36,6 +36,8 @@ OTHERS = [
     replace(PROBLEM, op="weight_only_linear", scheme="w4h_g128 gated", M=16, heavy=True),
     replace(PROBLEM, op="fp8_block_linear", scheme="e4m3"),
     replace(PROBLEM, op="quantize_rows", N=0),
+    replace(PROBLEM, op="quantize_by_amax", N=0),
+    replace(PROBLEM, op="quantize_by_scale", scheme="e4m3", N=0),
     replace(PROBLEM, op="quantize_blocks", scheme="e4m3", N=0),
     replace(PROBLEM, op="quantize_both", scheme="int8 drawn", N=0),
     replace(PROBLEM, op="norm_quantize", scheme="int8 rms residual", N=0),
