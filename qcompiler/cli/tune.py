@@ -85,8 +85,8 @@ def run(
         began, worked = time.monotonic(), time.process_time()
         budget = float("inf") if time_budget is None else time_budget
         if is_gpu:
-            linears = [] if source is None else tune_gpu.linears_of(source, wanted, aim, seed)
-            wishes = tune_gpu.Wishes(linears=linears, rows=rows or ROWS, problems=asked)
+            readings = {} if source is None else tune_gpu.readings_in(source, wanted, aim, seed)
+            wishes = tune_gpu.Wishes(readings=readings, rows=rows or ROWS, problems=asked)
             found = (
                 tune_gpu.foreseen(wishes, aim) if no_device
                 else tune_gpu.measured(wishes, kept, trials, budget)

@@ -33,6 +33,23 @@ def test_what_would_be_measured_is_ordered_on_paper(run: Run, monkeypatch: pytes
     assert all(one["us"] > 0 and one["fault"] is None for one in told["candidates"])
 
 
+def test_of_a_calibrated_model_what_hands_codes_on_is_measured_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the passes by known scales, and what runs where products hand nothing on."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run(f"{COMMAND.replace('int8-dynamic', 'int8')} --no-device --rows 64 --json told.json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(Path("told.json").read_text())
+    assert [*dict.fromkeys(one["problem"] for one in told["candidates"])] == [
+        "int8_linear, int8, M 64, N 16, K 32, fp32",
+        "int8_linear, int8, M 64, N 16, K 32, bf16, heavy",
+        "quantize_by_scale, int8, M 64, K 32, fp32",
+        "int8_linear, int8, M 64, N 4, K 16, fp32",
+        "quantize_by_scale, int8, M 64, K 16, fp32",
+    ]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_nothing_is_measured(run: Run) -> None:
     result = run(COMMAND)
