@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.cli import tune_refused
+from qcompiler.cli import tune_left, tune_refused
 from qcompiler.cli.screen import complain, say, show
 from qcompiler.errors import InputError
 
@@ -108,7 +108,9 @@ def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -
     from qcompiler.backends.triton.tuning.contest import contenders
     from qcompiler.backends.triton.tuning.device import device_of
     from qcompiler.backends.triton.tuning.model import known, tune_linears
+    from qcompiler.backends.triton.tuning.ranking import residual_of
     from qcompiler.backends.triton.tuning.shipped import shipped
+    from qcompiler.backends.triton.tuning.tuner import waiting
     from qcompiler.steps import Steps
 
     if not torch.cuda.is_available():
@@ -117,19 +119,24 @@ def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -
         )
     cuda = torch.device("cuda", torch.cuda.current_device())
     device = device_of(cuda)
-    given = shipped(device.core)
+    given, is_stopped = shipped(device.core), False
     with Steps(visible=True) as steps, pool() as executor, reading(database.path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotMeasured)  # of what is about to be measured
-        left = tune_linears(
-            wishes.readings, database, device,
-            lambda problem, candidates: judged(problem, candidates, device.capability, executor, None),
-            lambda problem, fit, peers: CudaBench(contenders(problem, fit, peers, cuda)),
-            rows=wishes.rows, beside=wishes.problems, shipped=given, trials=trials,
-            until=time.monotonic() + budget, tell=steps.tell,
-        )  # fmt: skip
+        try:
+            left = tune_linears(
+                wishes.readings, database, device,
+                lambda problem, candidates: judged(problem, candidates, device.capability, executor, None),
+                lambda problem, fit, peers: CudaBench(contenders(problem, fit, peers, cuda)),
+                rows=wishes.rows, beside=wishes.problems, shipped=given, trials=trials,
+                until=time.monotonic() + budget, tell=steps.tell,
+            )  # fmt: skip
+        except KeyboardInterrupt:  # all that was measured is kept, and is told
+            is_stopped = True
+            rows, learnt = database.rows(device.core), residual_of(given, device)
+            left = len(waiting(wishes.every, rows, device, residual=learnt, shipped=given, trials=trials))
     tuned = known(wishes.readings, wishes.problems, database.rows(device.core), device)
     return {
-        "device": device.name, "left": left,
+        "device": device.name, "left": left, "stopped": is_stopped,
         "linears": [
             {"linear": str(linear), "decisions": str(decisions)}
             for linear, decisions in tuned.table.items()
@@ -192,11 +199,7 @@ def draw(told: dict[str, Any]) -> None:
         if told["linears"]:
             show(table)
         say(f"Measured on {told['device']}; rows in {told['database']}; {told['seconds']:.0f} s")
-        if told["left"]:
-            complain(
-                f"{told['left']} problems were not reached in time; run it again, and it goes on",
-                kind="warning",
-            )
+        tune_left.draw(told, "problems")
         return
     for name in ("problem", "candidate"):
         table.add_column(name, overflow="fold", header_style="dim")

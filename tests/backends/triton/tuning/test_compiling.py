@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def test_what_spills_is_refused_before_it_takes_device_time(
     with pool(1) as executor:
         fit, unfit = judged(PROBLEM, [default, spilling], 90, executor, cache)
     assert fit.fault == "" and unfit.fault.startswith("registers are spilled")
+
+
+def test_ctrl_c_is_not_for_who_compiles() -> None:
+    """A compiler that it kills would look like a candidate without code."""
+    with pool(1) as executor:
+        assert executor.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
 
 
 OTHERS = [
