@@ -26,6 +26,7 @@ def caller(torch: str, functions: tuple[str, ...]) -> str:
     return f"torch {torch}, source {hashed(map(text_of, functions))}"
 
 
+@cache
 def version_of(package: str) -> str:
     """ "none" where it is not installed: sources may lie on a path, as they do on a borrowed GPU."""
     try:
