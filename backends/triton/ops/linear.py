@@ -18,7 +18,7 @@ from qcompiler.backends.triton.configurations import chosen
 from qcompiler.backends.triton.ops.alignment import MULTIPLE, even, lies_askew
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.schedule import named, scheduled
-from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.problem import Problem, going_on
 from qcompiler.errors import InputError
 from qcompiler.ir.products import DEEPEST, summed
 
@@ -177,19 +177,17 @@ def launched(
 ) -> None:
     """Fill out by a kernel, compiled as the device's configuration says; a residual may be out itself.
 
-    Codes were checked, and out lies evenly. scale, amax: see `launch_product`; either makes epilogues heavy.
-    Nobody measures products whose results are codes, and they run as those do that write bfloat16: what is
-    read and summed is the same.
+    Codes were checked, and out lies evenly. scale, amax: see `launch_product`, and `going_on` for what runs.
     """
     from qcompiler.backends.triton.kernels.launching import launch_product
 
-    heavy = is_heavy(activation, residual) or scale is not None or amax is not None
-    default = chosen(kernel.__name__, capability(a.device), mode=mode, heavy=heavy)
     op, format = PROBLEMS[kernel.__name__]
     problem = Problem(
-        op=op, scheme=f"{format} {mode}".strip(), M=len(a), N=len(b), K=a.shape[1],
-        out=named(out.dtype if scale is None else torch.bfloat16), heavy=heavy,
+        op=op, scheme=f"{format} {mode}".strip(), M=len(a), N=len(b), K=a.shape[1], out=named(out.dtype),
+        heavy=is_heavy(activation, residual),
     )  # fmt: skip
+    problem = going_on(problem, codes=scale is not None, maxima=amax is not None)
+    default = chosen(kernel.__name__, capability(a.device), mode=mode, heavy=problem.heavy)
     configuration = scheduled(problem, a.device, default)
     with torch.cuda.device(a.device):
         launch_product(

@@ -23,7 +23,7 @@ from qcompiler.backends.triton.engine.executable import TritonExecutable
 from qcompiler.backends.triton.engine.lower import aligned
 from qcompiler.backends.triton.layouts import Weight, restored
 from qcompiler.backends.triton.ops.alignment import lies_askew
-from qcompiler.backends.triton.tuning.decided import problem_of
+from qcompiler.backends.triton.tuning.asked import problem_of
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.errors import PlanError
 from qcompiler.ir import flatten_inputs
