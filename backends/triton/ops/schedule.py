@@ -4,8 +4,9 @@
 
 and where there are none, the tables' row.
 
-What an op computes does not depend on it: all configurations of a space add in the same order. Rows are read
-at the first launch on a device, once for this process and each database: that of `reading`, else that of
+What an op computes does not depend on it: all configurations of a space add in the same order. FP8 products
+alone are summed in as many parts as a configuration says, all within the bound of `tuning.gate`. Rows are
+read at the first launch on a device, once for this process and each database: that of `reading`, else that of
 `default_path`.
 """
 

@@ -76,6 +76,16 @@ def test_the_fastest_of_the_database_runs_and_it_is_read_once(
         assert scheduled(replace(PROBLEM, N=64, K=64), FIRST, DEFAULT) == DEFAULT
 
 
+def test_a_row_with_parts_or_walking_runs_as_it_says(tmp_path: Path) -> None:
+    few, many = replace(PROBLEM, M=16), replace(PROBLEM, M=8192)
+    for problem, name in ((few, "SPLIT"), (many, "PERSISTENT")):
+        default = space(problem, 90)[0]
+        other = next(one for one in space(problem, 90) if name in one.constants)
+        plant(tmp_path, problem, {written(default): 1e-4, written(other): 9e-5})
+        schedule.of_device.cache_clear()
+        assert asked(problem) == other
+
+
 def test_each_device_has_rows_of_its_own(tmp_path: Path) -> None:
     plant(tmp_path, PROBLEM, {written(OTHER): 1e-4}, H200)
     assert asked(device=SECOND) == OTHER
