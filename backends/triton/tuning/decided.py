@@ -35,7 +35,7 @@ QUANTIZERS: Mapping[str, tuple[str, str]] = {
 def problem_of(linear: Linear, M: int) -> Problem:
     """A linear's product of M rows."""
     op, scheme = OPS[linear.format]
-    scheme = f"{scheme} zeros" if linear.zeros else scheme
+    scheme = " ".join(filter(None, (scheme, "zeros" * linear.zeros, "gated" * linear.gated)))
     K = padded(linear.K) if linear.format in QUANTIZERS else linear.K
     return Problem(op=op, scheme=scheme, M=M, N=linear.N, K=K, out=linear.out, heavy=linear.heavy)
 
