@@ -12,8 +12,8 @@ from itertools import product
 
 from qcompiler.backends.triton.configurations import SHARED, Configuration
 from qcompiler.backends.triton.layouts import LAYOUTS, Layout, layout_named
+from qcompiler.backends.triton.ops.weight_only import LONG, parts_of, product_for
 from qcompiler.backends.triton.ops.weight_only import mode_of as mode_of_rows
-from qcompiler.backends.triton.ops.weight_only import parts_of, product_for
 from qcompiler.backends.triton.signatures import Use
 from qcompiler.backends.triton.signatures import weight_only as signatures
 from qcompiler.backends.triton.tuning.families.base import (
@@ -55,9 +55,18 @@ def adds(problem: Problem) -> bool:
 
 
 def default(problem: Problem, capability: int) -> Configuration:
-    """On 8.0 code for bfloat16 may seem inexact: a difference is an `fma` there, which rounds nothing."""
-    row = product_for(problem.M, layout_of(problem), capability, problem.heavy or is_gated(problem))
-    return row if row.capability >= 90 else replace(row, bounds=replace(row.bounds, exact=False))
+    """On 8.0 code for bfloat16 may seem inexact: a difference is an `fma` there, which rounds nothing.
+
+    Tiles of short groups have too few bytes side by side for loads of 16 bytes a thread.
+    """
+    layout = layout_of(problem)
+    row = product_for(problem.M, layout, capability, problem.heavy or is_gated(problem))
+    is_short = row.kernel == "weight_only_gemm" and layout.bytes < LONG
+    bounds = replace(
+        row.bounds, exact=row.bounds.exact and row.capability >= 90,
+        wide_loads=0 if is_short else row.bounds.wide_loads,
+    )  # fmt: skip
+    return replace(row, bounds=bounds)
 
 
 def candidates(problem: Problem, capability: int) -> Iterator[Configuration]:

@@ -34,6 +34,7 @@ def test_what_spills_is_refused_before_it_takes_device_time(
 OTHERS = [
     replace(PROBLEM, op="weight_only_linear", scheme="w4h_g128", M=1),
     replace(PROBLEM, op="weight_only_linear", scheme="w4h_g128 gated", M=16, heavy=True),
+    replace(PROBLEM, op="weight_only_linear", scheme="w4h_g32 gated", M=16, heavy=True),
     replace(PROBLEM, op="fp8_block_linear", scheme="e4m3"),
     replace(PROBLEM, op="quantize_rows", N=0),
     replace(PROBLEM, op="quantize_blocks", scheme="e4m3", N=0),
