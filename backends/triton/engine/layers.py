@@ -65,7 +65,9 @@ def layers_of(graph: Graph, target: Target) -> Layers:
 def obstacles(region: Region, graph: Graph) -> Iterator[str]:
     """Why no op computes a region, in sentences; none where one does."""
     if region.row.formula != "linear" or region.weight is None:
-        yield f"no op computes a {region.row.formula} on codes; keep it in float by an override"
+        formula = region.row.formula
+        also = ", nor one of 1x1 as the linear over channels that it is" if formula == "conv" else ""
+        yield f"no op computes a {formula} on codes{also}; keep it in float by an override"
         return
     (operand,), weight = region.operands, arguments(region.weight)
     calibrated = row_codes_of(operand) is None
