@@ -214,6 +214,8 @@ def test_all_are_within_their_bounds() -> None:
     found = taken().executable.verify(taken().inputs)
     assert {(each.kernel, each.max_lsb) for each in found} == {(GATED, 0)} and len(found) == len(TAKEN)
     assert not taken().executable.layers.apart
+    held = [name for name, _ in taken().executable.constants if "silu.up" in name]
+    assert [name.rpartition(".")[2] for name in held] == ["packed", "scales"], "both weights are held as one"
 
 
 @pytest.mark.parametrize("name", ["gelu_turned", "asymmetric", "halves"])
