@@ -8,7 +8,8 @@ import torch
 
 from qcompiler.backends.triton.decisions import Table
 from qcompiler.backends.triton.engine.executable import TritonExecutable
-from qcompiler.backends.triton.engine.layers import Layers, layers_of
+from qcompiler.backends.triton.engine.layer import Layers
+from qcompiler.backends.triton.engine.layers import layers_of
 from qcompiler.backends.triton.engine.readings import readings_of
 from qcompiler.backends.triton.ops.schedule import of_device
 from qcompiler.backends.triton.tuning.decided import table as decided

@@ -14,7 +14,7 @@ from torch.fx import Node
 from qcompiler.backends.triton.configurations import chosen as configured
 from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.engine.candidates import Candidate
-from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.engine.layer import Layer
 from qcompiler.backends.triton.ops.quantize import padded
 from qcompiler.ir import Graph
 from qcompiler.numerics.row_codes import CODES
@@ -76,9 +76,15 @@ def read(graph: Graph, ends: Mapping[Node, Layer], handed: Mapping[Node, Layer])
             continue
         found.add(node)
         layer = ends.get(node)
-        reads = node.all_input_nodes if layer is None else (source(layer, handed), layer.bias, layer.residual)
+        reads = node.all_input_nodes if layer is None else reads_of(layer, handed)
         waiting += [each for each in reads if each is not None]
     return found
+
+
+def reads_of(layer: Layer, handed: Mapping[Node, Layer]) -> tuple[Node | None, ...]:
+    """Values of the graph; the biases of a gate and of what it multiplies become a constant."""
+    bias = layer.bias if layer.beside is None else None
+    return source(layer, handed), bias, layer.residual
 
 
 def end(layer: Layer, handed: Mapping[Node, Layer]) -> Node:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from qcompiler.backends.triton.decisions import Linear
-from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.engine.layer import Layer
 from qcompiler.backends.triton.engine.onward import is_long
 from qcompiler.backends.triton.ops.schedule import named
 from qcompiler.ir import spec

@@ -36,7 +36,7 @@ QUANTIZERS: Mapping[tuple[str, str], tuple[str, str]] = {
 def problem_of(linear: Linear, M: int, *, codes: bool = False) -> Problem:
     """A linear's product of M rows; codes: whether its result goes on as such."""
     op, scheme = OPS[linear.format]
-    scheme = f"{scheme} zeros" if linear.zeros else scheme
+    scheme = " ".join(filter(None, (scheme, "zeros" * linear.zeros, "gated" * linear.gated)))
     K = linear.K if linear.format in LAYOUTS else padded(linear.K)
     found = Problem(op=op, scheme=scheme, M=M, N=linear.N, K=K, out=linear.out, heavy=linear.heavy)
     return going_on(found, codes=codes)

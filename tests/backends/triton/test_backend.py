@@ -21,6 +21,7 @@ from qcompiler.backends.triton.decisions import Decisions, Linear
 from qcompiler.backends.triton.engine import onward, predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable, device_of
+from qcompiler.backends.triton.engine.layers import layers_of
 from qcompiler.backends.triton.engine.readings import readings_of
 from qcompiler.backends.triton.tuning import profit
 from qcompiler.backends.triton.tuning.device import DEVICES
@@ -31,6 +32,7 @@ from qcompiler.passes.check import contract
 from qcompiler.passes.decide import Decision
 from qcompiler.proof import quantized
 from qcompiler.qat.prepare import prepare_qat
+from qcompiler.target import find_target
 from tests.backends.triton.asking import asked, measured
 
 ops = torch.ops.qcompiler
@@ -343,6 +345,15 @@ def test_inputs_are_on_one_device() -> None:
     with pytest.raises(InputError, match="inputs are on cpu and meta"):
         device_of([x, x.to("meta")])
     assert device_of([3]) == CPU
+
+
+def test_a_convolution_is_no_linear_even_where_it_could_be_one() -> None:
+    model, x = nn.Conv2d(4, 4, 1).eval(), torch.randn(1, 4, 3, 3)
+    graph = quantized(explain(model, x, recipe="int8", target="cpu"))
+    (why,) = layers_of(graph, find_target("cpu")).refused.values()
+    assert why.startswith(
+        "no op computes a conv on codes, nor one of 1x1 as the linear over channels that it is"
+    )
 
 
 # ---------------------------------------------------------------- without a GPU

@@ -41,6 +41,7 @@ def test_ctrl_c_is_not_for_who_compiles() -> None:
 OTHERS = [
     replace(PROBLEM, op="weight_only_linear", scheme="w4h_g128", M=1),
     replace(PROBLEM, op="weight_only_linear", scheme="w4h_g128 gated", M=16, heavy=True),
+    replace(PROBLEM, op="weight_only_linear", scheme="w4h_g32 gated", M=16, heavy=True),
     replace(PROBLEM, op="fp8_block_linear", scheme="e4m3"),
     replace(PROBLEM, op="quantize_rows", N=0),
     replace(PROBLEM, op="quantize_by_amax", N=0),

@@ -222,6 +222,16 @@ def test_a_bucket_of_rows_has_one_kernel() -> None:
         assert mode_of_rows(M) == mode_of_rows(bucket(M))
 
 
+def test_a_gate_is_measured_without_a_residual_which_its_model_has_elsewhere() -> None:
+    gate = Problem(op="weight_only_linear", scheme="w4h_g128 gated", M=64, N=28672, K=8192, heavy=True)
+    codes, groups = gate.N * gate.K, 2 * gate.N * gate.K // 128  # of 4 bits, two rows for an output
+    family = family_of(gate)
+    moved = codes + 2 * groups + 2 * gate.M * (gate.K + gate.N)
+    assert family.work(gate, space(gate, 90)[0]).bytes == moved
+    assert family.use(gate).types.arguments["residual"] is None
+    assert family.use(gate).constants["ACTIVATION"] == "silu"
+
+
 def test_rows_of_8_bits_are_not_asked_of_devices_without_them() -> None:
     assert space(replace(LARGE, op="fp8_linear", scheme="e4m3 fast"), 80) == []
     for op in ("fp8_block_linear", "quantize_blocks"):
