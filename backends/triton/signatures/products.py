@@ -63,16 +63,14 @@ def beside_residual(codes: str, activation: str) -> Use:
 
 
 def handing_on(kernel: str) -> Use:
-    """An int8 layer that hands on codes reads some by one scale, as its reader does; FP8 of one is not
-    planned."""
+    """An int8 layer reads some by one scale, as its reader does; FP8 of one is not planned."""
     codes = CODES[kernel]
+    by_row = kernel != "int8_matmul"
     return Use(
         name="gelu residual codes",
-        types=types(
-            codes, codes, by_row=kernel != "int8_matmul", bias=True, residual="*bf16", recoded=True
-        ),
+        types=types(codes, codes, by_row=by_row, bias=True, residual="*bf16", recoded=True),
         constants={"ACTIVATION": "gelu"},
-    )  # fmt: skip
+    )
 
 
 def with_maxima(codes: str) -> Use:
