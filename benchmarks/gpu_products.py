@@ -12,7 +12,7 @@ from benchmarks.gpu_contest import OK, OPS, REFUSED, WRONG, Cell, reason
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.tuning.bench import Contenders
 from qcompiler.backends.triton.tuning.compiling import verdict
-from qcompiler.backends.triton.tuning.device import Device, device_of, known
+from qcompiler.backends.triton.tuning.device import Device, device_like, device_of
 from qcompiler.backends.triton.tuning.families import FLOAT, KINDS, family_of, mode_of, space, written
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.products import contenders
@@ -193,4 +193,4 @@ def fitted_by(found: Mapping[Key, Outcome], device: Device) -> Fitted:
 
 def described(device: torch.device) -> Device:
     """What CUDA says of a device; a CPU stands for a small one of compute capability 9.0."""
-    return device_of(device) if device.type == "cuda" else known("CPU", 90, 1)
+    return device_of(device) if device.type == "cuda" else device_like("CPU", 90, 1)

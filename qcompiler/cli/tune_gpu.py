@@ -107,7 +107,7 @@ def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -
     from qcompiler.backends.triton.tuning.compiling import judged, pool
     from qcompiler.backends.triton.tuning.contest import contenders
     from qcompiler.backends.triton.tuning.device import device_of
-    from qcompiler.backends.triton.tuning.model import known, tune_linears
+    from qcompiler.backends.triton.tuning.model import tune_linears, tuned_by
     from qcompiler.backends.triton.tuning.ranking import residual_of
     from qcompiler.backends.triton.tuning.shipped import shipped
     from qcompiler.backends.triton.tuning.tuner import waiting
@@ -134,7 +134,7 @@ def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -
             is_stopped = True
             rows, learnt = database.rows(device.core), residual_of(given, device)
             left = len(waiting(wishes.every, rows, device, residual=learnt, shipped=given, trials=trials))
-    tuned = known(wishes.readings, wishes.problems, database.rows(device.core), device)
+    tuned = tuned_by(wishes.readings, wishes.problems, database.rows(device.core), device)
     return {
         "device": device.name, "left": left, "stopped": is_stopped,
         "linears": [

@@ -33,8 +33,8 @@ qc = torch.ops.qcompiler
 class Candidate:
     """format: of the codes that it stands for. reads_codes: else it reads floats, and codes are decoded once.
 
-    onward: the same with codes for its result, by a scale that it is given. peaked: the same with the maxima
-    of rows beside its result. None where it knows no such way.
+    onward: the same with codes for its result, by a scale that it is given. with_maxima: the same with the
+    maxima of rows beside its result. None where it knows no such way.
     more: arguments beside those that all have. refuses: why it cannot compute [M, K] times [N, K] by M, N and
     K, or "".
     """
@@ -43,7 +43,7 @@ class Candidate:
     format: str
     compute: Callable[..., Tensor]
     onward: Callable[..., Tensor] | None = None
-    peaked: Callable[..., tuple[Tensor, Tensor]] | None = None
+    with_maxima: Callable[..., tuple[Tensor, Tensor]] | None = None
     reads_codes: bool = True
     more: Mapping[str, Any] = field(default_factory=dict)
     refuses: Callable[[int, int, int], str] = lambda M, N, K: ""
@@ -126,15 +126,15 @@ def multiples(of: int, above: int = 0) -> Callable[[int, int, int], str]:
 CANDIDATES: tuple[Candidate, ...] = (
     Candidate(
         name="int8_linear", format="int8", compute=qc.triton_int8_linear.default,
-        onward=qc.triton_linear_codes.default, peaked=qc.triton_linear_amax.default,
+        onward=qc.triton_linear_codes.default, with_maxima=qc.triton_linear_amax.default,
     ),
     Candidate(
         name="fp8_linear", format="e4m3", compute=qc.triton_fp8_linear.default,
-        peaked=qc.triton_linear_amax.default, more={"accumulation": "fast"},
+        with_maxima=qc.triton_linear_amax.default, more={"accumulation": "fast"},
     ),
     Candidate(
         name="fp8_linear_promote128", format="e4m3", compute=qc.triton_fp8_linear.default,
-        peaked=qc.triton_linear_amax.default, more={"accumulation": "promote128"},
+        with_maxima=qc.triton_linear_amax.default, more={"accumulation": "promote128"},
     ),
     Candidate(name="fp8_block_linear", format="e4m3b128", compute=qc.triton_fp8_block_linear.default),
     # pytorch/pytorch#178469: more than 16 rows, and sizes that are multiples of 8

@@ -26,7 +26,7 @@ from torch.fx import Node
 from qcompiler.backends.reference import coded
 from qcompiler.backends.triton.engine.candidates import ONWARD, Candidate
 from qcompiler.backends.triton.engine.layer import Layer
-from qcompiler.backends.triton.engine.onward import end, handed_on, peaked, read, source
+from qcompiler.backends.triton.engine.onward import bringing_maxima, end, handed_on, read, source
 from qcompiler.backends.triton.engine.weights import stacked, tensor, weight_of
 from qcompiler.backends.triton.ops.alignment import lies_askew
 from qcompiler.backends.triton.ops.quantize import packed
@@ -86,7 +86,7 @@ def lower(graph: Graph, layers: Sequence[Layer], chosen: Mapping[str, Candidate]
     """A program of the same inputs and results; `chosen` is by the name of a layer's anchor."""
     handed = handed_on(layers, chosen)
     ends = {end(layer, handed): layer for layer in layers}
-    needed, made = read(graph, ends, handed), Lowering(graph, handed, peaked(layers, chosen))
+    needed, made = read(graph, ends, handed), Lowering(graph, handed, bringing_maxima(layers, chosen))
     for node in graph.fx.nodes:
         if node in ends:
             made.compute(ends[node], chosen[ends[node].anchor.name])
@@ -98,12 +98,12 @@ def lower(graph: Graph, layers: Sequence[Layer], chosen: Mapping[str, Candidate]
 class Lowering:
     """One lowering under way."""
 
-    def __init__(self, graph: Graph, handed: Mapping[Node, Layer], peaked: Collection[Node]) -> None:
-        self.graph, self.fx, self.handed, self.peaked = graph, fx.Graph(), handed, peaked
+    def __init__(self, graph: Graph, handed: Mapping[Node, Layer], maxima: Collection[Node]) -> None:
+        self.graph, self.fx, self.handed, self.maxima = graph, fx.Graph(), handed, maxima
         self.tensors: dict[str, Tensor] = dict(graph.tensors)
         self.now: dict[Node, Node] = {}  # value of the graph -> what stands for it
         self.flat: dict[Node, Node] = {}  # and as rows
-        self.even: dict[Node, Node] = {}  # that begin where kernels may read them
+        self.lined_up: dict[Node, Node] = {}  # as rows that begin where kernels may read them
         self.quantized: dict[tuple[Node, str], tuple[Node, Node]] = {}
         self.amax: dict[Node, Node] = {}  # a result -> the maxima of its rows
         self.calibrated: dict[Node, Node] = {}  # `quantize` -> codes
@@ -124,8 +124,8 @@ class Lowering:
         how |= {"gated": True} if layer.problem.gated else {}
         if hands_codes:
             y = self.call(layer.anchor.name, by.onward, *given, scale=self.scale(y_is), **how)
-        elif y_is in self.peaked:
-            both = self.call(layer.anchor.name, by.peaked, *given, dtype=layer.dtype, **how)
+        elif y_is in self.maxima:
+            both = self.call(layer.anchor.name, by.with_maxima, *given, dtype=layer.dtype, **how)
             y, self.amax[y_is] = self.parts(both)
         else:
             y = self.call(layer.anchor.name, by.compute, *given, dtype=layer.dtype, **how)
@@ -229,9 +229,9 @@ class Lowering:
 
     def aligned(self, x: Node) -> Node:
         """Rows that 16 bytes are read of at a time."""
-        if x not in self.even:
-            self.even[x] = self.call("aligned", aligned, self.rows(x))
-        return self.even[x]
+        if x not in self.lined_up:
+            self.lined_up[x] = self.call("aligned", aligned, self.rows(x))
+        return self.lined_up[x]
 
     def constant(self, name: str, make: Callable[[], Tensor]) -> Node:
         return self.fx.get_attr(name) if name in self.tensors else self.held(name, make())

@@ -11,15 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
-from qcompiler.backends.triton.configurations import chosen as configured
 from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.engine.candidates import Candidate
 from qcompiler.backends.triton.engine.layer import Layer
-from qcompiler.backends.triton.ops.quantize import padded
+from qcompiler.backends.triton.ops.quantize import is_read_twice, padded
 from qcompiler.ir import Graph
 from qcompiler.numerics.row_codes import CODES
 
-HELD = configured("quantize_rows", 80).constants["BLOCK"]  # codes of a row that is read once
+OLDEST = 80  # compute capability; what is held of a row is the same on all
 
 
 def hands_on(maker: Candidate, readers: Iterable[Candidate]) -> bool:
@@ -29,7 +28,7 @@ def hands_on(maker: Candidate, readers: Iterable[Candidate]) -> bool:
 
 def brings_maxima(maker: Candidate, readers: Iterable[Candidate]) -> bool:
     """Whether a product whose result `is_long` has the maxima of its rows beside it."""
-    return maker.peaked is not None and any(reader.reads_codes for reader in readers)
+    return maker.with_maxima is not None and any(reader.reads_codes for reader in readers)
 
 
 def is_long(problem: Linear) -> bool:
@@ -37,7 +36,7 @@ def is_long(problem: Linear) -> bool:
 
     They are where an epilogue is heavy anyway: another one would get smaller tiles for it.
     """
-    return problem.format in CODES and problem.heavy and padded(problem.N) > HELD
+    return problem.format in CODES and problem.heavy and is_read_twice(padded(problem.N), OLDEST)
 
 
 def handed_on(layers: Sequence[Layer], chosen: Mapping[str, Candidate]) -> dict[Node, Layer]:
@@ -53,7 +52,7 @@ def handed_on(layers: Sequence[Layer], chosen: Mapping[str, Candidate]) -> dict[
     }
 
 
-def peaked(layers: Sequence[Layer], chosen: Mapping[str, Candidate]) -> set[Node]:
+def bringing_maxima(layers: Sequence[Layer], chosen: Mapping[str, Candidate]) -> set[Node]:
     """Results of layers that come with the maxima of their rows."""
     readers: dict[Node, list[Candidate]] = {}
     for each in layers:

@@ -12,8 +12,12 @@ import triton
 import triton.language as tl
 
 from qcompiler.backends.triton.kernels.known import saturated
-from qcompiler.backends.triton.kernels.quantize import magnitude
+from qcompiler.backends.triton.kernels.quantize import FORMATS, magnitude
 
+LARGEST_INT8 = tl.constexpr(FORMATS["int8"]["LARGEST"])
+LARGEST_E4M3 = tl.constexpr(FORMATS["e4m3"]["LARGEST"])
+MANTISSA_E4M3 = tl.constexpr(FORMATS["e4m3"]["MANTISSA"])
+NORMAL_E4M3 = tl.constexpr(FORMATS["e4m3"]["NORMAL"])
 ROOT_HALF = tl.constexpr(0.7071067811865476)
 
 
@@ -70,10 +74,10 @@ def store(
     if scale is not None:
         width = tl.cdiv(N, 16) * 16
         if out.dtype.element_ty == tl.int8:
-            y = saturated(y, tl.load(scale), 127.0, 0.0, 0.0)
+            y = saturated(y, tl.load(scale), LARGEST_INT8, 0.0, 0.0)
         else:
             tl.static_assert(out.dtype.element_ty == tl.float8e4nv)
-            y = saturated(y, tl.load(scale), 448.0, 0.125, 0.015625)
+            y = saturated(y, tl.load(scale), LARGEST_E4M3, MANTISSA_E4M3, NORMAL_E4M3)
         y = tl.where((n < N)[None, :], y, 0.0)
     if amax is not None:
         size = magnitude(y.to(out.dtype.element_ty).to(tl.float32))

@@ -21,8 +21,8 @@ from qcompiler.backends.triton.ops.linear import (
     ACTIVATIONS,
     check_beside,
     check_codes,
+    check_name,
     ended,
-    known,
     launched,
 )
 from qcompiler.backends.triton.ops.quantize import packed, padded
@@ -185,7 +185,7 @@ def checked(
     residual: Tensor | None,
     activation: str,
 ) -> None:
-    known(activation, ACTIVATIONS, "activation")
+    check_name(activation, ACTIVATIONS, "activation")
     check_codes(a, b, CODE)
     (M, K), N = a.shape, len(b)
     scales = ((a_scale, (blocks_of(K), M)), (b_scale, (blocks_of(N), blocks_of(K))))

@@ -117,7 +117,7 @@ def fp8_linear(
     parts, each summed so, which are added in order in float32: as many as its configuration says.
     """
     checked(a, b, a_scale, b_scale, bias, residual, activation, torch.float8_e4m3fn)
-    known(accumulation, ACCUMULATIONS, "accumulation")
+    check_name(accumulation, ACCUMULATIONS, "accumulation")
     left, right = a.float(), b.float()
     if accumulation == "fast":
         total = left @ right.t()
@@ -158,7 +158,7 @@ def fp8_on_cuda(
     from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
 
     checked(a, b, a_scale, b_scale, bias, residual, activation, torch.float8_e4m3fn)
-    known(accumulation, ACCUMULATIONS, "accumulation")
+    check_name(accumulation, ACCUMULATIONS, "accumulation")
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
     launched(fp8_matmul, accumulation, a, a_scale, b, b_scale, bias, residual, activation, out)
     return out
@@ -214,7 +214,7 @@ def kernel_for(a: Tensor, accumulation: str) -> tuple[Any, str]:
     from qcompiler.backends.triton.kernels.fp8_matmul import fp8_matmul
     from qcompiler.backends.triton.kernels.int8_matmul import int8_matmul
 
-    known(accumulation, ACCUMULATIONS, "accumulation")
+    check_name(accumulation, ACCUMULATIONS, "accumulation")
     return (int8_matmul, "") if a.dtype == torch.int8 else (fp8_matmul, accumulation)
 
 
@@ -252,7 +252,7 @@ def is_heavy(activation: str, residual: object) -> bool:
     return activation not in LIGHT or residual is not None
 
 
-def known(name: str, names: Collection[str], what: str) -> None:
+def check_name(name: str, names: Collection[str], what: str) -> None:
     if name not in names:
         raise InputError(f'{what} "{name}"', fix=f"use one of {', '.join(names)}")
 
@@ -268,7 +268,7 @@ def checked(
     kind: torch.dtype,
 ) -> None:
     """InputError where operands do not fit one another or lie otherwise than kernels read them."""
-    known(activation, ACTIVATIONS, "activation")
+    check_name(activation, ACTIVATIONS, "activation")
     check_codes(a, b, kind)
     shape = len(a), len(b)
     given = (("scales", a_scale, shape[:1]), ("scales", b_scale, shape[1:]), ("bias", bias, shape[1:]),

@@ -15,7 +15,7 @@ from qcompiler.backends.triton.ops import quantize
 from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.held import check_length, configuration
-from qcompiler.backends.triton.ops.linear import known
+from qcompiler.backends.triton.ops.linear import check_name
 from qcompiler.backends.triton.ops.quantize import codes_of, padded, scale_of
 from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 from qcompiler.errors import InputError
@@ -147,7 +147,7 @@ def checked(
     format: str,
 ) -> None:
     quantize.checked(x, format)
-    known(norm, NORMS, "norm")
+    check_name(norm, NORMS, "norm")
     check_length(x.shape[1])
     given = (("residual", residual, x.shape, x.dtype), ("weight", weight, x.shape[1:], None),
              ("bias", bias, x.shape[1:], None), ("scale", scale, (1,), torch.float32))  # fmt: skip

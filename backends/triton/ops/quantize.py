@@ -54,8 +54,13 @@ def launched(x: Tensor, format: str, row: Configuration) -> tuple[Tensor, Tensor
 
 def configuration(width: int, capability: int) -> Configuration:
     """The one that holds a row of codes, or else the one that reads it twice."""
-    whole = chosen("quantize_rows", capability)
-    return whole if width <= whole.constants["BLOCK"] else chosen("quantize_long_rows", capability)
+    return chosen("quantize_long_rows" if is_read_twice(width, capability) else "quantize_rows", capability)
+
+
+def is_read_twice(width: int, capability: int) -> bool:
+    """Whether no program holds a row of so many codes."""
+    held: int = chosen("quantize_rows", capability).constants["BLOCK"]
+    return width > held
 
 
 def codes_of(x: Tensor, scale: Tensor, format: str, noise: Tensor | None = None) -> Tensor:

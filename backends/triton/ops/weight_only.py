@@ -20,7 +20,7 @@ from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.layouts import SCALES, Layout, check_shape, differences, layout_named
 from qcompiler.backends.triton.ops.alignment import begins_evenly, even, lies_askew
 from qcompiler.backends.triton.ops.device import capability
-from qcompiler.backends.triton.ops.linear import ACTIVATIONS, check_beside, is_heavy, known
+from qcompiler.backends.triton.ops.linear import ACTIVATIONS, check_beside, check_name, is_heavy
 from qcompiler.backends.triton.ops.schedule import named, scheduled
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.errors import InputError
@@ -212,7 +212,7 @@ def checked(
     activation: str,
 ) -> Layout:
     """The layout; InputError where operands do not fit one another, or lie otherwise than they are read."""
-    known(activation, ACTIVATIONS, "activation")
+    check_name(activation, ACTIVATIONS, "activation")
     kind = layout_named(layout)
     if codes.dim() != 2 or codes.dtype != torch.uint8:
         raise InputError(f"codes {codes.dtype} {[*codes.shape]}", why="bytes [N, K b / 8] are wanted")

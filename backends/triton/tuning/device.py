@@ -51,7 +51,7 @@ DEVICES: tuple[Device, ...] = (
 )  # fmt: skip
 
 
-def known(name: str, capability: int, processors: int) -> Device:
+def device_like(name: str, capability: int, processors: int) -> Device:
     """A device by what CUDA says of it.
 
     One that no row names gets the rates of a row of its capability, or else of the first, in proportion to
@@ -71,4 +71,4 @@ def known(name: str, capability: int, processors: int) -> Device:
 def device_of(device: torch.device) -> Device:
     """The device that a CUDA tensor is on."""
     said = torch.cuda.get_device_properties(device)
-    return known(said.name, 10 * said.major + said.minor, said.multi_processor_count)
+    return device_like(said.name, 10 * said.major + said.minor, said.multi_processor_count)

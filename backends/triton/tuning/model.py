@@ -122,7 +122,7 @@ def tune_linears(
     return left
 
 
-def known(readings: Readings, beside: Sequence[Problem], rows: Iterable[Row], device: Device) -> Tuned:
+def tuned_by(readings: Readings, beside: Sequence[Problem], rows: Iterable[Row], device: Device) -> Tuned:
     """What rows say of the linears of a model, of what runs around them, and of other problems."""
     found, linears = schedules_of(rows, device.core, device.capability), linears_in(readings)
     at = [(linear, M) for linear in linears for M in measured(linear, found)]

@@ -249,8 +249,8 @@ def test_rows_that_a_quantizer_would_read_twice_bring_their_maxima(
     recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond what a program holds, and only behind what is heavy anyway; the codes are the same."""
-    for held, wanted in ((onward.HELD, 0), (16, 1)):
-        monkeypatch.setattr(onward, "HELD", held)
+    for is_read_twice, wanted in ((onward.is_read_twice, 0), (lambda width, _: width > 16, 1)):
+        monkeypatch.setattr(onward, "is_read_twice", is_read_twice)
         executable, _, inputs = lowered("mlp", recipe)
         assert calls(executable, inputs, ops.triton_linear_amax.default) == wanted
         assert calls(executable, inputs, ops.triton_quantize_by_amax.default) == wanted

@@ -17,7 +17,7 @@ from qcompiler.backends.triton.tuning.contest import MAKERS
 from qcompiler.backends.triton.tuning.decided import table
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.backends.triton.tuning.families import FAMILIES
-from qcompiler.backends.triton.tuning.model import Tuned, known, tune_linears
+from qcompiler.backends.triton.tuning.model import Tuned, tune_linears, tuned_by
 from qcompiler.backends.triton.tuning.problem import Problem, parsed
 from qcompiler.backends.triton.tuning.schedules import schedules_of
 from qcompiler.tune.database import Core, Database, Row, open_database
@@ -43,7 +43,7 @@ class ByRows(Planned):
 def tuned(path: Path, bench: ByRows, *rows: int) -> Tuned:
     with open_database(path) as database:
         assert tune_linears(READ, database, H100, fit, bench, rows=rows, trials=2) == 0
-        return known(READ, (), database.rows(), H100)
+        return tuned_by(READ, (), database.rows(), H100)
 
 
 def test_the_border_is_sought_between_rows_that_disagree(
@@ -109,7 +109,7 @@ def test_problems_of_other_ops_are_measured_beside_linears(tmp_path: Path) -> No
     with open_database(tmp_path / "rows.db") as database:
         tune_linears({}, database, H100, fit, bench, rows=(), beside=[norm], trials=2)
         assert {row.workload for row in database.rows()} == {norm.text}
-        found = known({}, [norm], database.rows(), H100)
+        found = tuned_by({}, [norm], database.rows(), H100)
     assert [(one.name, one.M) for one in found.chosen] == [("norm_quantize, int8 rms, K 1024, bf16", 512)]
 
 
@@ -137,7 +137,7 @@ def test_what_was_refused_is_told_with_its_reason_even_where_nothing_of_ours_ran
     with open_database(tmp_path / "rows.db") as database:
         bench = ByRows(seconds=lambda name: 1.0, wrong=frozenset({"int_mm"}))
         tune_linears(READ, database, H100, spilling, bench, rows=(16,), trials=2)
-        found = known(READ, (), database.rows(), H100)
+        found = tuned_by(READ, (), database.rows(), H100)
     told = {row.workload.partition(",")[0]: row.reason for row in found.refused if row.reason[0] == "2"}
     assert told == {op: f"255 registers a thread in {op}, 168 are allowed" for op in OPS}
     assert {row.reason for row in found.refused if row.configuration == "int_mm"} == {"its sums are wrong"}
@@ -150,7 +150,7 @@ def test_weights_of_few_bits_are_tuned_and_nothing_decides_against_them(tmp_path
     with open_database(tmp_path / "rows.db") as database:
         few = {Reading(by="floats", x="bf16", readers=(linear,)): 1}
         tune_linears(few, database, H100, fit, bench, rows=(1, 64), trials=2)
-        found = known(few, (), database.rows(), H100)
+        found = tuned_by(few, (), database.rows(), H100)
     assert found.table == {} and {one.M for one in found.chosen} == {1, 64}
 
 

@@ -12,7 +12,7 @@ import torch
 from qcompiler.backends.triton.configurations import CONFIGURATIONS, Configuration, chosen
 from qcompiler.backends.triton.ops.weight_only import RUN
 from qcompiler.backends.triton.ops.weight_only import mode_of as mode_of_rows
-from qcompiler.backends.triton.tuning.device import DEVICES, Device, known
+from qcompiler.backends.triton.tuning.device import DEVICES, Device, device_like
 from qcompiler.backends.triton.tuning.families import FAMILIES, family_of, space, written
 from qcompiler.backends.triton.tuning.families.products import tiles_of
 from qcompiler.backends.triton.tuning.families.products import work as product_work
@@ -252,9 +252,9 @@ def test_buckets_are_the_next_power_of_two(rows: int, wanted: int) -> None:
 
 
 def test_a_device_without_a_row_is_taken_for_one_like_it() -> None:
-    half = known("NVIDIA GH100 slice", 90, 66)
+    half = device_like("NVIDIA GH100 slice", 90, 66)
     assert half.bandwidth == H100.bandwidth / 2 and half.rates["int8"] == H100.rates["int8"] / 2
-    named = known("NVIDIA H100 PCIe", 90, 114)
+    named = device_like("NVIDIA H100 PCIe", 90, 114)
     assert named.core.processor == "NVIDIA H100 PCIe, 114 processors" and named.core.isa == "sm_90"
 
 
