@@ -23,6 +23,7 @@ from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable, device_of
 from qcompiler.backends.triton.engine.layers import layers_of
 from qcompiler.backends.triton.engine.readings import readings_of
+from qcompiler.backends.triton.ops.quantize import is_read_twice
 from qcompiler.backends.triton.tuning import profit
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.errors import ContractError, InputError, PlanError, TargetError
@@ -249,8 +250,8 @@ def test_rows_that_a_quantizer_would_read_twice_bring_their_maxima(
     recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond what a program holds, and only behind what is heavy anyway; the codes are the same."""
-    for is_read_twice, wanted in ((onward.is_read_twice, 0), (lambda width, _: width > 16, 1)):
-        monkeypatch.setattr(onward, "is_read_twice", is_read_twice)
+    for rule, wanted in ((is_read_twice, 0), (lambda width, _: width > 16, 1)):
+        monkeypatch.setattr(onward, "is_read_twice", rule)
         executable, _, inputs = lowered("mlp", recipe)
         assert calls(executable, inputs, ops.triton_linear_amax.default) == wanted
         assert calls(executable, inputs, ops.triton_quantize_by_amax.default) == wanted
