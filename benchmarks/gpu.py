@@ -54,6 +54,7 @@ from qcompiler.backends.triton.tuning.families import FAMILIES, space, written
 from qcompiler.backends.triton.tuning.problem import parsed
 from qcompiler.backends.triton.tuning.shipped import ship
 from qcompiler.backends.triton.tuning.source import compiler
+from qcompiler.backends.triton.tuning.tuner import versions as versions_of
 from qcompiler.progress import Tell, silent
 from qcompiler.tune.database import Row, to_text
 
@@ -233,12 +234,19 @@ def rows(figures: Iterable[Figure], device: Device) -> list[Row]:
         Row(
             workload=one.workload, configuration=named(one, device), isa=device.core.isa,
             processor=device.core.processor, seconds=one.median, spread=one.spread,
-            rounds=len(one.seconds), qcompiler=importlib.metadata.version("qcompiler"),
-            compiler=compiler(one.kernel) if one.kernel in SIGNATURES else f"torch {torch.__version__}",
+            rounds=len(one.seconds), qcompiler=importlib.metadata.version("qcompiler"), compiler=made_by(one),
         )
         for one in figures if one.status == OK and one.seconds
     ]  # fmt: skip
     return [*{(row.workload, row.configuration): row for row in found}.values()]
+
+
+def made_by(figure: Figure) -> str:
+    """What its time depends on, as the autotuner has it where it knows the op."""
+    problem = parsed(figure.workload)
+    if problem is not None and problem.op in FAMILIES:
+        return versions_of(problem, figure.contender)["compiler"]
+    return compiler(figure.kernel) if figure.kernel in SIGNATURES else f"torch {torch.__version__}"
 
 
 def named(figure: Figure, device: Device) -> str:

@@ -194,6 +194,10 @@ def kinds() -> Iterator[Kind]:
             make=tuned,
         )  # fmt: skip
         yield Kind(
+            op="quantize_by_scale", scheme=scheme, needs=f"{OPS}known", kernel="quantize_known", bytes=3.0,
+            make=tuned,
+        )  # fmt: skip
+        yield Kind(
             op="norm_quantize", scheme=f"{scheme} rms residual", needs=f"{OPS}norm", kernel="norm_quantize",
             bytes=7.0, make=tuned, apart=norm_apart,
         )  # fmt: skip

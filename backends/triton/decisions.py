@@ -69,7 +69,7 @@ class Linear:
     """The linears that decide alike: codes of a format, in blocks too, or of a layout of few bits, [N, K].
 
     out: the type of the result. heavy: whether an activation or a residual goes with it. zeros: whether
-    groups have zero points.
+    groups have zero points. gated: whether it gates another of the same sizes, in a weight of 2 N rows.
     """
 
     format: str
@@ -78,9 +78,10 @@ class Linear:
     out: str = "bf16"
     heavy: bool = False
     zeros: bool = False
+    gated: bool = False
 
     def __str__(self) -> str:
-        words = f"{' heavy' if self.heavy else ''}{' zeros' if self.zeros else ''}"
+        words = "".join(f" {word}" for word in ("heavy", "zeros", "gated") if getattr(self, word))
         return f"{self.format} {self.N}x{self.K} {self.out}{words}"
 
 

@@ -92,7 +92,9 @@ def findings(
             why="it is interpreted in this process",
             fix="start one in which TRITON_INTERPRET is not set",
         )
-    fixed = {**constants, **configuration.constants}
+    defaults = {one.name: one.default for one in kernel.params if one.has_default}
+    fixed = {name: value for name, value in defaults.items() if name not in types.arguments}
+    fixed |= {**constants, **configuration.constants}
     fixed |= {argument: None for argument, kind in types.arguments.items() if kind is None}
     signature = {
         argument: "constexpr" if argument in fixed else str(types.arguments[argument])

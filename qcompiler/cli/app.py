@@ -27,6 +27,7 @@ from qcompiler.cli import (
     tune,
 )
 from qcompiler.cli.screen import complain
+from qcompiler.cli.stop import STOPPED
 from qcompiler.errors import QCompilerError
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -45,7 +46,6 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 DEBUG = "QCOMPILER_DEBUG"
 WRONG_USAGE = 2
-STOPPED = 130  # 128 + SIGINT, as shells count it
 
 
 class Guarded(TyperGroup):

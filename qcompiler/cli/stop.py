@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+STOPPED = 130  # 128 + SIGINT, as shells count it
+
 
 @contextmanager
 def stopped_gently() -> Iterator[Callable[[], bool]]:

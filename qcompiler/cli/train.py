@@ -7,10 +7,8 @@ import typer
 
 from qcompiler.cli import options
 from qcompiler.cli.screen import complain, say, show, write_json
-from qcompiler.cli.stop import stopped_gently
+from qcompiler.cli.stop import STOPPED, stopped_gently
 from qcompiler.errors import ArtifactError, ContractError, QCompilerError
-
-STOPPED = 130  # as for Ctrl-C anywhere
 
 
 def run(

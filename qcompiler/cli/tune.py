@@ -8,8 +8,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.cli import options, tune_gpu, tune_refused
+from qcompiler.cli import options, tune_gpu, tune_left, tune_refused
 from qcompiler.cli.screen import complain, say, show, write_json
+from qcompiler.cli.stop import STOPPED
 from qcompiler.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def run(
 ) -> None:  # fmt: skip
     """Measure the schedules of a model's layers, or of ops on a GPU.
 
-    Layers that have rows in the database are left out, so a run that was stopped goes on where it was.
+    Layers that have rows in the database are left out, so a run that was stopped goes on where it was; Ctrl-C
+    prints what was measured till then.
     """
     from qcompiler import artifact
     from qcompiler.cli.recipes import chosen_recipe
@@ -85,8 +87,8 @@ def run(
         began, worked = time.monotonic(), time.process_time()
         budget = float("inf") if time_budget is None else time_budget
         if is_gpu:
-            linears = [] if source is None else tune_gpu.linears_of(source, wanted, aim, seed)
-            wishes = tune_gpu.Wishes(linears=linears, rows=rows or ROWS, problems=asked)
+            readings = {} if source is None else tune_gpu.readings_in(source, wanted, aim, seed)
+            wishes = tune_gpu.Wishes(readings=readings, rows=rows or ROWS, problems=asked)
             found = (
                 tune_gpu.foreseen(wishes, aim) if no_device
                 else tune_gpu.measured(wishes, kept, trials, budget)
@@ -102,6 +104,8 @@ def run(
     if str(json) != "-":
         show_table = tune_gpu.draw if is_gpu else draw
         show_table(told)
+    if told.get("stopped"):
+        raise typer.Exit(STOPPED)
 
 
 def on_cpu(
@@ -109,9 +113,9 @@ def on_cpu(
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What is known of layers and float ops afterwards, as plain values."""
-    known, floats, left, peak = measured(source, recipe, aim, rows, where, trials, budget, seed)
+    known, floats, left, peak, is_stopped = measured(source, recipe, aim, rows, where, trials, budget, seed)
     return {
-        "left": left, "peak_gops": None if peak is None else peak / 1e9,
+        "left": left, "stopped": is_stopped, "peak_gops": None if peak is None else peak / 1e9,
         "layers": [figures(layer, peak) for layer in known],
         "floats": [float_figures(group) for group in floats],
         "refused": tune_refused.figures(row for group in floats for row in group.refused),
@@ -121,8 +125,9 @@ def on_cpu(
 def measured(
     source: Any, recipe: Any, aim: Any, rows: Any, where: tuple[str | None, str], trials: int, budget: float,
     seed: int,
-) -> "tuple[list[Tuned], list[TunedFloats], int, float | None]":  # fmt: skip
-    """What is known of layers and float ops afterwards, how many were not reached, and this machine's peak.
+) -> "tuple[list[Tuned], list[TunedFloats], int, float | None, bool]":  # fmt: skip
+    """What is known of layers and float ops afterwards, how many were not reached, this machine's peak, and
+    whether Ctrl-C ended it.
 
     Float ops are measured beside torch, so here and on no other machine.
     """
@@ -163,12 +168,18 @@ def measured(
         until = (
             time.monotonic() + budget
         )  # from here on, so that every run gets on however long a model takes
-        left = tune(waiting, rows, crew, core, isa, until=until, peak=top, tell=steps.tell)
-        groups = {} if tracker else floats.groups_in(graph, aim, job.timed, isa)
-        behind = floats.jobs(list(groups), rows.rows(core), core, trials)
-        left += floats.tune(behind, rows, core, isa, until=until, tell=steps.tell)
+        groups, is_stopped = dict[Any, int](), False
+        try:
+            left = tune(waiting, rows, crew, core, isa, until=until, peak=top, tell=steps.tell)
+            groups = {} if tracker else floats.groups_in(graph, aim, job.timed, isa)
+            behind = floats.jobs(list(groups), rows.rows(core), core, trials)
+            left += floats.tune(behind, rows, core, isa, until=until, tell=steps.tell)
+        except KeyboardInterrupt:  # all that was measured is kept, and is told
+            is_stopped, kept = True, rows.rows(core)
+            left = len(jobs(layers, kept, core, isa, trials))
+            left += len(floats.jobs(list(groups), kept, core, trials))
     found = rows.rows(core)
-    return known(layers, found, isa), floats.known(groups, found), left, top
+    return known(layers, found, isa), floats.known(groups, found), left, top, is_stopped
 
 
 def figures(layer: "Tuned", peak: float | None) -> dict[str, Any]:
@@ -233,7 +244,4 @@ def draw(told: dict[str, Any]) -> None:
     draw_floats(told["floats"])
     tune_refused.draw(told["refused"])
     say(f"Rows in {told['database']}; {told['seconds']:.0f} s")
-    if told["left"]:
-        complain(
-            f"{told['left']} layers were not reached in time; run it again, and it goes on", kind="warning"
-        )
+    tune_left.draw(told, "layers")

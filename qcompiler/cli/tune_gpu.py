@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.cli import tune_refused
+from qcompiler.cli import tune_left, tune_refused
 from qcompiler.cli.screen import complain, say, show
 from qcompiler.errors import InputError
 
 if TYPE_CHECKING:
-    from qcompiler.backends.triton.decisions import Linear
+    from qcompiler.backends.triton.tuning.joint import Readings
     from qcompiler.backends.triton.tuning.problem import Problem
     from qcompiler.target import Target
     from qcompiler.tune.database import Database
@@ -33,18 +33,23 @@ SHOWN = 3  # candidates of a problem that are compiled and listed where nothing 
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """The linears of a model, each at so many rows, and problems that were named one by one."""
+    """What the linears of a model read, at so many rows each, and problems that were named one by one."""
 
-    linears: "Sequence[Linear]"
+    readings: "Readings"
     rows: Sequence[int]
     problems: "Sequence[Problem]"
 
     @property
     def every(self) -> "list[Problem]":
-        from qcompiler.backends.triton.tuning.decided import problem_of
+        from qcompiler.backends.triton.tuning.asked import linears_in, problems_of
 
-        of_linears = [problem_of(linear, M) for linear in self.linears for M in self.rows]
-        return [*of_linears, *self.problems]
+        of_linears = (
+            problem
+            for linear in linears_in(self.readings)
+            for M in self.rows
+            for problem in problems_of(linear, self.readings, M)
+        )
+        return [*dict.fromkeys([*of_linears, *self.problems])]
 
 
 def problems_named(texts: Sequence[str], rows: Sequence[int]) -> "list[Problem]":
@@ -64,11 +69,12 @@ def problems_named(texts: Sequence[str], rows: Sequence[int]) -> "list[Problem]"
     return found
 
 
-def linears_of(source: Any, recipe: Any, aim: "Target", seed: int) -> "list[Linear]":
-    """The linears on codes of a model, each once."""
+def readings_in(source: Any, recipe: Any, aim: "Target", seed: int) -> "Readings":
+    """What the linears of a model read, with the linears."""
     import torch
 
     from qcompiler.backends.triton.engine.layers import layers_of
+    from qcompiler.backends.triton.engine.readings import readings_of
     from qcompiler.job import take
     from qcompiler.passes.decide import decide
     from qcompiler.passes.forms import forms
@@ -82,7 +88,7 @@ def linears_of(source: Any, recipe: Any, aim: "Target", seed: int) -> "list[Line
             floats=aim.floats,
         )  # fmt: skip
         graph = quantized(decide(job.original, job.data, recipe, aim, tell=steps.tell))
-    found = [*dict.fromkeys(layer.problem for layer in layers_of(graph, aim).found)]
+    found = readings_of(layers_of(graph, aim).found)
     if not found:
         raise InputError(
             f"there is nothing to tune for '{aim.name}'",
@@ -101,8 +107,10 @@ def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -
     from qcompiler.backends.triton.tuning.compiling import judged, pool
     from qcompiler.backends.triton.tuning.contest import contenders
     from qcompiler.backends.triton.tuning.device import device_of
-    from qcompiler.backends.triton.tuning.model import tune_linears
+    from qcompiler.backends.triton.tuning.model import known, tune_linears
+    from qcompiler.backends.triton.tuning.ranking import residual_of
     from qcompiler.backends.triton.tuning.shipped import shipped
+    from qcompiler.backends.triton.tuning.tuner import waiting
     from qcompiler.steps import Steps
 
     if not torch.cuda.is_available():
@@ -111,17 +119,24 @@ def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -
         )
     cuda = torch.device("cuda", torch.cuda.current_device())
     device = device_of(cuda)
+    given, is_stopped = shipped(device.core), False
     with Steps(visible=True) as steps, pool() as executor, reading(database.path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotMeasured)  # of what is about to be measured
-        tuned = tune_linears(
-            wishes.linears, database, device,
-            lambda problem, candidates: judged(problem, candidates, device.capability, executor, None),
-            lambda problem, fit, peers: CudaBench(contenders(problem, fit, peers, cuda)),
-            rows=wishes.rows, beside=wishes.problems, shipped=shipped(device.core), trials=trials,
-            until=time.monotonic() + budget, tell=steps.tell,
-        )  # fmt: skip
+        try:
+            left = tune_linears(
+                wishes.readings, database, device,
+                lambda problem, candidates: judged(problem, candidates, device.capability, executor, None),
+                lambda problem, fit, peers: CudaBench(contenders(problem, fit, peers, cuda)),
+                rows=wishes.rows, beside=wishes.problems, shipped=given, trials=trials,
+                until=time.monotonic() + budget, tell=steps.tell,
+            )  # fmt: skip
+        except KeyboardInterrupt:  # all that was measured is kept, and is told
+            is_stopped = True
+            rows, learnt = database.rows(device.core), residual_of(given, device)
+            left = len(waiting(wishes.every, rows, device, residual=learnt, shipped=given, trials=trials))
+    tuned = known(wishes.readings, wishes.problems, database.rows(device.core), device)
     return {
-        "device": device.name, "left": tuned.left,
+        "device": device.name, "left": left, "stopped": is_stopped,
         "linears": [
             {"linear": str(linear), "decisions": str(decisions)}
             for linear, decisions in tuned.table.items()
@@ -184,11 +199,7 @@ def draw(told: dict[str, Any]) -> None:
         if told["linears"]:
             show(table)
         say(f"Measured on {told['device']}; rows in {told['database']}; {told['seconds']:.0f} s")
-        if told["left"]:
-            complain(
-                f"{told['left']} problems were not reached in time; run it again, and it goes on",
-                kind="warning",
-            )
+        tune_left.draw(told, "problems")
         return
     for name in ("problem", "candidate"):
         table.add_column(name, overflow="fold", header_style="dim")

@@ -118,7 +118,7 @@ class Database:
             try:
                 self.connection.executemany(INSERT, map(astuple, rows))
                 self.connection.execute("COMMIT")
-            except sqlite3.Error:
+            except BaseException:  # an interrupt, too
                 with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                     self.connection.execute("ROLLBACK")
                 raise

@@ -90,6 +90,18 @@ def test_candidates_are_few_with_the_default_first_and_each_is_compiled_once() -
     assert fitted(gpu_products.problems(False)[0]) == {}
 
 
+def test_parts_and_walking_are_among_the_candidates() -> None:
+    """Where paper says that they gain: no stage has to ask for them."""
+    found = {
+        (problem.M <= 256, word)
+        for problem in gpu_products.problems(False)
+        for one in gpu_products.candidates(problem, DEVICES[0]).values()
+        for word in ("SPLIT", "PERSISTENT")
+        if word in one.constants
+    }
+    assert found >= {(True, "SPLIT"), (False, "PERSISTENT")}
+
+
 # ---------------------------------------------------------------- time
 
 

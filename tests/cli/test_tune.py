@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from typer.testing import Result
 
 from qcompiler.passes.decide import decide
+from qcompiler.tune.database import Database, Row
 from tests.backends.tvm.test_conv import pytestmark
 
 __all__ = ["pytestmark"]
@@ -115,6 +116,23 @@ def test_a_stopped_run_goes_on_with_the_layer_that_it_was_at(
     assert result.exit_code == 0, result.stderr
     after = kept(path)
     assert {name: after[name] for name in before} == before and len(after) == 3
+
+
+def test_ctrl_c_tells_what_was_measured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the first layer is kept."""
+    add = Database.add
+
+    def stopped(self: Database, rows: Iterable[Row]) -> None:
+        add(self, rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Database, "add", stopped)
+    result = run("tune zoo:residual --database rows.db --trials 2 --json told.json")
+    assert result.exit_code == 130
+    told = json.loads(Path("told.json").read_text())
+    assert told["stopped"] and len(told["layers"]) == 1
+    assert "with the schedules predicted on paper" in result.stdout and "Rows in rows.db" in result.stdout
+    assert "stopped with 2 layers left; run it again, and it goes on" in result.stderr
 
 
 def test_two_runs_at_once(run: Run, zoo: Path, tmp_path: Path) -> None:

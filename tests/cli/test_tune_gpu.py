@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from typer.testing import Result
 
 from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.decisions import Linear
+from qcompiler.backends.triton.engine.readings import Reading
 from qcompiler.backends.triton.tuning import bench, compiling, contest, device
 from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.problem import Problem
@@ -31,6 +34,23 @@ def test_what_would_be_measured_is_ordered_on_paper(run: Run, monkeypatch: pytes
     told = json.loads(Path("told.json").read_text())
     assert {one["problem"].split(", ")[2] for one in told["candidates"]} == {"M 16", "M 512"}
     assert all(one["us"] > 0 and one["fault"] is None for one in told["candidates"])
+
+
+def test_of_a_calibrated_model_what_hands_codes_on_is_measured_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the passes by known scales, and what runs where products hand nothing on."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run(f"{COMMAND.replace('int8-dynamic', 'int8')} --no-device --rows 64 --json told.json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(Path("told.json").read_text())
+    assert [*dict.fromkeys(one["problem"] for one in told["candidates"])] == [
+        "int8_linear, int8, M 64, N 16, K 32, fp32",
+        "int8_linear, int8, M 64, N 16, K 32, bf16, heavy",
+        "quantize_by_scale, int8, M 64, K 32, fp32",
+        "int8_linear, int8, M 64, N 4, K 16, fp32",
+        "quantize_by_scale, int8, M 64, K 16, fp32",
+    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -59,10 +79,12 @@ def test_problems_are_named_as_the_warning_names_them(run: Run, monkeypatch: pyt
         assert {one["problem"].split(", ")[2] for one in told["candidates"]} == wanted
 
 
-def test_a_named_problem_is_measured_kept_and_told_with_what_was_refused(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a device that is not here: everything but its times and its compiler is as it runs."""
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Planned], None]:
+    """A device that is not here: everything but its times and its compiler is as it runs.
+
+    The last candidate of each problem does not compile. Called with the bench of all problems.
+    """
 
     def judged(problem: Problem, candidates: Sequence[Configuration], *_: object) -> list[Verdict]:
         last = len(candidates) - 1
@@ -71,24 +93,72 @@ def test_a_named_problem_is_measured_kept_and_told_with_what_was_refused(
             for place, one in enumerate(candidates)
         ]
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(device, "device_of", lambda where: device.DEVICES[0])
-    monkeypatch.setattr(compiling, "pool", nullcontext)
-    monkeypatch.setattr(compiling, "judged", judged)
-    monkeypatch.setattr(contest, "contenders", lambda *given: None)
-    monkeypatch.setattr(bench, "CudaBench", lambda made: Planned(seconds=lambda name: 1e-5))
-    result = run(
-        "tune --target cuda --database rows.db --json told.json --trials 2 "
-        "--problem 'norm_quantize, int8 rms, M 512, K 1024, bf16'"
-    )
+    def made(bench_of_all: Planned) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(device, "device_of", lambda where: device.DEVICES[0])
+        monkeypatch.setattr(compiling, "pool", nullcontext)
+        monkeypatch.setattr(compiling, "judged", judged)
+        monkeypatch.setattr(contest, "contenders", lambda *given: given)
+        monkeypatch.setattr(bench, "CudaBench", lambda given: bench_of_all(*given[:3]))
+
+    return made
+
+
+NORM = "norm_quantize, int8 rms, M 512, K 1024, bf16"
+
+
+def test_a_named_problem_is_measured_kept_and_told_with_what_was_refused(
+    run: Run, a_gpu: Callable[[Planned], None]
+) -> None:
+    a_gpu(Planned(seconds=lambda name: 1e-5))
+    result = run(f"tune --target cuda --database rows.db --json told.json --trials 2 --problem '{NORM}'")
     assert result.exit_code == 0, result.stderr
     assert "Measured on NVIDIA H100" in result.stdout and "255 registers a thread" in result.stdout
     (chosen,) = json.loads(Path("told.json").read_text())["chosen"]
     assert (chosen["name"], chosen["M"]) == ("norm_quantize, int8 rms, K 1024, bf16", 512)
     assert chosen["refused"] >= 1
     rows = read_rows(Path("rows.db"), device.DEVICES[0].core)
-    assert {row.workload for row in rows} == {"norm_quantize, int8 rms, M 512, K 1024, bf16"}
+    assert {row.workload for row in rows} == {NORM}
+
+
+@dataclass
+class Interrupted(Planned):
+    """Ctrl-C is pressed while the third problem is measured."""
+
+    begun: list[str] = field(default_factory=list)
+
+    def __call__(self, problem: Problem, fit: Mapping[str, Configuration], peers: Sequence[str]) -> Planned:
+        self.begun.append(problem.text)
+        if len(self.begun) == 3:
+            raise KeyboardInterrupt
+        return super().__call__(problem, fit, peers)
+
+
+def test_ctrl_c_tells_what_was_measured_where_it_is_and_that_it_goes_on(
+    run: Run, a_gpu: Callable[[Planned], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two linears at two numbers of rows, each with the pass before it: eight problems."""
+    linears = (Linear(format="int8", N=N, K=K, out="fp32") for N, K in ((16, 32), (4, 16)))
+    readings = {Reading(by="rows", x="fp32", readers=(linear,)): 1 for linear in linears}
+    monkeypatch.setattr("qcompiler.cli.tune_gpu.readings_in", lambda *given: readings)
+    bench_of_all = Interrupted(seconds=lambda name: 1e-5)
+    a_gpu(bench_of_all)
+    command = f"{COMMAND} --rows 16 --rows 64 --trials 2 --json told.json"
+    result = run(command)
+    assert result.exit_code == 130, result.stderr
+    told = json.loads(Path("told.json").read_text())
+    done = [f"{one['name']} {one['M']}" for one in told["chosen"]]
+    assert told["stopped"] and told["left"] == 6
+    assert done == ["int8 16x32 fp32 16", "quantize_rows, int8, K 32, fp32 16"]
+    assert "Measured on NVIDIA H100; rows in rows.db" in result.stdout and "1.00x" in result.stdout
+    assert "stopped with 6 problems left; run it again, and it goes on" in result.stderr
+    assert "stopped by Ctrl-C" in result.stderr
+    again = run(command)
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(Path("told.json").read_text())["left"] == 0
+    assert not {*bench_of_all.begun[3:]} & {*bench_of_all.begun[:2]}, "what was measured is left out"
+    assert len(bench_of_all.begun) == 3 + 6
 
 
 @pytest.mark.parametrize(
@@ -126,7 +196,7 @@ def test_what_was_measured_is_shown_with_its_share_of_what_the_device_could(
     spilled = {"workload": "w", "candidate": "BM 256", "reason": "registers are spilled: 2656 bytes"}
     wrong = {**spilled, "reason": "its error is 3.00e-02, and 2.50e-03 is allowed"}
     refused = [spilled, {**spilled, "workload": "v"}, wrong]
-    told = {"device": "NVIDIA H100", "left": 1, "chosen": [one, other], "linears": [linear],
+    told = {"device": "NVIDIA H100", "left": 1, "stopped": False, "chosen": [one, other], "linears": [linear],
             "refused": refused}  # fmt: skip
     monkeypatch.setattr("qcompiler.cli.tune_gpu.measured", lambda *given: told)
     result = run(COMMAND)

@@ -50,6 +50,21 @@ def test_rows_come_back_and_replace_those_of_the_same_key(tmp_path: Path) -> Non
     assert from_text(to_text(found)) == sorted(found, key=lambda row: row.workload)
 
 
+def test_ctrl_c_keeps_all_of_what_is_added_or_none(tmp_path: Path) -> None:
+    """And who asks afterwards what was measured is told what is on the disk."""
+
+    def interrupted() -> Iterator[Row]:
+        yield ROW
+        raise KeyboardInterrupt
+
+    with open_database(tmp_path / "rows.db") as database:
+        with pytest.raises(KeyboardInterrupt):
+            database.add(interrupted())
+        assert database.rows() == []
+        database.add([ROW])
+        assert database.rows() == read_rows(tmp_path / "rows.db", CORE) == [ROW]
+
+
 def test_the_best_row_is_the_fastest_of_these_versions() -> None:
     old = replace(ROW, configuration="old", seconds=1e-4, compiler="tvm 0")
     fast, slow = replace(ROW, configuration="fast"), replace(ROW, configuration="slow", seconds=2e-3)

@@ -52,7 +52,7 @@ def later(
 
 SYNCHRONOUS: tuple[Configuration, ...] = (
     gemm(80, "few", tile(16, 64), 4, 4, registers=96, shared=36864, wide_loads=16, permutes=104),
-    gemm(80, "few", tile(16, 64), 4, 4, heavy=True, registers=128, shared=24576, wide_loads=33, permutes=200),
+    gemm(80, "few", tile(16, 64), 4, 4, heavy=True, registers=128, shared=24576, wide_loads=32, permutes=200),
     gemm(80, "few, short groups", tile(16, 64), 4, 8, registers=72, shared=28672, wide_loads=0, permutes=48),
     gemm(80, "some", tile(64, 64), 4, 3, registers=160, shared=40960, wide_loads=30, permutes=116),
     gemm(
@@ -79,7 +79,7 @@ WEIGHT_ONLY: tuple[Configuration, ...] = (
     *later(100, SYNCHRONOUS, shared=1024, permutes=0),
     *later(120, SYNCHRONOUS, shared=0, permutes=16),
     gemm(90, "few", tile(16, 64), 4, 4, registers=104, shared=40960, wide_loads=8, permutes=68),
-    gemm(90, "few", tile(16, 64), 4, 4, heavy=True, registers=112, shared=28672, wide_loads=16, permutes=140),
+    gemm(90, "few", tile(16, 64), 4, 4, heavy=True, registers=128, shared=28672, wide_loads=16, permutes=140),
     gemm(90, "few, short groups", tile(16, 64), 4, 8, registers=64, shared=30720, wide_loads=0, permutes=36),
     gemm(90, "some", tile(64, 64), 4, 3, registers=160, shared=57344, wide_loads=24, permutes=68),
     gemm(

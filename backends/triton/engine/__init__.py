@@ -4,5 +4,5 @@ layers    the linears that ops compute       candidates   what may compute them:
 lower     a graph that calls them            executable   where its inputs are: run, verified and profiled
 capture   whole graphs replayed on CUDA      predict      what to expect where nothing can be timed
 onward    what results go on as              verify       a linear against the reference
-backend   the form that all backends have
+readings  what linears read, who makes it    backend      the form that all backends have
 """

@@ -8,7 +8,9 @@ import torch
 
 from qcompiler.backends.triton.decisions import Table
 from qcompiler.backends.triton.engine.executable import TritonExecutable
-from qcompiler.backends.triton.engine.layers import Layers, layers_of
+from qcompiler.backends.triton.engine.layer import Layers
+from qcompiler.backends.triton.engine.layers import layers_of
+from qcompiler.backends.triton.engine.readings import readings_of
 from qcompiler.backends.triton.ops.schedule import of_device
 from qcompiler.backends.triton.tuning.decided import table as decided
 from qcompiler.errors import TargetError
@@ -70,4 +72,4 @@ def measured(layers: Layers, database: Path | None = None) -> Table:
         return {}
     device = torch.device("cuda", torch.cuda.current_device())
     known = of_device(device, database).schedules
-    return decided(dict.fromkeys(layer.problem for layer in layers.found), known)
+    return decided(readings_of(layers.found), known)

@@ -4,8 +4,10 @@
 
 Where rows have no scales of their own there is no s_m. Of a candidate that reads floats, a and b are floats,
 and there are no scales; of one that reads a weight of few bits, a is floats, and the other three are its
-codes, scales and zero points. Which one computes is said by decisions over M, so a candidate is here because
-it can, and never because it is assumed to be fast. Names are those of `tuning.families`: of an op, or a peer.
+codes, scales and zero points. Told that they are `gated`, these two have a weight of 2 N rows, whose first N
+are activated and multiply the others. Which one computes is said by decisions over M, so a candidate is here
+because it can, and never because it is assumed to be fast. Names are those of `tuning.families`: of an op, or
+a peer.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +22,7 @@ import qcompiler.backends.triton.ops  # noqa: F401  registers torch.ops.qcompile
 from qcompiler.backends.triton.layouts import LAYOUTS
 from qcompiler.backends.triton.ops import blocks
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS, finished
+from qcompiler.backends.triton.ops.weight_only import activated
 from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.ir.products import summed
 
@@ -55,9 +58,11 @@ def float_linear(
     residual: Tensor | None,
     activation: str,
     dtype: torch.dtype,
+    *,
+    gated: bool = False,
 ) -> Tensor:
     """cuBLAS on a CUDA device; every step in the model's own type."""
-    y = ACTIVATIONS[activation](F.linear(a, b, bias))
+    y = activated(F.linear(a, b, bias), activation, gated)
     return (y if residual is None else y + residual).to(dtype)
 
 

@@ -21,10 +21,10 @@ from torch.fx import Node
 from qcompiler.backends.base import Engine, Executed, Execution, NodeDistance, Prediction
 from qcompiler.backends.shapes import Shapes, shapes_of
 from qcompiler.backends.triton.decisions import DEFAULT, Decisions, Table
-from qcompiler.backends.triton.engine.candidates import ONWARD, OURS, Candidate, candidate
+from qcompiler.backends.triton.engine.candidates import OURS, Candidate, candidate
 from qcompiler.backends.triton.engine.capture import Captures
-from qcompiler.backends.triton.engine.layers import Layer, Layers
-from qcompiler.backends.triton.engine.lower import Program, lower
+from qcompiler.backends.triton.engine.layer import Layer, Layers
+from qcompiler.backends.triton.engine.lower import Program, kernel_of, lower
 from qcompiler.backends.triton.engine.onward import handed_on
 from qcompiler.backends.triton.engine.predict import device_for, predictions
 from qcompiler.backends.triton.engine.verify import distance
@@ -32,7 +32,7 @@ from qcompiler.backends.triton.ops.quantize import padded
 from qcompiler.backends.triton.ops.schedule import reading
 from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.errors import InputError, LoweringError
-from qcompiler.ir import Graph, evaluate, spec
+from qcompiler.ir import Graph, evaluate, label, spec
 from qcompiler.ir.graph import operator_of
 from qcompiler.plan import Plan
 from qcompiler.target import Target
@@ -159,7 +159,11 @@ class TritonExecutable:
     # ---------------------------------------------------------------- what is found out about it
 
     def profile(self, inputs: Sequence[Tensor], *, runs: int = 5) -> dict[str, float]:
-        """Microseconds per run of every node, by planned name; medians, by CUDA's events or a CPU's clock."""
+        """Microseconds per run of every node, by planned name; medians, by CUDA's events or a CPU's clock.
+
+        The call of a gate and what it multiplies counts half for each of both: they are as large.
+        """
+        calls = {call.node.name: call.layer for call in self.program(inputs).calls}
         times: dict[str, list[float]] = defaultdict(list)
         timer = on_cuda if device_of(inputs).type == "cuda" else on_cpu
         for _ in range(runs):
@@ -172,7 +176,9 @@ class TritonExecutable:
 
             self.run(inputs, around=timed)
             for name, microseconds in spent:
-                times[name].append(microseconds())
+                names = calls[name].names if name in calls else (name,)
+                for each in names:
+                    times[each].append(microseconds() / len(names))
         return {name: statistics.median(found) for name, found in times.items()}
 
     def verify(self, inputs: Sequence[Tensor]) -> list[NodeDistance]:
@@ -208,17 +214,20 @@ class TritonExecutable:
         self, node: str, planned: str, choices: Mapping[str, Choice], handing: Collection[str]
     ) -> Executed:
         """handing: names of anchors whose codes are handed on."""
-        choice = choices.get(node)
+        layer = next((each for each in self.layers.found if node in each.names), None)
         if any(end.name == node for layer in self.layers.found for end in layer.tail):
             return Executed(node=node, kernel="", precision="float", reason="merged into another kernel")
-        if choice is None:
+        if layer is None:
             why = self.refused(node) if planned != "float" else ""
             return Executed(node=node, kernel="torch", precision="float", reason=why)
+        gate = layer.anchor
+        choice, is_beside = choices[gate.name], node != gate.name
+        kernel = "" if is_beside else kernel_of(layer, choice.by, node in handing)
         if choice.by.reads_codes:
-            kernel = ONWARD if node in handing else choice.by.name
-            return Executed(node=node, kernel=kernel, precision=planned, reason=choice.why)
+            reason = f"computed with its gate, {label(gate)}" if is_beside else choice.why
+            return Executed(node=node, kernel=kernel, precision=planned, reason=reason)
         return Executed(
-            node=node, kernel=choice.by.name, precision="float",
+            node=node, kernel=kernel, precision="float",
             reason=f"every call has {choice.rows} row{'s' if choice.rows > 1 else ''}, which read the weight"
             f" decoded ({choice.decisions}); trace with the sizes that are served, or keep it in float",
         )  # fmt: skip
@@ -240,6 +249,10 @@ class TritonExecutable:
             f"the rows of {count} layers vary by call: {text}"
             for text, count in varying.items()
             if "," in text
+        ]
+        found += [
+            f"{count} gate{'s are' if count > 1 else ' is'} computed apart: {why}"
+            for why, count in Counter(self.layers.apart.values()).items()
         ]
         found += [
             f"{name}: {choice.why}; {choice.by.name} computes it"

@@ -4,13 +4,13 @@
     dequantize(quantize(x)), dequantize(weight)       ->  linear  ->  activation  ->  + residual    another
     x, dequantize(weight in groups)                   ->  linear  ->  activation  ->  + residual    a third
 
-Behind the first two may stand a `quantize` that only layers of the second kind read. What an epilogue takes
-along is a table, and what keeps a linear from being a layer is a list of sentences.
+Behind the first two may stand a `quantize` that only layers of the second kind read; of the third, two may be
+one, or one may hold two (`gates`, `halves`). What an epilogue takes along is a table, and what keeps a linear
+from being a layer is a list of sentences.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch.fx import Node
 
 from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.engine.candidates import OURS
+from qcompiler.backends.triton.engine.gates import gated
+from qcompiler.backends.triton.engine.halves import halved
+from qcompiler.backends.triton.engine.layer import Layer, Layers, activation_behind, only_reader, sum_behind
 from qcompiler.backends.triton.engine.weights import (
     few_bit_obstacles,
     few_bit_region,
@@ -30,70 +33,12 @@ from qcompiler.backends.triton.ops.schedule import named
 from qcompiler.ir import Graph, arguments, spec
 from qcompiler.ir.products import DEEPEST
 from qcompiler.ir.rows import SHORT
-from qcompiler.passes.fuse import addend
 from qcompiler.passes.partition import Region, partition
 from qcompiler.target import Target
 
-aten = torch.ops.aten
 qc = torch.ops.qcompiler
 
-ACTIVATIONS: Mapping[Any, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
-    aten.relu.default: ("relu", lambda given: True),
-    aten.gelu.default: ("gelu", lambda given: given["approximate"] == "none"),
-    aten.silu.default: ("silu", lambda given: True),
-}
-"""An op behind a linear -> the activation of an epilogue, and the calls that are it."""
 DEEPEST_CALIBRATED = 2**31 // (128 * 127)  # products that int32 can sum where the codes of x may be -128
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Layer:
-    """A linear: x [..., K] in floats, its weight as constants, and the ops behind it up to `result`.
-
-    tail: those ops. Invariant: each is read by the next one alone. A region without operands reads x as it
-    is, and the format of its problem is then a layout. coded: the `quantize` whose codes it reads by one
-    scale, None where rows have scales of their own, or x is read as it is. onward: the `quantize` of its
-    result, if nobody reads that but layers that read its codes.
-    """
-
-    region: Region
-    x: Node
-    codes: str
-    scale: str
-    bias: Node | None
-    activation: str
-    residual: Node | None
-    tail: tuple[Node, ...]
-    problem: Linear
-    dtype: torch.dtype
-    coded: Node | None
-    onward: Node | None = None
-
-    @property
-    def anchor(self) -> Node:
-        return self.region.anchor
-
-    @property
-    def weight(self) -> Node:
-        """What decodes its codes."""
-        assert self.region.weight is not None
-        return self.region.weight
-
-    @property
-    def is_weight_only(self) -> bool:
-        return not self.region.operands
-
-    @property
-    def result(self) -> Node:
-        return self.tail[-1] if self.tail else self.anchor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layers:
-    """Layers in execution order, and linears on codes that are none: anchor's name -> why."""
-
-    found: tuple[Layer, ...]
-    refused: Mapping[str, str]
 
 
 def layers_of(graph: Graph, target: Target) -> Layers:
@@ -108,15 +53,21 @@ def layers_of(graph: Graph, target: Target) -> Layers:
             found.append(layer_at(region, graph))
         else:
             refused[region.anchor.name] = why
+    pairs, apart = gated(found, graph)
+    layers, others = halved(pairs, graph)
     return Layers(
-        found=tuple(replace(layer, onward=onward(layer, found)) for layer in found), refused=refused
+        found=tuple(replace(layer, onward=onward(layer, layers)) for layer in layers),
+        refused=refused,
+        apart={**apart, **others},
     )
 
 
 def obstacles(region: Region, graph: Graph) -> Iterator[str]:
     """Why no op computes a region, in sentences; none where one does."""
     if region.row.formula != "linear" or region.weight is None:
-        yield f"no op computes a {region.row.formula} on codes; keep it in float by an override"
+        formula = region.row.formula
+        also = ", nor one of 1x1 as the linear over channels that it is" if formula == "conv" else ""
+        yield f"no op computes a {formula} on codes{also}; keep it in float by an override"
         return
     (operand,), weight = region.operands, arguments(region.weight)
     calibrated = row_codes_of(operand) is None
@@ -194,30 +145,18 @@ def layer_at(region: Region, graph: Graph) -> Layer:
         format += f"b{weight['block']}" if weight["block"] else ""
     else:
         format = layout_of_weight(region, graph).name
-    activation, tail = "none", []
-    reader = only_reader(anchor)
-    if reader is not None and reader.target in ACTIVATIONS:
-        name, is_it = ACTIVATIONS[reader.target]
-        if is_it(arguments(reader)):
-            activation, tail = name, [reader]
-    last = tail[-1] if tail else anchor
-    reader = only_reader(last)
-    residual = None if reader is None else addend(last, reader)
-    if reader is not None and residual is not None:
-        tail.append(reader)
+    activation, turns = activation_behind(anchor)
+    residual, adds = sum_behind(turns[-1] if turns else anchor)
+    tail = (*turns, *adds)
     N, K = tensor(weight["q"], graph).shape
     held = spec(tail[-1] if tail else anchor)
     assert held is not None
     return Layer(
         region=region, x=x, codes=str(weight["q"].target),
         scale=str(weight["scale"].target), bias=arguments(anchor)["bias"], activation=activation,
-        residual=residual, tail=tuple(tail), dtype=held.dtype, coded=coded,
+        residual=residual, tail=tail, dtype=held.dtype, coded=coded,
         problem=Linear(
             format=format, N=N, K=K, out=named(held.dtype), heavy=is_heavy(activation, residual),
             zeros=not region.operands and has_zeros(region, graph),
         ),
     )  # fmt: skip
-
-
-def only_reader(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None

@@ -8,6 +8,7 @@
     quantize_rows(a long result)            -->  y, m = the same with maxima of rows
                                                  a, s = triton_quantize_by_amax(y, m, format)
     linear(x, dq(w in groups), b)           -->  y = candidate(rows(x), w, t, z, b, residual, act, dtype)
+    act(linear(x, G, ..)) linear(x, U, ..)  -->  y = candidate(rows(x), [G; U], .., gated=True)
 
 Everything else stays as it is. The graph holds no sizes, so it serves all calls for which the same
 candidates were chosen.
@@ -24,9 +25,9 @@ from torch.fx import Node
 
 from qcompiler.backends.reference import coded
 from qcompiler.backends.triton.engine.candidates import ONWARD, Candidate
-from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.engine.layer import Layer
 from qcompiler.backends.triton.engine.onward import end, handed_on, peaked, read, source
-from qcompiler.backends.triton.engine.weights import tensor, weight_of
+from qcompiler.backends.triton.engine.weights import stacked, tensor, weight_of
 from qcompiler.backends.triton.ops.alignment import lies_askew
 from qcompiler.backends.triton.ops.quantize import packed
 from qcompiler.ir import Graph, arguments
@@ -70,8 +71,7 @@ class Call:
 
     @property
     def kernel(self) -> str:
-        """What reports call it."""
-        return ONWARD if self.hands_codes else self.by.name
+        return kernel_of(self.layer, self.by, self.hands_codes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,11 +116,12 @@ class Lowering:
 
     def compute(self, layer: Layer, by: Candidate) -> None:
         residual = None if layer.residual is None else self.rows(layer.residual)
-        bias = None if layer.bias is None else self.now[layer.bias]
+        bias = self.bias(layer)
         x, y_is = source(layer, self.handed), end(layer, self.handed)
         hands_codes = y_is is layer.onward
         given = (*self.operands(layer, by), bias, residual)
         how: dict[str, Any] = {"activation": layer.activation, **by.more}
+        how |= {"gated": True} if layer.problem.gated else {}
         if hands_codes:
             y = self.call(layer.anchor.name, by.onward, *given, scale=self.scale(y_is), **how)
         elif y_is in self.peaked:
@@ -141,10 +142,19 @@ class Lowering:
         else:
             self.now[y_is] = self.call("shaped", like_rows_of, y, like)
 
+    def bias(self, layer: Layer) -> Node | None:
+        """Of a gate the constants of both, one behind the other."""
+        if layer.bias is None or layer.beside is None:
+            return None if layer.bias is None else self.now[layer.bias]
+        names = [str(each.bias.target) for each in layer.linears if each.bias is not None]
+        return self.constant(
+            ".".join((*names, "both")), lambda: torch.cat([tensor(name, self.graph) for name in names])
+        )
+
     def operands(self, layer: Layer, by: Candidate) -> tuple[Node | None, ...]:
         """The four that a candidate takes first."""
         if not by.reads_codes:
-            b = self.constant(f"{layer.codes}.decoded", lambda: decoded(layer, self.graph))
+            b = self.constant(f"{stem(layer)}.decoded", lambda: decoded(layer, self.graph))
             return self.rows(layer.x), None, b, None
         if layer.is_weight_only:
             return self.aligned(layer.x), *self.few_bits(layer)
@@ -164,10 +174,10 @@ class Lowering:
 
     def few_bits(self, layer: Layer) -> tuple[Node | None, ...]:
         """Codes, scales and zero points as kernels read them."""
-        found = weight_of(layer.region, self.graph)
+        found = stacked([weight_of(each.region, self.graph) for each in layer.linears])
         parts = {"packed": found.codes, "scales": found.scales, "zeros": found.zeros}
         return tuple(
-            None if part is None else self.held(f"{layer.codes}.{name}", part) for name, part in parts.items()
+            None if part is None else self.held(f"{stem(layer)}.{name}", part) for name, part in parts.items()
         )
 
     def codes(self, x: Node, format: str) -> tuple[Node, Node]:
@@ -240,6 +250,17 @@ class Lowering:
 
 
 def decoded(layer: Layer, graph: Graph) -> Tensor:
-    """(q - z) s in the model's type."""
-    weight = coded(layer.weight, lambda node: tensor(node, graph))
-    return replace(weight, dtype=layer.dtype).decoded()
+    """(q - z) s in the model's type, [rows, K]."""
+    weights = [coded(each.weight, lambda node: tensor(node, graph)) for each in layer.linears]
+    return torch.cat([replace(weight, dtype=layer.dtype).decoded() for weight in weights])
+
+
+def stem(layer: Layer) -> str:
+    """What the names of constants that are made of its weight begin with."""
+    return ".".join(each.codes for each in layer.linears)
+
+
+def kernel_of(layer: Layer, by: Candidate, hands_codes: bool) -> str:
+    """What reports call what computes a layer."""
+    name = ONWARD if hands_codes else by.name
+    return f"{name} gated" if layer.problem.gated and by.reads_codes else name

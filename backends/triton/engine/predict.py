@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from qcompiler.backends.base import Prediction
 from qcompiler.backends.triton.decisions import Linear
-from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.engine.layer import Layer
 from qcompiler.backends.triton.layouts import layout_named
 from qcompiler.backends.triton.tuning import profit
 from qcompiler.backends.triton.tuning.device import DEVICES, Device
@@ -34,7 +34,7 @@ def device_for(target: Target) -> Device:
 
 
 def product(
-    M: int, N: int, K: int, kind: str, device: Device, *, weight: float | None = None, result: int = HALF
+    M: int, N: int, K: int, kind: str, device: Device, *, weight: float | None = None, result: float = HALF
 ) -> float:
     """Seconds of y [M, N] = x [M, K] W^T; `weight` is the bytes of W where they are not those of its kind.
 
@@ -45,10 +45,29 @@ def product(
     return least(moved, device, kind=kind, operations=2 * M * N * K) + device.launch
 
 
+def rows_of(problem: Linear) -> int:
+    """Of the weight, which a gate shares with what it multiplies."""
+    return problem.N * (1 + problem.gated)
+
+
 def few_bit_bytes(problem: Linear) -> float:
     """Codes in their layout, and a scale and at most a zero point for each group."""
     layout = layout_named(problem.format)
-    return problem.N * problem.K * (1 / layout.per_byte + (HALF + 1) / layout.group)
+    return rows_of(problem) * problem.K * (1 / layout.per_byte + (HALF + 1) / layout.group)
+
+
+def few_bit_product(M: int, problem: Linear, device: Device) -> float:
+    """Seconds of a product by few bits; of a gate one number leaves for two sums."""
+    return product(
+        M, rows_of(problem), problem.K, "bf16", device, weight=few_bit_bytes(problem),
+        result=HALF / (1 + problem.gated),
+    )  # fmt: skip
+
+
+def float_product(M: int, problem: Linear, device: Device) -> float:
+    """Seconds of the same in bfloat16: of a gate one product, and one kernel that reads both its halves."""
+    sums = product(M, rows_of(problem), problem.K, "bf16", device)
+    return sums + (least(3 * HALF * M * problem.N, device) + device.launch if problem.gated else 0.0)
 
 
 def quantizing(M: int, K: int, device: Device) -> float:
@@ -116,25 +135,18 @@ def weighed_bytes(
 ) -> Prediction:
     """The same of weights of few bits, whose bytes decide."""
 
-    def held(layer: Layer, few: bool) -> float:
-        problem = layer.problem
-        return few_bit_bytes(problem) if few else HALF * problem.N * problem.K
-
     def total(few: bool) -> tuple[float, float]:
         """Bytes of all weights, and seconds of all products."""
-        sizes = [held(layer, few and layer.anchor.name not in floats) for layer in layers]
-        problems = [layer.problem for layer in layers]
-        seconds = (
-            product(M, problem.N, problem.K, "bf16", device, weight=size)
-            for problem, size in zip(problems, sizes, strict=True)
-        )
+        ways = [(layer.problem, few and layer.anchor.name not in floats) for layer in layers]
+        sizes = (few_bit_bytes(one) if is_few else HALF * rows_of(one) * one.K for one, is_few in ways)
+        seconds = ((few_bit_product if is_few else float_product)(M, one, device) for one, is_few in ways)
         return sum(sizes), sum(seconds)
 
     (ours, seconds), (theirs, in_float) = total(True), total(False)
     kept = ours <= (1 - profit.PREDICTED) * theirs and seconds <= in_float
     return Prediction(
-        nodes=tuple(layer.anchor.name for layer in layers),
-        labels=tuple(label(layer.anchor) for layer in layers),
+        nodes=tuple(name for layer in layers for name in layer.names),
+        labels=tuple(label(each.anchor) for layer in layers for each in layer.linears),
         why=f"{'accepted' if kept else 'refused'} {named(x, layers)} M={M}: {ours / theirs:.0%} of the"
         f" weights' bytes, at most {1 - profit.PREDICTED:.0%} wanted, {in_float / seconds:.2f}x predicted,"
         f" for {device.name}",
@@ -143,5 +155,5 @@ def weighed_bytes(
 
 
 def named(x: Node, layers: Sequence[Layer]) -> str:
-    sizes = ", ".join(f"{layer.problem.N}x{layer.problem.K}" for layer in layers)
+    sizes = ", ".join(f"{rows_of(layer.problem)}x{layer.problem.K}" for layer in layers)
     return f"{label(x)} times {sizes}"

@@ -15,12 +15,13 @@ the two ends. S = sum_k |a_k b_k|, S' = sum_k |x_k w_k|:
 With few bits x_k (u_k - z) is exact, each sum rounds or, on tensor cores, cuts off behind float32's last bit:
 once for a product, and once more for those that are aligned to the largest beside them (Fasi et al. 2021,
 "Numerical behavior of NVIDIA tensor cores"). A group of G rounds once for its scale and once where it is
-added, the reference once for its sum; what is left is the first and last sum of parts.
-GELU and SiLU enlarge an error by 1.13 at most, and are themselves good to |y| 2^-21. u is half a unit of the
-result's type, in which steps behind the sums, and weights that are decoded, are rounded.
+added, the reference once for its sum; what is left is the first and last sum of parts. A gate and what it
+multiplies have such a bound each: see `error` for their product. GELU and SiLU enlarge an error by 1.13 at
+most, and are themselves good to |y| 2^-21. u is half a unit of the result's type, in which steps behind the
+sums, and weights that are decoded, are rounded; our kernels of few bits keep float32 until the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,11 +32,12 @@ from torch.fx import Node
 from qcompiler.backends.base import NodeDistance
 from qcompiler.backends.reference import coded, compute_region
 from qcompiler.backends.reference.kernels import Codes, weight_only_linear
-from qcompiler.backends.triton.engine.layers import Layer
+from qcompiler.backends.triton.engine.layer import Layer
 from qcompiler.backends.triton.engine.lower import Call
 from qcompiler.backends.triton.engine.weights import tensor
 from qcompiler.backends.triton.layouts import layout_named
 from qcompiler.backends.triton.ops.linear import ACTIVATIONS, LIGHT
+from qcompiler.backends.triton.ops.weight_only import activated
 from qcompiler.ir import Graph, arguments
 from qcompiler.numerics import PerGroup
 from qcompiler.numerics.block_codes import decoded
@@ -51,19 +53,19 @@ def distance(call: Call, values: Mapping[Node, Any], graph: Graph) -> NodeDistan
     layer, found = call.layer, values[call.node].cpu()
     device, x = values[call.node].device, values[call.x].cpu()
     bias, residual = (None if node is None else values[node].cpu() for node in (call.bias, call.residual))
-    operand, weight = operands(call, x, graph)
-    if layer.is_weight_only:
-        group = layout_named(layer.problem.format).group
-        sums = weight_only_linear(x, weight, bias, bits=None, block=group)
-    else:
-        sums = compute_region(layer.region, graph, (operand, weight, bias), {}, None).float()
-    y = ACTIVATIONS[layer.activation](sums)
+    read, count = [operands(call, each, x, graph) for each in layer.linears], len(layer.linears)
+    biases: Sequence[Tensor | None] = [None] * count if bias is None else bias.chunk(count)
+    each_sums = [
+        sums_of(each, graph, *given, own)
+        for each, given, own in zip(layer.linears, read, biases, strict=True)
+    ]
+    sums = torch.cat(each_sums, -1)
+    y = activated(sums, layer.activation, layer.problem.gated)
     y = y if residual is None else y + residual.float().reshape(y.shape)
     allowed = torch.zeros(())
     if not has_equal_bits(call, device):
-        half = FLOAT32 if call.hands_codes else torch.finfo(layer.dtype).eps / 2
-        allowed = STEEPEST * (bound(call, x, operand, weight, device) + (half + EXPONENTIAL) * sums.abs())
-        allowed = allowed + 3 * half * y.abs()  # of the activation, of a residual's sum, and of the reference
+        limits = torch.cat([bound(call, x, *given, device) for given in read], -1)
+        allowed = error(call, sums, limits, y)
     if call.hands_codes:
         apart = steps = beyond_codes(layer, found, y, allowed, graph)
     else:
@@ -76,6 +78,38 @@ def distance(call: Call, values: Mapping[Node, Any], graph: Graph) -> NodeDistan
         node=layer.anchor.name, kernel=call.kernel, max_lsb=largest(steps),
         changed=float((apart > 0).double().mean()),
     )  # fmt: skip
+
+
+def sums_of(
+    linear: Layer, graph: Graph, operand: Codes | Tensor, weight: Codes, bias: Tensor | None
+) -> Tensor:
+    """What the reference has for a linear alone, float32 [..., N]."""
+    if isinstance(operand, Tensor):
+        group = layout_named(linear.problem.format).group
+        return weight_only_linear(operand, weight, bias, bits=None, block=group)
+    return compute_region(linear.region, graph, (operand, weight, bias), {}, None).float()
+
+
+def error(call: Call, sums: Tensor, limits: Tensor, y: Tensor) -> Tensor:
+    """How far a result may be from y, [..., N] in float64, where sums may be off by their limits e.
+
+        e_a = 1.13 (e_g + (v + 2^-21) |g|)                                 behind the activation a of g
+        e_p = |a| e_b + |b| e_a + e_a e_b + v (|a| + e_a) (|b| + e_b)      behind its product with b
+
+    v is half a unit of the type in which steps are rounded. Through a gate a and b are rounded by themselves,
+    which adds v |a| and v |b|. 3 u |y| are for the activation, or a sum, for the result, and the reference.
+    """
+    layer, is_gated = call.layer, call.layer.problem.gated
+    u = FLOAT32 if call.hands_codes else torch.finfo(layer.dtype).eps / 2
+    v = FLOAT32 if layer.is_weight_only and call.by.reads_codes else u
+    first, first_limit = (each.chunk(1 + is_gated, -1)[0] for each in (sums, limits))
+    off = STEEPEST * (first_limit + (v + EXPONENTIAL) * first.abs())
+    if is_gated:
+        second, second_limit = (each.chunk(2, -1)[1] for each in (sums, limits))
+        a, b = (each.double().abs() for each in (ACTIVATIONS[layer.activation](first), second))
+        e_a, e_b = off + v * a, second_limit + v * b
+        off = a * e_b + b * e_a + e_a * e_b + v * (a + e_a) * (b + e_b)
+    return off + 3 * u * y.abs()
 
 
 def beyond_codes(layer: Layer, found: Tensor, y: Tensor, allowed: Tensor, graph: Graph) -> Tensor:
@@ -97,9 +131,8 @@ def calibrated(made: Node | None, x: Tensor, graph: Graph, codes: Tensor | None 
     return Codes(values=codes, scale=scale, zero_point=zero, format=given["format"])
 
 
-def operands(call: Call, x: Tensor, graph: Graph) -> tuple[Codes | Tensor, Codes]:
+def operands(call: Call, layer: Layer, x: Tensor, graph: Graph) -> tuple[Codes | Tensor, Codes]:
     """Codes of the input, made by the reference, or x where it is read as it is; and codes of the weight."""
-    layer = call.layer
     weight = coded(layer.weight, lambda node: tensor(node, graph))
     if layer.is_weight_only:
         return x, weight
@@ -133,7 +166,7 @@ def bound(call: Call, x: Tensor, operand: Codes | Tensor, weight: Codes, device:
         after = (3 * groups + 2) * FLOAT32 * (1 if device.type == "cpu" else 2)
         return (inside + after) * (a.abs() @ w)
     if call.layer.problem.format == "int8":
-        return torch.zeros(())
+        return torch.zeros(len(weight.values))
     promoted = bool(weight.block) or call.by.more.get("accumulation") == "promote128"
     inside = 0.0 if device.type == "cpu" else TENSOR_CORES * (4 if promoted else depth / 32)
     return (inside + depth * FLOAT32) * (a.abs() @ w)

@@ -5,7 +5,8 @@
 A weight with one scale for each output is one in groups of the same scale.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -103,3 +104,15 @@ def weight_of(region: Region, graph: Graph) -> Weight:
         codes=pack(codes, layout), scales=scales,
         zeros=zeros if has_zeros(region, graph) else None, layout=layout.name,
     )  # fmt: skip
+
+
+def stacked(weights: Sequence[Weight]) -> Weight:
+    """The rows of one above those of the next; all are of one layout, with zero points or without."""
+    first = weights[0]
+    zeros = [weight.zeros for weight in weights if weight.zeros is not None]
+    return replace(
+        first,
+        codes=torch.cat([weight.codes for weight in weights]),
+        scales=torch.cat([weight.scales for weight in weights]),
+        zeros=torch.cat(zeros) if zeros else None,
+    )

@@ -6,8 +6,7 @@ y[m, n] = act(float32(sum_k a[m, k] b[n, k]) s_m t_n + bias_n) + residual[m, n]
 import triton
 import triton.language as tl
 
-from qcompiler.backends.triton.kernels.epilogue import store
-from qcompiler.backends.triton.kernels.tile import sums, tile_of
+from qcompiler.backends.triton.kernels.product import product
 
 
 @triton.jit
@@ -34,11 +33,13 @@ def int8_matmul(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    partial=None,
+    SPLIT: tl.constexpr = 1,
+    PERSISTENT: tl.constexpr = 0,
 ):
-    """a int8 [M, K], b int8 [N, K], K a multiple of 16 and at most 133,144; one program for each tile."""
-    row, column = tile_of(M, N, BM, BN, GROUP)
-    acc = sums(a, b, M, N, K, stride_a, stride_b, row, column, BM, BN, BK, True, None, DESCRIPTORS)
-    store(
-        acc, out, a_scale, b_scale, bias, residual, scale, amax, M, N, stride_out, stride_residual,
-        row, column, BM, BN, ACTIVATION,
+    """a int8 [M, K], b int8 [N, K], K a multiple of 16 and at most 133,144; `product` has the programs."""
+    product(
+        a, b, out, a_scale, b_scale, bias, residual, scale, amax, partial, M, N, K, stride_a, stride_b,
+        stride_out, stride_residual, ACTIVATION, True, None, BM, BN, BK, GROUP, DESCRIPTORS, SPLIT,
+        PERSISTENT,
     )  # fmt: skip

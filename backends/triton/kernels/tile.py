@@ -11,13 +11,18 @@ import triton.language as tl
 
 @triton.jit
 def tile_of(M, N, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
-    """Row and column of this program's tile: down GROUP rows before the next column, for the sake of L2."""
-    program = tl.program_id(0)
+    """Row and column of this program's tile."""
+    return place_of(tl.program_id(0), M, N, BM, BN, GROUP)
+
+
+@triton.jit
+def place_of(index, M, N, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """Row and column of a tile by its number: down GROUP rows before the next column, for the sake of L2."""
     down = tl.cdiv(M, BM)
     across = GROUP * tl.cdiv(N, BN)
-    first = program // across * GROUP
+    first = index // across * GROUP
     height = tl.minimum(down - first, GROUP)
-    return first + program % across % height, program % across // height
+    return first + index % across % height, index % across // height
 
 
 @triton.jit
@@ -32,12 +37,23 @@ def rows_of(x, tile, rows, stride, SIZE: tl.constexpr):
 
 
 @triton.jit
+def operand(x, rows, K, stride, SIZE: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr):
+    """What `sums` loads tiles [SIZE, BK] of x [rows, K] from: for the copy engine a descriptor, or else x."""
+    if DESCRIPTORS:
+        found = tl.make_tensor_descriptor(x, shape=[rows, K], strides=[stride, 1], block_shape=[SIZE, BK])
+    else:
+        found = x
+    return found
+
+
+@triton.jit
 def sums(
     a,
     b,
     M,
     N,
-    K,
+    start,
+    end,
     stride_a,
     stride_b,
     row,
@@ -49,26 +65,26 @@ def sums(
     PROMOTE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """[BM, BN]: int32 where EXACT, else float32, which tensor cores may hold in fewer bits.
+    """[BM, BN], over k from start to end: int32 where EXACT, else float32, which tensor cores may hold in
+    fewer bits.
 
-    PROMOTE: after how many k such a sum is added to a true float32, or None for never. DESCRIPTORS: whether
-    the copy engine (TMA) fetches operands, in tiles, or threads do, by pointers.
+    a, b: as `operand` makes them. end: that of K, or whole steps BK from start. PROMOTE: after how many k
+    such a sum is added to a true float32, or None for never. DESCRIPTORS: whether the copy engine (TMA)
+    fetches operands, in tiles, or threads do, by pointers.
     """
     kind: tl.constexpr = tl.int32 if EXACT else tl.float32
     acc = tl.zeros((BM, BN), kind)
     if DESCRIPTORS:
-        tiles_a = tl.make_tensor_descriptor(a, shape=[M, K], strides=[stride_a, 1], block_shape=[BM, BK])
-        tiles_b = tl.make_tensor_descriptor(b, shape=[N, K], strides=[stride_b, 1], block_shape=[BN, BK])
-        for k in range(0, K, BK):
-            x = tiles_a.load([row * BM, k])
-            y = tiles_b.load([column * BN, k])
+        for k in range(start, end, BK):
+            x = a.load([row * BM, k])
+            y = b.load([column * BN, k])
             acc = tl.dot(x, y.T, acc, max_num_imprecise_acc=PROMOTE, out_dtype=kind)
     else:
         along = tl.arange(0, BK)
-        from_a = rows_of(a, row, M, stride_a, BM)[:, None] + along[None, :]
-        from_b = rows_of(b, column, N, stride_b, BN)[None, :] + along[:, None]
-        for k in range(0, K, BK):
-            here = along < K - k
+        from_a = rows_of(a, row, M, stride_a, BM)[:, None] + (along + start)[None, :]
+        from_b = rows_of(b, column, N, stride_b, BN)[None, :] + (along + start)[:, None]
+        for k in range(start, end, BK):
+            here = along < end - k
             x = tl.load(from_a, mask=here[None, :], other=0.0)
             y = tl.load(from_b, mask=here[:, None], other=0.0)
             acc = tl.dot(x, y, acc, max_num_imprecise_acc=PROMOTE, out_dtype=kind)

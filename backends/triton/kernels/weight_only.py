@@ -25,6 +25,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.kernels.epilogue import finish
 from qcompiler.backends.triton.kernels.launching import pitch
+from qcompiler.backends.triton.kernels.parts import added, put_part
 from qcompiler.backends.triton.kernels.tile import rows_of, tile_of
 
 FLOAT32 = 0x4B000000  # the bits of 2^23, below which 23 bits count by ones
@@ -292,10 +293,9 @@ def leave(
     """Results, or where SPLIT the sums of a part as they are."""
     if SPLIT:
         rows = N if beside is None else 2 * N
-        out += part.to(tl.int64) * M * rows
-        finish(y, None, out, None, None, M, N, rows, 0, row, column, BM, BN, "none")
+        put_part(y, out, part, M, N, rows, row, column, BM, BN)
         if beside is not None:
-            finish(beside, None, out + N, None, None, M, N, rows, 0, row, column, BM, BN, "none")
+            put_part(beside, out + N, part, M, N, rows, row, column, BM, BN)
     else:
         finish(
             y, beside, out, bias, residual, M, N, stride_out, stride_residual, row, column, BM, BN, ACTIVATION
@@ -320,16 +320,9 @@ def weight_only_total(
     """sums float32 [parts, M, N or 2 N]: parts are added in order, by one program for BN outputs of a row."""
     column = tl.program_id(0)
     row = tl.program_id(1)
-    n = column * BN + tl.arange(0, BN)
     rows = 2 * N if GATED else N
-    line = sums + row.to(tl.int64) * rows + n[None, :]
-    y = tl.zeros((1, BN), tl.float32)
-    beside = tl.zeros((1, BN), tl.float32) if GATED else None
-    for _ in range(parts):
-        y += tl.load(line, mask=(n < N)[None, :], other=0.0)
-        if GATED:
-            beside += tl.load(line + N, mask=(n < N)[None, :], other=0.0)
-        line += tl.cast(M, tl.int64) * rows
+    y = added(sums, parts, M, N, rows, row, column, 1, BN)
+    beside = added(sums + N, parts, M, N, rows, row, column, 1, BN) if GATED else None
     finish(y, beside, out, bias, residual, M, N, stride_out, stride_residual, row, column, 1, BN, ACTIVATION)
 
 

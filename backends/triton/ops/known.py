@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops import quantize
 from qcompiler.backends.triton.ops.alignment import even
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.linear import check_beside
 from qcompiler.backends.triton.ops.quantize import CODES, codes_of, packed, scale_of
+from qcompiler.backends.triton.ops.schedule import of_rows, scheduled
 
 FORMAT: Mapping[torch.dtype, str] = {kind: format for format, (kind, _) in CODES.items()}
 """What codes of a type are called."""
@@ -40,9 +41,7 @@ def _(x: Tensor, amax: Tensor, format: str) -> tuple[Tensor, Tensor]:
 @quantize_by_amax.register_kernel("cuda")
 def by_amax_on_cuda(x: Tensor, amax: Tensor, format: str) -> tuple[Tensor, Tensor]:
     checked(x, format, amax=amax)
-    codes, scales = quantize.empty(x, format)
-    launched(x, amax, None, codes, scales, format)
-    return codes, scales
+    return launched(x, amax, None, format, configuration("quantize_by_amax", x, format))
 
 
 @torch.library.custom_op("qcompiler::triton_quantize_by_scale", mutates_args=(), device_types="cpu")
@@ -64,20 +63,27 @@ def _(x: Tensor, scale: Tensor, format: str) -> Tensor:
 @quantize_by_scale.register_kernel("cuda")
 def by_scale_on_cuda(x: Tensor, scale: Tensor, format: str) -> Tensor:
     checked(x, format, scale=scale)
-    codes, _ = quantize.empty(x, format)
-    launched(x, None, scale, codes, None, format)
+    codes, _ = launched(x, None, scale, format, configuration("quantize_by_scale", x, format))
     return codes
 
 
+def configuration(op: str, x: Tensor, format: str) -> Configuration:
+    """What was measured to be the fastest for either op, by its name."""
+    default = chosen("quantize_known", capability(x.device))
+    return scheduled(of_rows(op, format, x), x.device, default)
+
+
 def launched(
-    x: Tensor, amax: Tensor | None, scale: Tensor | None, codes: Tensor, scales: Tensor | None, format: str
-) -> None:
-    """Fill codes, and scales where amax is given, by a kernel."""
+    x: Tensor, amax: Tensor | None, scale: Tensor | None, format: str, row: Configuration
+) -> tuple[Tensor, Tensor]:
+    """Codes by a kernel, compiled as a row says, and scales of rows, which are empty where amax is None."""
     from qcompiler.backends.triton.kernels.known import launch
 
-    row = chosen("quantize_known", capability(x.device))
+    codes, scales = quantize.empty(x, format)
+    by_row = scales if amax is not None else None
     with torch.cuda.device(x.device):
-        launch(even(x), even(amax), even(scale), codes, scales, format, row.constants["BLOCK"], row.options)
+        launch(even(x), even(amax), even(scale), codes, by_row, format, row.constants["BLOCK"], row.options)
+    return codes, scales if by_row is not None else scales[:0]
 
 
 def saturated(x: Tensor, scale: Tensor, format: str) -> Tensor:

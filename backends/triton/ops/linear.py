@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qcompiler.backends.triton.configurations import chosen
+from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops.alignment import MULTIPLE, even, lies_askew
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.schedule import named, scheduled
-from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.problem import Problem, going_on
 from qcompiler.errors import InputError
 from qcompiler.ir.products import DEEPEST, summed
 
@@ -38,6 +38,9 @@ PROBLEMS = {
 }
 """By kernel: what a product is called where it is measured, and its codes."""
 CHUNK = 128  # of k, whose sum is added in float32 by "promote128"
+
+Compiled = tuple[Mapping[str, Any], Mapping[str, int]]
+"""Constants and options of a kernel."""
 
 
 @torch.library.custom_op("qcompiler::triton_int8_linear", mutates_args=(), device_types="cpu")
@@ -110,7 +113,8 @@ def fp8_linear(
     K is a multiple of 16.
 
     accumulation: "fast", one sum over k, which tensor cores hold in fewer bits than float32; "promote128",
-    ((p_0 + p_1) + p_2) + ... in float32, each p of 128 k. Here both are sums of float32.
+    ((p_0 + p_1) + p_2) + ... in float32, each p of 128 k. Here both are sums of float32. On a GPU k may be in
+    parts, each summed so, which are added in order in float32: as many as its configuration says.
     """
     checked(a, b, a_scale, b_scale, bias, residual, activation, torch.float8_e4m3fn)
     known(accumulation, ACCUMULATIONS, "accumulation")
@@ -177,25 +181,32 @@ def launched(
 ) -> None:
     """Fill out by a kernel, compiled as the device's configuration says; a residual may be out itself.
 
-    Codes were checked, and out lies evenly. scale, amax: see `launch_product`; either makes epilogues heavy.
-    Nobody measures products whose results are codes, and they run as those do that write bfloat16: what is
-    read and summed is the same.
+    Codes were checked, and out lies evenly. scale, amax: see `launch_product`, and `going_on` for what runs.
     """
     from qcompiler.backends.triton.kernels.launching import launch_product
 
-    heavy = is_heavy(activation, residual) or scale is not None or amax is not None
-    default = chosen(kernel.__name__, capability(a.device), mode=mode, heavy=heavy)
     op, format = PROBLEMS[kernel.__name__]
     problem = Problem(
-        op=op, scheme=f"{format} {mode}".strip(), M=len(a), N=len(b), K=a.shape[1],
-        out=named(out.dtype if scale is None else torch.bfloat16), heavy=heavy,
+        op=op, scheme=f"{format} {mode}".strip(), M=len(a), N=len(b), K=a.shape[1], out=named(out.dtype),
+        heavy=is_heavy(activation, residual),
     )  # fmt: skip
+    problem = going_on(problem, codes=scale is not None, maxima=amax is not None)
+    default = chosen(kernel.__name__, capability(a.device), mode=mode, heavy=problem.heavy)
     configuration = scheduled(problem, a.device, default)
     with torch.cuda.device(a.device):
         launch_product(
             kernel, a, b, out, even(a_scale), even(b_scale), even(bias), even(residual), activation,
             configuration.constants, configuration.options, scale=even(scale), amax=amax,
+            total=adding(configuration, a.device),
         )  # fmt: skip
+
+
+def adding(configuration: Configuration, device: torch.device) -> Compiled | None:
+    """Constants and options of what adds a product's parts, where a configuration makes any."""
+    if "SPLIT" not in configuration.constants:
+        return None
+    row = chosen("product_total", capability(device), heavy=configuration.heavy)
+    return row.constants, row.options
 
 
 def kernel_for(a: Tensor, accumulation: str) -> tuple[Any, str]:

@@ -4,12 +4,13 @@
 
 and where there are none, the tables' row.
 
-What an op computes does not depend on it: all configurations of a space add in the same order. Rows are read
-at the first launch on a device, once for this process and each database: that of `reading`, else that of
+What an op computes does not depend on it: all configurations of a space add in the same order. FP8 products
+alone are summed in as many parts as a configuration says, all within the bound of `tuning.gate`. Rows are
+read at the first launch on a device, once for this process and each database: that of `reading`, else that of
 `default_path`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # families ask ops for their numbers: at run time this module
     from qcompiler.tune.database import Core, Row
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+LACKING = "nothing was measured on this device, so it runs as the tables say"
 DATABASE: ContextVar[Path | None] = ContextVar("the database that ops read", default=None)
 
 
@@ -50,27 +52,26 @@ def reading(path: Path | None) -> Iterator[None]:
 class Chosen:
     """The schedules of a device, and what they said of a problem: a launch does not ask twice.
 
-    database: the file that was named, if one was. missed: what was said to lack rows, without its M.
+    database: the file that was named, if one was. missed: what was said to lack rows, without
+    its M, and whether it had any that were refused.
     """
 
     schedules: "Schedules"
     database: Path | None = None
     found: dict[Problem, Configuration] = field(default_factory=dict)
-    missed: set[Problem] = field(default_factory=set)
+    missed: set[tuple[Problem, bool]] = field(default_factory=set)
 
     def configuration(self, problem: Problem, default: Configuration) -> Configuration:
-        """The fastest that was measured; the default, with a warning once for all M, where nothing was."""
+        """The fastest that was measured; the default, with a warning once for all M, where nothing runs."""
         found = self.schedules.configuration(problem)
         if found is not None:
             return found
-        kind = replace(problem, M=0)
+        refused = self.schedules.refusals(problem)
+        kind = replace(problem, M=0), bool(refused)
         if kind not in self.missed:
             self.missed.add(kind)
-            warn(
-                f"{problem.bucketed.text}: nothing was measured on this device, so it runs as the tables "
-                f"say; {remedy(problem, self.database)}",
-                NotMeasured,
-            )
+            lack = hopeless(refused) if refused else f"{LACKING}; {remedy(problem, self.database)}"
+            warn(f"{problem.bucketed.text}: {lack}", NotMeasured)
         return default
 
 
@@ -80,6 +81,15 @@ def scheduled(problem: Problem, device: torch.device, default: Configuration) ->
     if problem not in known.found:
         known.found[problem] = known.configuration(problem, default)
     return known.found[problem]
+
+
+def hopeless(refused: "Sequence[Row]") -> str:
+    """Why none of the candidates that were measured can be taken."""
+    why = refused[0].reason or "nobody wrote why"
+    return (
+        f"all {len(refused)} candidates that were tried on this device were refused, the first because "
+        f"'{why}', so it runs as the tables say; to measure again helps with more --trials alone"
+    )
 
 
 def remedy(problem: Problem, database: Path | None) -> str:

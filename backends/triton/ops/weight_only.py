@@ -57,12 +57,7 @@ def weight_only_linear(
     """
     kind = checked(x, codes, scales, zeros, bias, residual, layout, gated, activation)
     y = totals(x.float(), differences(codes, zeros, kind), scales.float(), kind, gated)
-    y = y if bias is None else y + bias.float()
-    if gated:
-        gate, beside = y.chunk(2, 1)
-        y = ACTIVATIONS[activation](gate) * beside
-    else:
-        y = ACTIVATIONS[activation](y)
+    y = activated(y if bias is None else y + bias.float(), activation, gated)
     y = y if residual is None else y + residual.float()
     return y.to(dtype)
 
@@ -147,6 +142,14 @@ def product_for(M: int, layout: Layout, capability: int, is_heavy: bool) -> Conf
     if mode == "few" and not is_heavy and layout.bytes < LONG:
         mode = "few, short groups"
     return chosen("weight_only_gemm", capability, mode=mode, heavy=is_heavy)
+
+
+def activated(y: Tensor, activation: str, gated: bool) -> Tensor:
+    """act(y), or with a gate act(first half) (second half); every step in the type of y [..., rows]."""
+    if not gated:
+        return ACTIVATIONS[activation](y)
+    gate, beside = y.chunk(2, -1)
+    return ACTIVATIONS[activation](gate) * beside
 
 
 def empty(x: Tensor, codes: Tensor, gated: bool, dtype: torch.dtype) -> Tensor:

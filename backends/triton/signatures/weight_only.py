@@ -43,6 +43,7 @@ def use(layout: str, types: Types, *, activation: str = "none", gated: bool = Fa
         "zeros" * (types.arguments["zeros"] is not None),
         "gate" * gated,
         activation,
+        "residual" * (types.arguments["residual"] is not None),
         "split" * split,
     )
     constants = {
@@ -67,10 +68,14 @@ def gemv(row: Configuration, capability: int) -> list[Use]:
 
 
 def gemm(row: Configuration, capability: int) -> list[Use]:
-    """Other widths and zero points where there are few rows, which is where weights of few bits gain."""
+    """Other widths and zero points, and a gate by itself, where there are few rows: there few bits gain."""
     kind = floats(capability)
     if row.heavy:
-        return [use("w4h_g128", types(kind, residual=True), activation="silu", gated=True)]
+        residuals = (True, False) if row.mode == "few" else (True,)
+        return [
+            use("w4h_g128", types(kind, residual=residual), activation="silu", gated=True)
+            for residual in residuals
+        ]
     if row.mode == "few":
         return [use("w4h_g128", types(kind)), use("w8_g128", types(kind))]
     if row.mode == "few, short groups":

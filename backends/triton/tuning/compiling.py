@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -26,12 +27,21 @@ class Verdict:
 
 @contextmanager
 def pool(workers: int | None = None) -> Iterator[Executor]:
-    """Processes that compile. The interpreter is off in them: what it took hold of cannot be compiled."""
+    """Processes that compile. The interpreter is off in them: what it took hold of cannot be compiled.
+
+    Ctrl-C, which a terminal sends to all processes, is for the one that asks to understand.
+    """
     context = multiprocessing.get_context("spawn")
     held = os.environ.pop("TRITON_INTERPRET", None)
     try:
-        with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as executor:
+        executor = ProcessPoolExecutor(
+            workers or os.cpu_count(), mp_context=context, initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        )  # fmt: skip
+        try:
             yield executor
+        finally:
+            executor.shutdown(cancel_futures=True)
     finally:
         if held is not None:
             os.environ["TRITON_INTERPRET"] = held

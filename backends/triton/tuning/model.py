@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from qcompiler.backends.triton.decisions import Linear, Table
+from qcompiler.backends.triton.tuning.asked import linears_in, problem_of, problems_of
 from qcompiler.backends.triton.tuning.borders import borders
-from qcompiler.backends.triton.tuning.decided import fastest, measured, problem_of, quantizer_of, table
+from qcompiler.backends.triton.tuning.decided import measured, table
 from qcompiler.backends.triton.tuning.device import Device
 from qcompiler.backends.triton.tuning.families import family_of
+from qcompiler.backends.triton.tuning.joint import Readings, names_at
 from qcompiler.backends.triton.tuning.predict import bound
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.ranking import residual_of
@@ -40,15 +42,11 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """left: problems that were not reached in time, those of a search for borders that ended early included.
-
-    refused: rows with the reasons of what cannot be taken.
-    """
+    """refused: rows with the reasons of what cannot be taken."""
 
     table: Table
     chosen: tuple[Told, ...]
     refused: tuple[Row, ...]
-    left: int
 
 
 class Remembered:
@@ -73,7 +71,7 @@ def key(row: Row) -> tuple[str, ...]:
 
 
 def tune_linears(
-    linears: Sequence[Linear],
+    readings: Readings,
     database: Database,
     device: Device,
     judge: Judge,
@@ -86,13 +84,15 @@ def tune_linears(
     until: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
     tell: Tell = silent,
-) -> Tuned:
+) -> int:
     """Measure what has no row yet; a run that was stopped goes on where it was.
 
-    rows: at which linears are measured first. beside: problems of other ops. shipped: rows that came with the
-    package, from which the order on paper has learnt.
+    rows: at which linears are measured first, with all that may run around them. beside: problems of other
+    ops. shipped: rows that came with the package, from which the order on paper has learnt. Returns how many
+    problems were not reached in time, those of a search for borders that ended early included.
     """
     residual, kept = residual_of(shipped, device), Remembered(database, device.core)
+    linears = linears_in(readings)
 
     def measure(problems: Sequence[Problem], tell: Tell) -> int:
         return tune(
@@ -100,10 +100,10 @@ def tune_linears(
             until=until, clock=clock, tell=tell,
         )  # fmt: skip
 
-    def known() -> Schedules:
+    def schedules() -> Schedules:
         return schedules_of(kept.rows(), device.core, device.capability)
 
-    of_linears = [problem for linear in linears for M in rows for problem in problems_of(linear, M)]
+    of_linears = [problem for linear in linears for M in rows for problem in problems_of(linear, readings, M)]
     left = measure([*dict.fromkeys([*of_linears, *beside])], tell)
     lacking: set[tuple[Linear, int]] = set()  # the probe during which the time was over
     for linear in linears if not left else ():
@@ -112,28 +112,28 @@ def tune_linears(
             """Once the time is over, what the next larger number of rows says that was measured."""
             nonlocal left
             if not left:
-                left = measure(problems_of(linear, M), silent)
+                left = measure(problems_of(linear, readings, M), silent)
                 lacking.update([(linear, M)] if left else [])
-            whole = (rows for rows in measured(linear, known()) if (linear, rows) not in lacking)
-            return fastest(linear, min(rows for rows in whole if rows >= M), known())
+            whole = (rows for rows in measured(linear, schedules()) if (linear, rows) not in lacking)
+            at = min(rows for rows in whole if rows >= M)
+            return names_at(readings, at, schedules()).get(linear, "")
 
-        borders(name, measured(linear, known()))
-    found = known()
-    asked = [(str(linear), problem_of(linear, M)) for linear in linears for M in measured(linear, found)]
-    asked += [(replace(problem, M=0).text, problem) for problem in beside]
-    makers = [quantizer_of(linear, M) for linear in linears for M in measured(linear, found)]
-    every = dict.fromkeys([*(problem for _, problem in asked), *filter(None, makers)])
+        borders(name, measured(linear, schedules()))
+    return left
+
+
+def known(readings: Readings, beside: Sequence[Problem], rows: Iterable[Row], device: Device) -> Tuned:
+    """What rows say of the linears of a model, of what runs around them, and of other problems."""
+    found, linears = schedules_of(rows, device.core, device.capability), linears_in(readings)
+    at = [(linear, M) for linear in linears for M in measured(linear, found)]
+    products = {problem_of(linear, M): str(linear) for linear, M in at}
+    every = dict.fromkeys([*(one for linear, M in at for one in problems_of(linear, readings, M)), *beside])
+    names = {problem: replace(problem, M=0).text for problem in every} | products
     return Tuned(
-        table=table(linears, found), left=left,
-        chosen=tuple(one for name, problem in asked if (one := told(name, problem, found, device))),
+        table=table(readings, found),
+        chosen=tuple(one for problem in every if (one := told(names[problem], problem, found, device))),
         refused=tuple(row for problem in every for row in refused_of(problem, found)),
-    )  # fmt: skip
-
-
-def problems_of(linear: Linear, M: int) -> list[Problem]:
-    """Its product, and what makes the codes that it reads."""
-    quantizer = quantizer_of(linear, M)
-    return [problem_of(linear, M), *([quantizer] if quantizer else [])]
+    )
 
 
 def told(name: str, problem: Problem, schedules: Schedules, device: Device) -> Told | None:

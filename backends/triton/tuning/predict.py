@@ -1,9 +1,13 @@
 """Seconds of a kernel on paper: the slowest of arithmetic, memory and L2, in whole waves of programs.
 
-    t = max(F / (P e), B / W, B2 / W2) ceil(w) / w + launch        w = programs / (processors x resident)
+    t = max(F / (P e), B / W, B2 / W2) ceil(w) / w + E / W2 + A / W2 + launches
+    w = programs / (processors x resident)
 
 F, B, B2: operations and bytes with all padding. P, W, W2: the device's rates. e: the share of peak that
-generated code reaches. (Williams et al. 2009; waves as in Osama et al. 2023, arXiv 2301.03598.)
+generated code reaches. E: bytes that programs move when their sums are done, where arithmetic sets the time:
+tensor cores wait for them, in every wave, or in the last alone where a processor has another program, or the
+next tile, to go on with. A: bytes that a second kernel moves, which adds sums of parts. (Williams et al.
+2009; waves as in Osama et al. 2023, arXiv 2301.03598.)
 """
 
 import math
@@ -24,7 +28,9 @@ class Work:
 
     kind: the type that tensor cores multiply. operations: 2 per multiply-accumulate. bytes: to and from
     memory, each once. l2_bytes: that programs read together. shared: bytes of shared memory of a program.
-    launches: that follow one another, as the sum of partial sums does.
+    launches: that follow one another, as the sum of partial sums does. ended: bytes that programs move when
+    their sums are done. walking: programs of a processor that walk over tiles, 0 where each has one of its
+    own; `programs` are the tiles either way. added: bytes that a second kernel moves.
     """
 
     kind: str
@@ -35,6 +41,9 @@ class Work:
     threads: int
     shared: int
     launches: int = 1
+    ended: float = 0.0
+    walking: int = 0
+    added: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +72,18 @@ def predicted(work: Work, device: Device) -> Predicted:
         "L2": work.l2_bytes / device.l2_bandwidth,
     }
     limit = max(terms, key=terms.__getitem__)
-    waves = work.programs / (device.processors * resident(work, device))
+    at_once = resident(work, device)
+    waves = work.programs / (device.processors * at_once)
     # Less than a wave leaves processors idle: memory does not mind as long as enough of them ask for it.
     partial = math.ceil(waves) / waves if limit == "arithmetic" else max(1.0, 0.5 / waves)
-    return Predicted(seconds=terms[limit] * partial + work.launches * device.launch, limit=limit, waves=waves)
+    hidden = at_once > 1 or work.walking > 0
+    waited = work.ended / (math.ceil(waves) if hidden else 1) if limit == "arithmetic" else 0.0
+    seconds = terms[limit] * partial + (waited + work.added) / device.l2_bandwidth
+    return Predicted(seconds=seconds + work.launches * device.launch, limit=limit, waves=waves)
 
 
 def resident(work: Work, device: Device) -> int:
     """Programs that one processor holds at the same time."""
     shared = shared_of(device.capability)
     fits = min(THREADS // work.threads, FILE // (work.threads * REGISTERS), shared // max(work.shared, 1))
-    return max(1, fits)
+    return max(1, min(fits, work.walking or fits))

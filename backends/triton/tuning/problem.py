@@ -58,6 +58,16 @@ def command(problem: Problem, database: Path | None = None) -> str:
     return shlex.join(["qcompiler", "tune", "--target", "cuda", *words, "--problem", problem.text])
 
 
+def going_on(problem: Problem, *, codes: bool = False, maxima: bool = False) -> Problem:
+    """What a product is measured as whose result goes on as codes, or with the maxima of its rows beside it.
+
+    Either is much for an epilogue. Nobody measures products whose results are codes, and they run as those do
+    that write bfloat16: what is read and summed is the same.
+    """
+    heavy = problem.heavy or codes or maxima
+    return replace(problem, out="bf16" if codes else problem.out, heavy=heavy)
+
+
 def bucket(rows: int) -> int:
     """The power of two that stands for a number of rows: the next, at most 8192."""
     return min(1 << max(rows - 1, 0).bit_length(), LARGEST)

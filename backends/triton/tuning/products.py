@@ -21,7 +21,7 @@ from qcompiler.backends.triton.engine.candidates import (
     scaled_mm_of_blocks,
 )
 from qcompiler.backends.triton.ops import blocks
-from qcompiler.backends.triton.ops.linear import finished, fp8_linear, int8_linear
+from qcompiler.backends.triton.ops.linear import adding, finished, fp8_linear, int8_linear
 from qcompiler.backends.triton.ops.quantize import quantize_rows
 from qcompiler.backends.triton.signatures import kernel_named
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
@@ -119,7 +119,7 @@ def contenders(
             a, s = rows()
             launch_product(
                 kernel, a, codes[copy], out, s, t, bias, residual, activation, configuration.constants,
-                configuration.options,
+                configuration.options, total=adding(configuration, device),
             )  # fmt: skip
             return out
 

@@ -20,6 +20,7 @@ Timed = dict[Problem, dict[str, tuple[Configuration, float]]]
 def timed(rows: Iterable[Row], device: Device) -> Timed:
     """What ran of our own on a device, by problem and by the text of its configuration."""
     found: Timed = {}
+    known: dict[Problem, dict[str, Configuration]] = {}
     for row in rows:
         problem = parsed(row.workload)
         if (
@@ -29,9 +30,11 @@ def timed(rows: Iterable[Row], device: Device) -> Timed:
             or row.seconds == math.inf
         ):
             continue
-        known = {written(one): one for one in space(problem, device.capability)}
-        if row.configuration in known:
-            found.setdefault(problem, {})[row.configuration] = (known[row.configuration], row.seconds)
+        if problem not in known:
+            known[problem] = {written(one): one for one in space(problem, device.capability)}
+        if row.configuration in known[problem]:
+            configuration = known[problem][row.configuration]
+            found.setdefault(problem, {})[row.configuration] = (configuration, row.seconds)
     return found
 
 

@@ -46,7 +46,8 @@ def features(configuration: Configuration, predicted: Predicted) -> NDArray[np.f
     limits = [float(predicted.limit == name) for name in ("arithmetic", "memory", "L2")]
     others = [
         np.log2(configuration.warps), configuration.stages, float(bool(constants.get("DESCRIPTORS"))),
-        np.log2(min(predicted.waves, 64.0)),
+        np.log2(min(predicted.waves, 64.0)), np.log2(constants.get("SPLIT", 1)),
+        float("PERSISTENT" in constants),
     ]  # fmt: skip
     return np.array([*sizes, *others, *limits])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qcompiler.backends.triton.configurations import Configuration
-from qcompiler.backends.triton.ops import blocks, hadamard, norm, quantize
+from qcompiler.backends.triton.ops import blocks, hadamard, known, norm, quantize
 from qcompiler.backends.triton.ops.quantize_both import PURPOSES, quantize_both
 from qcompiler.backends.triton.ops.quantize_both import launched as launched_both
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
@@ -23,10 +23,12 @@ from qcompiler.numerics import ROW_BLOCK
 from qcompiler.numerics.block_codes import block_codes
 from qcompiler.numerics.hadamard import hadamard as hadamard_matrix
 from qcompiler.numerics.philox import noise_key, uniform
+from qcompiler.numerics.row_codes import CODES
 
 EPS = 1e-6
 KEPT = 64  # rows, and columns, that are computed again on the CPU
 TENSOR = 7  # of draws
+FARTHEST = 4.0  # what known scales are made for: of normal numbers few lie beyond, and these saturate
 
 Made = tuple[Tensor, ...]
 
@@ -105,6 +107,41 @@ def of_rows(problem: Problem, device: torch.device) -> Kind:
         apart=lambda x: codes(x, format),
         wrong=lambda found, x: differs([one[picked] for one in found], codes(x[picked].cpu(), format)),
     )
+
+
+def of_maxima(problem: Problem, device: torch.device) -> Kind:
+    """Of all copies the same, so that nobody seeks them while time is taken."""
+    format, picked = format_of(problem), some(problem.M)
+    amax = FARTHEST + torch.rand(problem.M)
+    its = amax.to(device)
+
+    def apart(x: Tensor) -> Made:
+        scale = quantize.scale_of(its[:, None], format)
+        return quantize.codes_of(x.float(), scale, format), scale
+
+    def wrong(found: Made, x: Tensor) -> str:
+        wanted = known.quantize_by_amax(x[picked].cpu(), amax[picked], format)
+        return differs([one[picked] for one in found], wanted)
+
+    return Kind(
+        reference=lambda x: known.quantize_by_amax(x, its, format),
+        kernel=lambda x, row: known.launched(x, its, None, format, row), apart=apart, wrong=wrong,
+    )  # fmt: skip
+
+
+def of_one_scale(problem: Problem, device: torch.device) -> Kind:
+    format, picked = format_of(problem), some(problem.M)
+    scale = torch.tensor([FARTHEST / CODES[format][1]])
+    its = scale.to(device)
+
+    def wrong(found: Made, x: Tensor) -> str:
+        return differs([found[0][picked]], [known.quantize_by_scale(x[picked].cpu(), scale, format)])
+
+    return Kind(
+        reference=lambda x: (known.quantize_by_scale(x, its, format),),
+        kernel=lambda x, row: known.launched(x, None, its, format, row),
+        apart=lambda x: (quantize.codes_of(x.float(), its.expand(len(x)), format),), wrong=wrong,
+    )  # fmt: skip
 
 
 def of_both(problem: Problem, device: torch.device) -> Kind:
@@ -208,6 +245,8 @@ def of_blocks(problem: Problem, device: torch.device) -> Kind:
 
 KINDS: Mapping[str, Callable[[Problem, torch.device], Kind]] = {
     "quantize_rows": of_rows,
+    "quantize_by_amax": of_maxima,
+    "quantize_by_scale": of_one_scale,
     "quantize_both": of_both,
     "quantize_blocks": of_blocks,
     "norm_quantize": of_norms,

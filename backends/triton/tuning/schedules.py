@@ -43,7 +43,7 @@ class Schedules:
 
         The rows are those of just so many M, or else of their bucket.
         """
-        held = problem if problem.text in self.rows else problem.bucketed
+        held = self.held(problem)
         if held.text not in self.rows:
             return None
         ours = {written(one): one for one in space(held, self.capability)}
@@ -60,6 +60,22 @@ class Schedules:
             contender=name, configuration=ours.get(name), seconds=seconds[name],
             ratio=seconds.get(FLOAT, math.nan) / seconds[name], is_prior=not is_current(rows[0], held),
         )  # fmt: skip
+
+    def held(self, problem: Problem) -> Problem:
+        """Whose rows tell of a problem."""
+        return problem if problem.text in self.rows else problem.bucketed
+
+    def refusals(self, problem: Problem) -> list[Row]:
+        """Why nothing of ours runs, where to measure again would change nothing: that of the tables first.
+
+        Rows of these versions, all refused. "float" is timed when all verdicts are there, so its row says so.
+        """
+        held = self.held(problem)
+        rows = {row.configuration: row for row in self.rows.get(held.text, ()) if is_current(row, held)}
+        if FLOAT not in rows:
+            return []
+        ours = [rows[name] for name in map(written, space(held, self.capability)) if name in rows]
+        return ours if all(row.is_refused for row in ours) else []
 
     def configuration(self, problem: Problem) -> Configuration | None:
         """The fastest of our own; None where nothing was measured."""

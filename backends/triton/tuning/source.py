@@ -1,14 +1,16 @@
-"""What a kernel's machine code depends on: the text of its module and of those it is made of."""
+"""What times depend on besides a device: the text of a kernel and of what it is made of, or of a call."""
 
 import ast
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from qcompiler.backends.triton.signatures import SIGNATURES
 
-FOLDER = Path(__file__).parents[1] / "kernels"
+BACKEND = Path(__file__).parents[1]
+FOLDER = BACKEND / "kernels"
 PACKAGE = "qcompiler.backends.triton.kernels."
 
 
@@ -18,6 +20,13 @@ def compiler(kernel: str) -> str:
     return f"triton {version_of('triton')}, source {source_hash(SIGNATURES[kernel].module)}"
 
 
+@cache
+def caller(torch: str, functions: tuple[str, ...]) -> str:
+    """The same of a peer, by the functions that call it: "torch 2.13.0, source 1a2b3c4d5e6f"."""
+    return f"torch {torch}, source {hashed(map(text_of, functions))}"
+
+
+@cache
 def version_of(package: str) -> str:
     """ "none" where it is not installed: sources may lie on a path, as they do on a borrowed GPU."""
     try:
@@ -39,5 +48,18 @@ def source_hash(module: str) -> str:
                 for node in ast.walk(tree)
                 if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE)
             ]
-    text = "".join(f"{name}{trees[name]}" for name in sorted(trees))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashed(f"{name}{trees[name]}" for name in sorted(trees))
+
+
+def text_of(function: str) -> str:
+    """A function of the backend by its place, "ops.linear.finished", without what it says of itself."""
+    place, _, name = function.rpartition(".")
+    tree = ast.parse((BACKEND / f"{place.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    (found,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name)
+    if ast.get_docstring(found) is not None:
+        found.body = found.body[1:]
+    return ast.unparse(found)
+
+
+def hashed(texts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:12]

@@ -15,13 +15,14 @@ from typing import Protocol
 import torch
 
 from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.tuning.callers import CALLERS
 from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.device import Device
 from qcompiler.backends.triton.tuning.families import FLOAT, family_of, space, written
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.ranking import ordered
 from qcompiler.backends.triton.tuning.residual import Residual
-from qcompiler.backends.triton.tuning.source import compiler, version_of
+from qcompiler.backends.triton.tuning.source import caller, compiler, version_of
 from qcompiler.progress import Tell, silent
 from qcompiler.tune.database import Core, Row, is_of, ranked
 from qcompiler.tune.search import ROUNDS, Measured, race
@@ -75,9 +76,10 @@ def is_current(row: Row, problem: Problem) -> bool:
 
 
 def versions(problem: Problem, contender: str = "") -> Mapping[str, str]:
-    """What a contender's time depends on besides the device: a peer's on torch, and ours on the kernel."""
-    family = family_of(problem)
-    made_by = f"torch {torch.__version__}" if contender in family.peers else compiler(family.kernel)
+    """What a contender's time depends on besides the device: a kernel, or torch and how it is called."""
+    kernel = family_of(problem).kernel
+    called = CALLERS[problem.op].get(contender)
+    made_by = compiler(kernel) if called is None else caller(torch.__version__, called)
     return {"compiler": made_by, "qcompiler": version_of("qcompiler")}
 
 
@@ -118,6 +120,20 @@ def drawn(problem: Problem, others: Sequence[str]) -> list[str]:
     return sorted(others, key=lambda name: sha256(f"{problem.text} {name}".encode()).digest())[:1]
 
 
+def waiting(
+    problems: Iterable[Problem],
+    rows: Sequence[Row],
+    device: Device,
+    *,
+    residual: Residual = NOTHING,
+    shipped: Sequence[Row] = (),
+    trials: int = TRIALS,
+) -> list[Job]:
+    """Those of which something is left to measure."""
+    jobs = (job(problem, rows, device, residual, trials, shipped) for problem in problems)
+    return [one for one in jobs if one.peers]
+
+
 def tune(
     problems: Sequence[Problem],
     database: Kept,
@@ -134,13 +150,12 @@ def tune(
     tell: Tell = silent,
 ) -> int:
     """Measure what has no row, problem by problem, until `clock` shows `until`; returns how many are left."""
-    found = database.rows(device.core)
-    jobs = [job(problem, found, device, residual, trials, shipped) for problem in problems]
-    waiting = [one for one in jobs if one.peers]
-    for done, one in enumerate(waiting):
+    rows = database.rows(device.core)
+    jobs = waiting(problems, rows, device, residual=residual, shipped=shipped, trials=trials)
+    for done, one in enumerate(jobs):
         if clock() > until:
-            return len(waiting) - done
-        tell(one.problem.text, done, len(waiting))
+            return len(jobs) - done
+        tell(one.problem.text, done, len(jobs))
         for found_now in measured(one, device, judge, prepare, rounds, until, clock):
             database.add(found_now)
     return 0

@@ -12,11 +12,16 @@ from torch.nn import functional as F
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.layouts import Layout, Weight, restored
-from qcompiler.backends.triton.ops.linear import ACTIVATIONS
-from qcompiler.backends.triton.ops.weight_only import launched, weight_only_linear
+from qcompiler.backends.triton.ops.weight_only import activated, launched, weight_only_linear
 from qcompiler.backends.triton.tuning.bench import Contenders, copies_of
 from qcompiler.backends.triton.tuning.families import FLOAT
-from qcompiler.backends.triton.tuning.families.weight_only import has_zeros, is_gated, layout_of
+from qcompiler.backends.triton.tuning.families.weight_only import (
+    activation_of,
+    adds,
+    has_zeros,
+    is_gated,
+    layout_of,
+)
 from qcompiler.backends.triton.tuning.gate import too_far
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.products import DTYPES, SAMPLED, activations, weights
@@ -28,7 +33,7 @@ ROUNDINGS = 5  # where floats are stored between: a decoded weight, the product,
 def contenders(
     problem: Problem, configurations: Mapping[str, Configuration], peers: Sequence[str], device: torch.device
 ) -> Contenders:
-    """With a bias, and where the problem is heavy an activation and a residual.
+    """With a bias, and where the problem is heavy what `activation_of` and `adds` say.
 
     On a CPU every configuration is the op's reference.
     """
@@ -36,8 +41,8 @@ def contenders(
     M, N, K, rows = problem.M, problem.N, problem.K, problem.N * (1 + is_gated(problem))
     dtype = torch.bfloat16 if out == torch.float32 else out
     x, bias = activations(M, K, dtype, device), torch.randn(rows, device=device).to(dtype)
-    residual = torch.randn(M, N, device=device).to(out) if problem.heavy else None
-    activation = "none" if not problem.heavy else "silu" if gated else "gelu"
+    residual = torch.randn(M, N, device=device).to(out) if adds(problem) else None
+    activation = activation_of(problem)
     one = random_weight(rows, K, layout, has_zeros(problem), dtype, device)
     held = [copied(one) for _ in range(copies_of(one.codes.nbytes + one.scales.nbytes, device))]
     floats = [weights(rows, K, dtype, device) for _ in range(copies_of(rows * K * dtype.itemsize, device))]
@@ -98,10 +103,6 @@ def copied(weight: Weight) -> Weight:
 
 
 def through(y: Tensor, residual: Tensor | None, gated: bool, activation: str) -> Tensor:
-    """act(y) + residual, or with a gate act(first half) (second half) + residual, in the type of y."""
-    if gated:
-        gate, beside = y.chunk(2, 1)
-        y = ACTIVATIONS[activation](gate) * beside
-    else:
-        y = ACTIVATIONS[activation](y)
+    """What follows the sums, in the type of y."""
+    y = activated(y, activation, gated)
     return y if residual is None else y + residual

@@ -21,6 +21,8 @@ from qcompiler.backends.triton.decisions import Decisions, Linear
 from qcompiler.backends.triton.engine import onward, predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable, device_of
+from qcompiler.backends.triton.engine.layers import layers_of
+from qcompiler.backends.triton.engine.readings import readings_of
 from qcompiler.backends.triton.tuning import profit
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.errors import ContractError, InputError, PlanError, TargetError
@@ -30,6 +32,8 @@ from qcompiler.passes.check import contract
 from qcompiler.passes.decide import Decision
 from qcompiler.proof import quantized
 from qcompiler.qat.prepare import prepare_qat
+from qcompiler.target import find_target
+from tests.backends.triton.asking import asked, measured
 
 ops = torch.ops.qcompiler
 CPU, H100 = torch.device("cpu"), DEVICES[0]
@@ -210,6 +214,16 @@ def test_codes_are_made_once_for_all_that_read_them() -> None:
     assert calls(executable, inputs, ops.triton_quantize_rows.default) == 4 + 1
 
 
+def test_what_is_read_is_told_with_all_that_read_it() -> None:
+    """q, k and v share their codes."""
+    executable, *_ = lowered("block")
+    found = readings_of(executable.layers.found)
+    assert [(one.by, one.x, len(one.readers), one.maker) for one in found] == [
+        ("rows", "fp32", readers, None) for readers in (3, 1, 1, 1)
+    ]
+    assert {*found.values()} == {1}
+
+
 def test_a_decoder_in_halves_keeps_its_cache_in_halves() -> None:
     executable, _, inputs = lowered("decoder", dtype=torch.bfloat16)
     logits = memory_of(executable).feed(inputs[0])
@@ -243,6 +257,9 @@ def test_rows_that_a_quantizer_would_read_twice_bring_their_maxima(
         assert all(each.max_lsb == 0 for each in executable.verify(inputs))
         if recipe == "int8-dynamic":
             assert torch.equal(executable(inputs)[0], reference(executable, inputs)[0])
+    found = asked(executable, inputs)
+    assert {one.partition(",")[0] for one in found} >= {"quantize_rows", "quantize_by_amax"}
+    assert {*found} < measured(executable, 24), "and what runs where the last but one is computed in floats"
 
 
 def test_a_relu_is_taken_along() -> None:
@@ -328,6 +345,15 @@ def test_inputs_are_on_one_device() -> None:
     with pytest.raises(InputError, match="inputs are on cpu and meta"):
         device_of([x, x.to("meta")])
     assert device_of([3]) == CPU
+
+
+def test_a_convolution_is_no_linear_even_where_it_could_be_one() -> None:
+    model, x = nn.Conv2d(4, 4, 1).eval(), torch.randn(1, 4, 3, 3)
+    graph = quantized(explain(model, x, recipe="int8", target="cpu"))
+    (why,) = layers_of(graph, find_target("cpu")).refused.values()
+    assert why.startswith(
+        "no op computes a conv on codes, nor one of 1x1 as the linear over channels that it is"
+    )
 
 
 # ---------------------------------------------------------------- without a GPU

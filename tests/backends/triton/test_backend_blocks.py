@@ -17,7 +17,8 @@ from qcompiler.backends.triton.decisions import Decisions, Linear
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable
 from qcompiler.backends.triton.engine.layers import layers_of
-from qcompiler.backends.triton.tuning.decided import problem_of, quantizer_of
+from qcompiler.backends.triton.engine.readings import Reading
+from qcompiler.backends.triton.tuning.asked import problems_of
 from qcompiler.errors import PlanError
 from qcompiler.ir import Graph, evaluate
 from qcompiler.passes.decide import Decision, decide
@@ -105,9 +106,9 @@ def test_what_is_trained_is_what_runs() -> None:
 
 def test_measured_rows_decide_and_have_problems_of_their_own() -> None:
     linear = Linear(format="e4m3b128", N=150, K=300, out="fp32", heavy=True)
-    made = quantizer_of(linear, 64)
-    assert problem_of(linear, 64).text == "fp8_block_linear, e4m3, M 64, N 150, K 304, fp32, heavy"
-    assert made is not None and made.text == "quantize_blocks, e4m3, M 64, K 300, fp32"
+    product, made = problems_of(linear, [Reading(by="rows", x="fp32", readers=(linear,))], 64)
+    assert product.text == "fp8_block_linear, e4m3, M 64, N 150, K 304, fp32, heavy"
+    assert made.text == "quantize_blocks, e4m3, M 64, K 300, fp32"
     others = [Linear(format="e4m3b128", N=40, K=150, out="fp32", heavy=heavy) for heavy in (False, True)]
     table = {
         linear: Decisions(names=("float",), measured=True),

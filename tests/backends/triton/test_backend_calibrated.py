@@ -17,12 +17,14 @@ from qcompiler.backends.triton.engine import predict
 from qcompiler.backends.triton.engine.backend import Triton
 from qcompiler.backends.triton.engine.executable import TritonExecutable
 from qcompiler.backends.triton.engine.layers import layers_of, onward
+from qcompiler.backends.triton.engine.readings import Reading, readings_of
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.ir import Graph
 from qcompiler.passes.check import contract
 from qcompiler.proof import quantized
 from qcompiler.recipe import Recipe
 from qcompiler.target import find_target
+from tests.backends.triton.asking import asked, measured
 from tests.backends.triton.test_backend import CPU, calls, lowered, reference
 
 ops = torch.ops.qcompiler
@@ -164,3 +166,38 @@ def test_codes_that_are_handed_on_take_no_pass() -> None:
     assert apart - together == pytest.approx(predict.quantizing(M, 33, device) * 1e6)
     before, after = (predict.weighed(first.x, [first], M, (), each, device).us for each in ({}, handed))
     assert before - after == pytest.approx(M * 33 / device.bandwidth * 1e6)
+
+
+# ---------------------------------------------------------------- what is asked of a device
+
+
+def test_codes_that_are_handed_on_are_looked_up_as_they_are_measured() -> None:
+    """Two products write codes, so one pass by a known scale is left, and floats behind the last."""
+    executable, _, inputs = lowered("mlp", CALIBRATED)
+    found = asked(executable, inputs)
+    assert found == [
+        "quantize_by_scale, int8, M 24, K 20, fp32",
+        "int8_linear, int8, M 24, N 33, K 32, bf16, heavy",
+        "int8_linear, int8, M 24, N 24, K 48, bf16, heavy",
+        "int8_linear, int8, M 24, N 5, K 32, fp32",
+    ]
+    assert {*found} < measured(executable, 24), "and what runs where one of them is computed in floats"
+
+
+def test_where_a_vendors_product_writes_floats_a_pass_is_looked_up_that_is_measured() -> None:
+    executable, _, inputs = lowered(
+        "mlp", CALIBRATED, table={MIDDLE: Decisions(names=("int_mm",), measured=True)}
+    )
+    found = asked(executable, inputs)
+    assert "quantize_by_scale, int8, M 24, K 24, fp32" in found
+    assert {*found} < measured(executable, 24)
+
+
+def test_a_result_that_others_read_makes_no_codes() -> None:
+    executable, *_ = fork()
+    first, second, third = (layer.problem for layer in executable.layers.found)
+    assert [*readings_of(executable.layers.found)] == [
+        Reading(by="scale", x="fp32", readers=(first,)),
+        Reading(by="scale", x="fp32", readers=(second,)),
+        Reading(by="scale", x="fp32", readers=(third,), maker=second),
+    ]

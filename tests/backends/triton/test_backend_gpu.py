@@ -58,3 +58,24 @@ def test_every_layer_is_within_its_bound_there() -> None:
         for rows in (64, 3):
             assert all(each.max_lsb == 0 for each in home.verify([x[:rows]]))
         assert home.profile([x])["linear"] > 0
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(256, 192), nn.Linear(256, 192), nn.Linear(192, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+        return y
+
+
+def test_a_gate_of_few_bits_is_within_its_bound_there() -> None:
+    torch.manual_seed(0)
+    model, x = Gated().bfloat16().eval(), torch.randn(130, 256).bfloat16()
+    home = Triton().lower(quantized(explain(model, x, recipe="w4a16", target="cuda"))).at_home()
+    assert home is not None
+    for rows in (1, 5, 64, 130):
+        found = home.verify([x[:rows]])
+        assert [each.kernel for each in found] == ["weight_only_linear gated", "weight_only_linear"]
+        assert all(each.max_lsb == 0 for each in found)

@@ -15,8 +15,9 @@ from qcompiler.backends.triton.decisions import Decisions
 from qcompiler.backends.triton.engine import backend
 from qcompiler.backends.triton.engine.executable import TritonExecutable
 from qcompiler.backends.triton.engine.layers import layers_of
+from qcompiler.backends.triton.engine.readings import readings_of
 from qcompiler.backends.triton.ops.schedule import DATABASE, Chosen
-from qcompiler.backends.triton.tuning.decided import problem_of
+from qcompiler.backends.triton.tuning.asked import problems_of
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.backends.triton.tuning.families import FLOAT, space, written
 from qcompiler.backends.triton.tuning.schedules import schedules_of
@@ -48,14 +49,15 @@ def test_rows_of_this_gpu_decide_and_ops_run_as_the_named_database_says(
     executable.run([x], around=told)
     assert {*seen} == {tmp_path / "mine.db"} and DATABASE.get() is None
 
-    problem = problem_of(layer.problem, 16)
-    ours = written(space(problem, 90)[0])
     rows = [
         Row(
             workload=problem.text, configuration=name, isa=H100.core.isa, processor=H100.core.processor,
             seconds=seconds, spread=0.0, rounds=3, **versions(problem, name),
         )
-        for name, seconds in ((ours, 1e-6), (FLOAT, 2e-6))
+        for problem, seconds_of_ours in zip(
+            problems_of(layer.problem, readings_of(layers.found), 16), (1e-6, 5e-7), strict=True
+        )
+        for name, seconds in ((written(space(problem, 90)[0]), seconds_of_ours), (FLOAT, 2e-6))
     ]  # fmt: skip
     known = Chosen(schedules=schedules_of(rows, H100.core, H100.capability))
     monkeypatch.setattr(backend, "of_device", lambda device, database: known)

@@ -27,7 +27,11 @@ from qcompiler.backends.triton.ops import (
 )
 from qcompiler.backends.triton.ops.device import capability
 from qcompiler.backends.triton.ops.install import install
+from qcompiler.backends.triton.tuning.compiling import judged, pool
+from qcompiler.backends.triton.tuning.families import space, written
 from qcompiler.backends.triton.tuning.gate import lost, relative
+from qcompiler.backends.triton.tuning.problem import Problem
+from qcompiler.backends.triton.tuning.products import contenders
 from qcompiler.ir.storage import recall, store
 from qcompiler.numerics.philox import noise_key
 from tests.backends.groups import hard
@@ -149,6 +153,27 @@ def test_fp8_products_are_near_float64(M: int, N: int, K: int, mode: str) -> Non
     found = fp8_linear(*on_gpu(a, s, b, t, None, None), "none", mode, torch.float16)
     error, allowed = relative(found.cpu(), exact, lost(mode, K))
     assert error <= allowed
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("scheme", ["int8", "e4m3 fast", "e4m3 promote128"])
+@pytest.mark.parametrize(("M", "way"), [(16, "SPLIT"), (4096, "PERSISTENT")])
+def test_products_in_parts_and_walking_pass_the_gate(M: int, way: str, scheme: str, heavy: bool) -> None:
+    """int8 to the bit where no exponential follows, and the same bits each time, whoever is first."""
+    if scheme != "int8":
+        needs_fp8()
+    device = torch.device("cuda", torch.cuda.current_device())
+    op = "int8_linear" if scheme == "int8" else "fp8_linear"
+    problem = Problem(op=op, scheme=scheme, M=M, N=2048, K=4096, heavy=heavy)
+    every = {written(one): one for one in space(problem, capability(device)) if way in one.constants}
+    with pool(1) as executor:
+        verdicts = judged(problem, [*every.values()][:4], capability(device), executor, None)
+        fit = {written(one.configuration): one.configuration for one in verdicts if not one.fault}
+    assert fit
+    made = contenders(problem, fit, (), device)
+    for name, call in made.calls.items():
+        first = call(0).clone()
+        assert made.wrong(name, first) == "" and torch.equal(call(0), first), name
 
 
 @pytest.mark.parametrize("columns", [256, 100, 5000])

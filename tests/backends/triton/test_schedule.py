@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,8 @@ def plant(path: Path, problem: Problem, seconds: dict[str, float], device: Devic
     def row(name: str) -> Row:
         return Row(
             workload=problem.text, configuration=name, isa=device.core.isa, processor=device.core.processor,
-            seconds=seconds[name], spread=0.0, rounds=3, **versions(problem),
+            seconds=seconds[name], spread=0.0, rounds=3, **versions(problem, name),
+            reason=f"{name} spills" if seconds[name] == inf else "",
         )  # fmt: skip
 
     with open_database(path / "rows.db" if path.is_dir() else path) as opened:
@@ -73,6 +76,16 @@ def test_the_fastest_of_the_database_runs_and_it_is_read_once(
         assert scheduled(replace(PROBLEM, N=64, K=64), FIRST, DEFAULT) == DEFAULT
 
 
+def test_a_row_with_parts_or_walking_runs_as_it_says(tmp_path: Path) -> None:
+    few, many = replace(PROBLEM, M=16), replace(PROBLEM, M=8192)
+    for problem, name in ((few, "SPLIT"), (many, "PERSISTENT")):
+        default = space(problem, 90)[0]
+        other = next(one for one in space(problem, 90) if name in one.constants)
+        plant(tmp_path, problem, {written(default): 1e-4, written(other): 9e-5})
+        schedule.of_device.cache_clear()
+        assert asked(problem) == other
+
+
 def test_each_device_has_rows_of_its_own(tmp_path: Path) -> None:
     plant(tmp_path, PROBLEM, {written(OTHER): 1e-4}, H200)
     assert asked(device=SECOND) == OTHER
@@ -95,6 +108,8 @@ def test_without_a_database_the_tables_say_and_that_is_said_once() -> None:
         ("norm_quantize", "int8 layer residual floats", 0, False),
         ("hadamard_quantize", "e4m3 64", 0, False),
         ("quantize_both", "int8 drawn ragged", 0, False),
+        ("quantize_by_amax", "e4m3", 0, False),
+        ("quantize_by_scale", "int8", 0, False),
         ("quantize_blocks", "e4m3", 0, False),
         ("fp8_block_linear", "e4m3", 512, True),
         ("weight_only_linear", "w4h_g64 zeros gated", 512, True),
@@ -157,6 +172,21 @@ def test_what_no_space_has_is_never_run(tmp_path: Path) -> None:
     plant(tmp_path, PROBLEM, {"BM 512, BN 512, BK 512, GROUP 8, DESCRIPTORS True, warps 8, stages 9": 1e-9})
     with pytest.warns(UserWarning, match="nothing was measured"):
         assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_what_was_refused_is_not_to_be_measured_again(tmp_path: Path, done: bool) -> None:
+    """The reason is told instead, of that which runs now; unless a run was stopped before all were tried."""
+    seconds = {written(DEFAULT): inf, written(OTHER): inf, **({"float": 1e-4} if done else {})}
+    plant(tmp_path, PROBLEM, seconds)
+    with pytest.warns(NotMeasured) as said:
+        assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
+        assert scheduled(replace(PROBLEM, M=1999), FIRST, DEFAULT) == DEFAULT
+    (only,) = (str(warning.message) for warning in said)
+    assert ("qcompiler tune" in only) != done and ("2 candidates" in only) == done
+    assert (f"because '{written(DEFAULT)} spills', so it runs as the tables say" in only) == done
+    with pytest.warns(NotMeasured, match="nothing was measured") if done else nullcontext():
+        scheduled(replace(PROBLEM, M=16), FIRST, DEFAULT)
 
 
 @pytest.mark.parametrize("op", ["quantize_rows", "norm_quantize"])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qcompiler.backends.triton import static
 from qcompiler.backends.triton.configurations import CONFIGURATIONS, Bounds, Configuration, chosen
-from qcompiler.backends.triton.configurations.products import tile
+from qcompiler.backends.triton.configurations.products import PERSISTENT, tile
 from qcompiler.backends.triton.signatures import Use, kernel_named, uses
 from qcompiler.backends.triton.signatures import products as product_signatures
 from qcompiler.backends.triton.signatures import rows as row_signatures
@@ -124,6 +126,36 @@ def test_a_division_that_only_comes_near_is_caught(cache: Path, exact: bool) -> 
     found = findings(divided, types, {"EXACT": exact}, row, capability=90, cache=cache)
     caught = [fault for fault in faults(found, row.bounds) if "round otherwise" in fault]
     assert len(caught) == (not exact)
+
+
+def in_loops(ptx: str) -> str:
+    """Its blocks that are part of a loop, as LLVM notes beside their labels."""
+    blocks = re.split(r"^(?=\$L__BB|// %bb)", ptx, flags=re.MULTILINE)
+    return "".join(block for block in blocks if "Loop" in block.partition("\n")[0])
+
+
+@pytest.mark.parametrize(
+    ("capability", "product", "load"), [(80, "mma.sync", "cp.async.cg"), (90, "wgmma.mma", "cp.async.bulk")]
+)
+def test_what_walks_loads_for_its_next_tile_in_the_loop_that_stores(
+    monkeypatch: pytest.MonkeyPatch, capability: int, product: str, load: str
+) -> None:
+    """Of two loops, one in the other, the inner one would begin to load anew for each tile."""
+    seen = list[str]()
+
+    def read(ptx: str, *given: object) -> Findings:
+        seen.append(ptx)
+        return FIT
+
+    monkeypatch.setattr(static, "read", read)
+    for mode in ("", PERSISTENT):
+        row = chosen("int8_matmul", capability, mode=mode)
+        (use, *_) = uses(row, capability)
+        findings(kernel_named("int8_matmul"), use.types, use.constants, row, capability=capability)
+    whole, walking = (in_loops(ptx) for ptx in seen)
+    assert product in whole and load in whole and "st.global" not in whole
+    assert product in walking and load in walking and "st.global" in walking
+    assert "Depth=1" in walking and "Depth=2" not in walking
 
 
 def test_fp8_is_refused_where_a_device_has_none(cache: Path) -> None:

@@ -1,7 +1,7 @@
 """What a family of kernels says of itself.
 
 A candidate computes the numbers of any other: what it may vary are tiles, warps and stages, and nothing that
-sums or draws depend on.
+sums or draws depend on. Sums of FP8 may be in parts (`families.products`).
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,6 +1,8 @@
 """Rows of floats to codes: an [M, K] of the type `out`, N = 0.
 
     quantize_rows        "int8"                     e4m3, e5m2
+    quantize_by_amax     "int8"                     from maxima of rows that are known
+    quantize_by_scale    "int8"                     by one scale that is known
     quantize_both        "int8 drawn ragged"        drawn: by noise; ragged: rows that begin within a counter
     norm_quantize        "int8 rms residual"        rms or layer; residual: it is added; floats: they are kept
     hadamard_quantize    "int8 256"                 numbers of a block
@@ -19,7 +21,7 @@ from qcompiler.backends.triton.configurations import norms as norm_rows
 from qcompiler.backends.triton.ops.held import LONGEST, configuration
 from qcompiler.backends.triton.ops.quantize import configuration as configuration_of_rows
 from qcompiler.backends.triton.ops.quantize import padded
-from qcompiler.backends.triton.signatures import Use, both, hadamard, norms, rows
+from qcompiler.backends.triton.signatures import Use, both, hadamard, known, norms, rows
 from qcompiler.backends.triton.tuning.families.base import (
     FLOAT,
     WIDTHS,
@@ -35,6 +37,7 @@ WARPS = (1, 2, 4, 8, 16)
 PER_THREAD = (8, 16, 32, 64)  # numbers: 16 bytes at least
 PER_DIVIDER = (8, 16, 32)  # where each is divided twice, which takes some hundred instructions
 PARTS = (2048, 4096, 8192)  # of rows that are read twice
+SHARES = (512, 1024, 2048, 4096, 8192)  # of rows of which a program takes a part, and none waits for another
 SIDES = (32, 64, 128)
 RAGGED = (16, 32, 64)  # where each number has a counter of its own
 
@@ -61,6 +64,10 @@ def of_held(kernel: str) -> Default:
     return lambda problem, capability: configuration(kernel, padded(problem.K), capability)
 
 
+def of_known(problem: Problem, capability: int) -> Configuration:
+    return chosen("quantize_known", capability)
+
+
 def of_both(problem: Problem, capability: int) -> Configuration:
     return chosen("quantize_both", capability, mode=mode_of(problem))
 
@@ -73,6 +80,14 @@ def row_blocks(problem: Problem, capability: int) -> Iterator[Configuration]:
         if block // (32 * warps) in PER_THREAD:
             kernel = "quantize_rows" if block == whole else "quantize_long_rows"
             yield varied(chosen(kernel, capability), {"BLOCK": block}, warps, 1)
+
+
+def shares(problem: Problem, capability: int) -> Iterator[Configuration]:
+    """No longer than a row is."""
+    row, longest = of_known(problem, capability), max(holding(problem), SHARES[0])
+    for block, warps in product(SHARES, WARPS):
+        if block <= longest and block // (32 * warps) in PER_THREAD:
+            yield varied(row, {"BLOCK": block}, warps, 1)
 
 
 def held_blocks(default: Default, constants: Callable[[int], dict[str, int]]) -> Any:
@@ -101,6 +116,11 @@ def tiles(problem: Problem, capability: int) -> Iterator[Configuration]:
 def row_work(problem: Problem, configuration: Configuration) -> Work:
     again = 0 if padded(problem.K) <= configuration.constants["BLOCK"] else WIDTHS[problem.out]
     return moved(problem, configuration, WIDTHS[problem.out] + 1, problem.M, again=again)
+
+
+def known_work(problem: Problem, configuration: Configuration) -> Work:
+    programs = problem.M * -(-padded(problem.K) // configuration.constants["BLOCK"])
+    return moved(problem, configuration, WIDTHS[problem.out] + 1, programs)
 
 
 def norm_work(problem: Problem, configuration: Configuration) -> Work:
@@ -143,6 +163,13 @@ def row_use(problem: Problem) -> Use:
     return Use(types=rows.types(f"*{problem.out}", rows.POINTERS[format]), constants=formats()[format])
 
 
+def known_use(problem: Problem) -> Use:
+    format = format_of(problem)
+    by_row = problem.op == "quantize_by_amax"
+    types = known.types(f"*{problem.out}", rows.POINTERS[format], by_row=by_row)
+    return Use(types=types, constants=formats()[format])
+
+
 def both_use(problem: Problem) -> Use:
     return both.use(f"*{problem.out}", format_of(problem), drawn="drawn" in mode_of(problem))
 
@@ -182,6 +209,13 @@ ROWS: Mapping[str, Family] = {
     "quantize_rows": Family(
         kernel="quantize_rows", default=of_rows, space=row_blocks, work=row_work, use=row_use,
         peers=(FLOAT,), schemes=FORMAT,
+    ),
+    **dict.fromkeys(
+        ("quantize_by_amax", "quantize_by_scale"),
+        Family(
+            kernel="quantize_known", default=of_known, space=shares, work=known_work, use=known_use,
+            peers=(FLOAT,), schemes=FORMAT,
+        ),
     ),
     "quantize_both": Family(
         kernel="quantize_both", default=of_both, space=tiles, work=both_work, use=both_use, peers=(FLOAT,),

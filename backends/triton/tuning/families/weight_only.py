@@ -12,8 +12,8 @@ from itertools import product
 
 from qcompiler.backends.triton.configurations import SHARED, Configuration
 from qcompiler.backends.triton.layouts import LAYOUTS, Layout, layout_named
+from qcompiler.backends.triton.ops.weight_only import LONG, parts_of, product_for
 from qcompiler.backends.triton.ops.weight_only import mode_of as mode_of_rows
-from qcompiler.backends.triton.ops.weight_only import parts_of, product_for
 from qcompiler.backends.triton.signatures import Use
 from qcompiler.backends.triton.signatures import weight_only as signatures
 from qcompiler.backends.triton.tuning.families.base import (
@@ -44,10 +44,29 @@ def has_zeros(problem: Problem) -> bool:
     return "zeros" in mode_of(problem).split()
 
 
+def activation_of(problem: Problem) -> str:
+    """That with which a problem is measured."""
+    return "none" if not problem.heavy else "silu" if is_gated(problem) else "gelu"
+
+
+def adds(problem: Problem) -> bool:
+    """Whether it is measured with a residual: a gate has none, since it is another linear that reads it."""
+    return problem.heavy and not is_gated(problem)
+
+
 def default(problem: Problem, capability: int) -> Configuration:
-    """On 8.0 code for bfloat16 may seem inexact: a difference is an `fma` there, which rounds nothing."""
-    row = product_for(problem.M, layout_of(problem), capability, problem.heavy or is_gated(problem))
-    return row if row.capability >= 90 else replace(row, bounds=replace(row.bounds, exact=False))
+    """On 8.0 code for bfloat16 may seem inexact: a difference is an `fma` there, which rounds nothing.
+
+    Tiles of short groups have too few bytes side by side for loads of 16 bytes a thread.
+    """
+    layout = layout_of(problem)
+    row = product_for(problem.M, layout, capability, problem.heavy or is_gated(problem))
+    is_short = row.kernel == "weight_only_gemm" and layout.bytes < LONG
+    bounds = replace(
+        row.bounds, exact=row.bounds.exact and row.capability >= 90,
+        wide_loads=0 if is_short else row.bounds.wide_loads,
+    )  # fmt: skip
+    return replace(row, bounds=bounds)
 
 
 def candidates(problem: Problem, capability: int) -> Iterator[Configuration]:
@@ -78,7 +97,7 @@ def work(problem: Problem, configuration: Configuration) -> Work:
     parts, tiles = parts_of(M, N, K, layout), -(-M // m) * -(-N // n)
     groups = gate * N * K // layout.group
     weight = groups * (layout.bytes + 2 + has_zeros(problem))
-    result = M * N * width * (2 if problem.heavy else 1)
+    result = M * N * width * (1 + adds(problem))
     sums = 2 * 4 * parts * M * N * gate if parts > 1 else 0
     is_line = mode_of_rows(M) == "gemv"
     return Work(
@@ -92,16 +111,16 @@ def work(problem: Problem, configuration: Configuration) -> Work:
 
 def use(problem: Problem) -> Use:
     """x is of the result's type where that has 16 bits, and else bfloat16."""
-    layout, gated = layout_of(problem), is_gated(problem)
+    layout = layout_of(problem)
     is_split = parts_of(problem.M, problem.N, problem.K, layout) > 1
     types = signatures.types(
         "*bf16" if problem.out == "fp32" else f"*{problem.out}", zeros=has_zeros(problem),
-        residual=problem.heavy, out="*fp32" if is_split else f"*{problem.out}",
+        residual=adds(problem), out="*fp32" if is_split else f"*{problem.out}",
     )  # fmt: skip
-    activation = "none" if not problem.heavy else "silu" if gated else "gelu"
     return signatures.use(
-        layout.name, types, activation=activation, gated=gated, split=is_split, line=problem.M == 1
-    )
+        layout.name, types, activation=activation_of(problem), gated=is_gated(problem), split=is_split,
+        line=problem.M == 1,
+    )  # fmt: skip
 
 
 WEIGHT_ONLY: Mapping[str, Family] = {

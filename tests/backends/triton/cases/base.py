@@ -43,6 +43,13 @@ def guarded(x: Tensor) -> Tensor:
     return copy.copy_(x)
 
 
+def memory_of_others(
+    shape: tuple[int, ...] | int, *, dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor:
+    """What `torch.empty` may give at worst: poison, and behind it a page that may not be touched."""
+    return guarded(torch.full((shape,) if isinstance(shape, int) else shape, POISON).to(dtype))
+
+
 @contextmanager
 def as_on_a_device(ops: ModuleType, row: Configuration | None = None) -> Iterator[None]:
     """What a module does for tensors of a CUDA device it does for those of the CPU, kernels interpreted.

@@ -15,7 +15,9 @@ from tests.backends.triton.cases.products import operands, product
 WAYS = {torch.int8: {}, torch.float8_e4m3fn: {"BK": 128, "PROMOTE": None}}
 
 
-def codes(M: int, N: int, K: int, kind: torch.dtype, descriptors: bool, *, by_row: bool = True) -> None:
+def codes(
+    M: int, N: int, K: int, kind: torch.dtype, descriptors: bool, *, by_row: bool = True, **way: int
+) -> None:
     """Those of y, with zeros behind the last; some saturate. By one scale of all rows none is NaN."""
     a, s, b, t = operands(M, N, K, kind)
     scale, rows = torch.tensor([4.0 if kind == torch.int8 else 0.02]), s if by_row else None
@@ -25,7 +27,7 @@ def codes(M: int, N: int, K: int, kind: torch.dtype, descriptors: bool, *, by_ro
         (None, torch.randn(M, N).half(), "none"),
     ):
         given = (a, rows, b, t, bias, residual, activation)
-        found = product(*given, kind, {**WAYS[kind], "DESCRIPTORS": descriptors}, scale=scale)
+        found = product(*given, kind, {**WAYS[kind], "DESCRIPTORS": descriptors, **way}, scale=scale)
         wanted = linear_codes(*given, scale)
         assert same(but_for_nan(found, wanted), wanted)
         assert (found.float()[:, N:] == 0).all() and wanted.float().nan_to_num().amax() == {
@@ -62,6 +64,7 @@ ONWARD: Mapping[str, Callable[[], None]] = {
         64, 128, 128, torch.int8, True, by_row=False
     ),
     "fp8 product to codes, ragged": lambda: codes(40, 75, 144, torch.float8_e4m3fn, False),
+    "fp8 product in parts to codes, ragged": lambda: codes(40, 75, 272, torch.float8_e4m3fn, False, SPLIT=2),
     "int8 product with maxima, ragged": lambda: maxima(70, 75, 80, torch.int8, torch.float16, False),
     "fp8 product with maxima, aligned, by descriptors": lambda: maxima(
         64, 64, 128, torch.float8_e4m3fn, torch.float32, True

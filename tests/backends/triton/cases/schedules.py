@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.layouts import layout_named
-from qcompiler.backends.triton.ops import hadamard, linear, norm, quantize, weight_only
+from qcompiler.backends.triton.ops import hadamard, known, linear, norm, quantize, weight_only
 from qcompiler.backends.triton.tuning.families import space
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.numerics import noise_key
@@ -48,6 +48,16 @@ def rows() -> None:
     all_candidates(
         problem, quantize, lambda: quantize.on_cuda(x, "int8"), lambda: quantize.quantize_rows(x, "int8")
     )
+
+
+def by_one_scale() -> None:
+    """Of parts of rows, which may be longer than a row is."""
+    x, scale = hard_rows(1100, torch.float32), torch.tensor([0.03])
+    problem = Problem(op="quantize_by_scale", scheme="int8", M=16, N=0, K=1100, out="fp32")
+    all_candidates(
+        problem, known, lambda: known.by_scale_on_cuda(x, scale, "int8"),
+        lambda: known.quantize_by_scale(x, scale, "int8"),
+    )  # fmt: skip
 
 
 def drawn() -> None:
@@ -100,6 +110,7 @@ def products() -> None:
 
 SCHEDULES: Mapping[str, Callable[[], None]] = {
     "rows, however scheduled": rows,
+    "rows by one scale, however scheduled": by_one_scale,
     "draws, however scheduled": drawn,
     "norms, however scheduled": norms,
     "Hadamard blocks, however scheduled": blocks,

@@ -154,7 +154,7 @@ WEIGHT_ONLY: Mapping[str, Callable[[], None]] = {
         3, 64, 2048, "w4h_g128", zeros=True, gated=True, parts=2
     ),
     "weight only, many rows, ragged": lambda: exact(70, 192, 128, "w4h_g64", zeros=True, dtype=torch.float16),
-    "weight only, many rows of pairs": lambda: exact(33, 64, 128, "w4h_g128", gated=True),
+    "weight only, many rows of pairs, ragged": lambda: exact(70, 192, 128, "w4h_g128", gated=True),
     "weight only, one row of any numbers": lambda: near(1, "w4h_g64"),
     "weight only, few rows of any numbers": lambda: near(7, "w8_g128"),
     "weight only, one row through a gate": lambda: gate(1),

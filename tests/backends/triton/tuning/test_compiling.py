@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +32,20 @@ def test_what_spills_is_refused_before_it_takes_device_time(
     assert fit.fault == "" and unfit.fault.startswith("registers are spilled")
 
 
+def test_ctrl_c_is_not_for_who_compiles() -> None:
+    """A compiler that it kills would look like a candidate without code."""
+    with pool(1) as executor:
+        assert executor.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+
+
 OTHERS = [
     replace(PROBLEM, op="weight_only_linear", scheme="w4h_g128", M=1),
     replace(PROBLEM, op="weight_only_linear", scheme="w4h_g128 gated", M=16, heavy=True),
+    replace(PROBLEM, op="weight_only_linear", scheme="w4h_g32 gated", M=16, heavy=True),
     replace(PROBLEM, op="fp8_block_linear", scheme="e4m3"),
     replace(PROBLEM, op="quantize_rows", N=0),
+    replace(PROBLEM, op="quantize_by_amax", N=0),
+    replace(PROBLEM, op="quantize_by_scale", scheme="e4m3", N=0),
     replace(PROBLEM, op="quantize_blocks", scheme="e4m3", N=0),
     replace(PROBLEM, op="quantize_both", scheme="int8 drawn", N=0),
     replace(PROBLEM, op="norm_quantize", scheme="int8 rms residual", N=0),

@@ -16,6 +16,8 @@ PROBLEMS = [
     Problem(op="weight_only_linear", scheme="w2h_g64 zeros gated", M=1, N=64, K=256, out="fp16", heavy=True),
     Problem(op="weight_only_linear", scheme="w8_g128", M=3, N=64, K=256, out="fp32", heavy=True),
     Problem(op="quantize_rows", scheme="e4m3", M=5, N=0, K=70),
+    Problem(op="quantize_by_amax", scheme="int8", M=5, N=0, K=70, out="fp32"),
+    Problem(op="quantize_by_scale", scheme="e4m3", M=5, N=0, K=70),
     Problem(op="quantize_both", scheme="int8", M=21, N=0, K=35, out="fp32"),
     Problem(op="quantize_both", scheme="int8 drawn ragged", M=21, N=0, K=35),
     Problem(op="quantize_blocks", scheme="e4m3", M=5, N=0, K=200),

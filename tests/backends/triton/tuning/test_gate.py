@@ -58,6 +58,13 @@ def test_sums_that_were_not_promoted_are_told_from_those_that_were() -> None:
     assert too_far(fast, exact, lost("promote128", 8192)) and not too_far(fast, exact, lost("fast", 8192))
 
 
+def test_sums_in_parts_are_as_near_as_whole_ones_may_be_and_nearer_than_they_are() -> None:
+    a, b = operands(12, 12, 2048)
+    exact, allowed = a @ b.t(), lost("fast", 2048)
+    (whole, bound), (in_parts, _) = (relative(summed(a, b, depth), exact, allowed) for depth in (2048, 512))
+    assert in_parts < whole < bound
+
+
 def test_what_is_allowed_is_as_derived() -> None:
     """All of K, or 128 of them, in steps of 32; and little of an epilogue in float32."""
     promoted = pytest.approx(math.sqrt(88) * 2**-13, rel=1e-6)

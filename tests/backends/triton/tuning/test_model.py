@@ -10,12 +10,14 @@ import pytest
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.decisions import Linear
+from qcompiler.backends.triton.engine.readings import Reading
+from qcompiler.backends.triton.tuning.asked import problem_of
 from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.contest import MAKERS
-from qcompiler.backends.triton.tuning.decided import decisions, problem_of, table
+from qcompiler.backends.triton.tuning.decided import table
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.backends.triton.tuning.families import FAMILIES
-from qcompiler.backends.triton.tuning.model import Tuned, tune_linears
+from qcompiler.backends.triton.tuning.model import Tuned, known, tune_linears
 from qcompiler.backends.triton.tuning.problem import Problem, parsed
 from qcompiler.backends.triton.tuning.schedules import schedules_of
 from qcompiler.tune.database import Core, Database, Row, open_database
@@ -23,6 +25,7 @@ from tests.backends.triton.tuning.test_tuner import Planned, fit
 
 H100 = DEVICES[0]
 LINEAR = Linear(format="int8", N=4096, K=1024)
+READ = {Reading(by="rows", x="bf16", readers=(LINEAR,)): 1}
 OPS = ("int8_linear", "quantize_rows")
 TURN = 200  # rows from which on our kernel is the faster
 
@@ -39,7 +42,8 @@ class ByRows(Planned):
 
 def tuned(path: Path, bench: ByRows, *rows: int) -> Tuned:
     with open_database(path) as database:
-        return tune_linears([LINEAR], database, H100, fit, bench, rows=rows, trials=2)
+        assert tune_linears(READ, database, H100, fit, bench, rows=rows, trials=2) == 0
+        return known(READ, (), database.rows(), H100)
 
 
 def test_the_border_is_sought_between_rows_that_disagree(
@@ -55,11 +59,13 @@ def test_the_border_is_sought_between_rows_that_disagree(
     monkeypatch.setattr(Database, "rows", counted)
     bench = ByRows(seconds=lambda name: 1.0)
     found = tuned(tmp_path / "rows.db", bench, 16, 64, 1024)
-    assert read == [H100.core]
+    assert read == [H100.core, None], "and once more to tell of it"
     made = found.table[LINEAR]
     assert made.measured and made.names == ("float", "int8_linear")
     assert abs(made.borders[0] - TURN) <= 16
-    told = {one.M: one for one in found.chosen}
+    told = {one.M: one for one in found.chosen if one.name == str(LINEAR)}
+    passes = {one.M: one.us for one in found.chosen if one.name == "quantize_rows, int8, K 1024, bf16"}
+    assert passes == dict.fromkeys(told, pytest.approx(1.0))
     assert told[16].contender == "float" and told[16].of_roofline is None and told[16].ratio == 1.0
     assert told[1024].ratio == pytest.approx(1e-4 / 9e-5)
     arithmetic = 2 * 1024 * LINEAR.N * LINEAR.K / H100.rates["int8"]
@@ -86,37 +92,39 @@ def test_a_search_that_time_ends_is_left_and_gone_on_with(tmp_path: Path) -> Non
             return super().__call__(problem, fit, peers)
 
     with open_database(path) as database:
-        found = tune_linears(
-            [LINEAR], database, H100, fit, Timed(seconds=lambda name: 1.0), rows=(16, 1024), trials=2,
+        left = tune_linears(
+            READ, database, H100, fit, Timed(seconds=lambda name: 1.0), rows=(16, 1024), trials=2,
             until=0.5, clock=lambda: now,
         )  # fmt: skip
     again = ByRows(seconds=lambda name: 1.0)
     whole = tuned(path, again, 16, 1024)
     seen = {int(asked.split()[0]) for asked in again.asked}
-    assert found.left == 1 and 520 in seen and not seen & {16, 1024}, "of 520 rows the codes were left"
-    assert whole.left == 0 and abs(whole.table[LINEAR].borders[0] - TURN) <= 16
+    assert left == 1 and 520 in seen and not seen & {16, 1024}, "of 520 rows the codes were left"
+    assert abs(whole.table[LINEAR].borders[0] - TURN) <= 16
 
 
 def test_problems_of_other_ops_are_measured_beside_linears(tmp_path: Path) -> None:
     norm = Problem(op="norm_quantize", scheme="int8 rms", M=512, N=0, K=1024)
     bench = Planned(seconds=lambda name: 1e-5)
     with open_database(tmp_path / "rows.db") as database:
-        found = tune_linears([], database, H100, fit, bench, rows=(), beside=[norm], trials=2)
+        tune_linears({}, database, H100, fit, bench, rows=(), beside=[norm], trials=2)
         assert {row.workload for row in database.rows()} == {norm.text}
+        found = known({}, [norm], database.rows(), H100)
     assert [(one.name, one.M) for one in found.chosen] == [("norm_quantize, int8 rms, K 1024, bf16", 512)]
 
 
 def test_rows_of_other_linears_and_kernels_decide_nothing(tmp_path: Path) -> None:
     with open_database(tmp_path / "rows.db") as database:
-        tune_linears([LINEAR], database, H100, fit, ByRows(seconds=lambda name: 1.0), rows=(16,), trials=2)
+        tune_linears(READ, database, H100, fit, ByRows(seconds=lambda name: 1.0), rows=(16,), trials=2)
         rows = database.rows()
     found = schedules_of(rows, H100.core, H100.capability)
     other = Linear(format="int8", N=1024, K=4096)
-    assert [*table([LINEAR, other], found)] == [LINEAR]
+    both = READ | {Reading(by="rows", x="bf16", readers=(other,)): 2}
+    assert [*table(both, found)] == [LINEAR]
     problem = parsed(rows[0].workload)
     assert problem is not None and problem == problem_of(LINEAR, 16)
     aged = [replace(row, compiler="triton 2.0, source 0") for row in rows]
-    assert decisions(LINEAR, schedules_of(aged, H100.core, H100.capability)) is None
+    assert table(READ, schedules_of(aged, H100.core, H100.capability)) == {}
 
 
 def test_what_was_refused_is_told_with_its_reason_even_where_nothing_of_ours_ran(tmp_path: Path) -> None:
@@ -128,7 +136,8 @@ def test_what_was_refused_is_told_with_its_reason_even_where_nothing_of_ours_ran
 
     with open_database(tmp_path / "rows.db") as database:
         bench = ByRows(seconds=lambda name: 1.0, wrong=frozenset({"int_mm"}))
-        found = tune_linears([LINEAR], database, H100, spilling, bench, rows=(16,), trials=2)
+        tune_linears(READ, database, H100, spilling, bench, rows=(16,), trials=2)
+        found = known(READ, (), database.rows(), H100)
     told = {row.workload.partition(",")[0]: row.reason for row in found.refused if row.reason[0] == "2"}
     assert told == {op: f"255 registers a thread in {op}, 168 are allowed" for op in OPS}
     assert {row.reason for row in found.refused if row.configuration == "int_mm"} == {"its sums are wrong"}
@@ -139,7 +148,9 @@ def test_weights_of_few_bits_are_tuned_and_nothing_decides_against_them(tmp_path
     linear = Linear(format="w4h_g128", N=4096, K=4096)
     bench = Planned(seconds=lambda name: 1e-4 if "BN" in name else 1e-5)
     with open_database(tmp_path / "rows.db") as database:
-        found = tune_linears([linear], database, H100, fit, bench, rows=(1, 64), trials=2)
+        few = {Reading(by="floats", x="bf16", readers=(linear,)): 1}
+        tune_linears(few, database, H100, fit, bench, rows=(1, 64), trials=2)
+        found = known(few, (), database.rows(), H100)
     assert found.table == {} and {one.M for one in found.chosen} == {1, 64}
 
 

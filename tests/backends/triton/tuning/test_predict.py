@@ -14,6 +14,7 @@ from qcompiler.backends.triton.ops.weight_only import RUN
 from qcompiler.backends.triton.ops.weight_only import mode_of as mode_of_rows
 from qcompiler.backends.triton.tuning.device import DEVICES, Device, known
 from qcompiler.backends.triton.tuning.families import FAMILIES, family_of, space, written
+from qcompiler.backends.triton.tuning.families.products import tiles_of
 from qcompiler.backends.triton.tuning.families.products import work as product_work
 from qcompiler.backends.triton.tuning.families.weight_only import layout_of
 from qcompiler.backends.triton.tuning.predict import REACHED, Work, predicted
@@ -81,12 +82,16 @@ SCHEMES = {
     "fp8_block_linear": ("e4m3",),
     "weight_only_linear": ("w4h_g128", "w2h_g64 zeros", "w8_g128 gated"),
     "quantize_rows": ("int8", "e4m3"),
+    "quantize_by_amax": ("int8",),
+    "quantize_by_scale": ("int8", "e4m3"),
     "quantize_both": ("int8", "int8 drawn", "e4m3 drawn ragged"),
     "quantize_blocks": ("e4m3",),
     "norm_quantize": ("int8 rms residual", "e4m3 layer floats"),
     "hadamard_quantize": ("int8 256",),
 }
-HEIGHTS = {"weight_only_linear": (1, 16, 64, 8192)}
+HEIGHTS = {
+    "int8_linear": (16, 8192), "fp8_linear": (16, 8192), "weight_only_linear": (1, 16, 64, 8192)
+}  # fmt: skip
 LENGTHS = {"norm_quantize": (768, 16384), "quantize_rows": (768, 8192, 40000)}
 
 
@@ -102,15 +107,18 @@ def problems(op: str) -> list[Problem]:
 
 
 # What may differ from a kernel's row in the tables: tiles of products, of which int8 is exact and FP8 adds
-# along k; tiles of what is decoded, but not how groups are added; blocks, on which no sum or draw depends.
+# along k, in parts to a bound of its own; tiles of what is decoded, but not how groups are added; blocks, on
+# which no sum or draw depends.
+WAYS = {"SPLIT", "PERSISTENT"}
 FREE = {
-    "int8_matmul": {"BM", "BN", "BK", "GROUP", "DESCRIPTORS"},
-    "fp8_matmul": {"BM", "BN", "BK", "GROUP", "DESCRIPTORS"},
+    "int8_matmul": {"BM", "BN", "BK", "GROUP", "DESCRIPTORS", *WAYS},
+    "fp8_matmul": {"BM", "BN", "BK", "GROUP", "DESCRIPTORS", *WAYS},
     "fp8_block_matmul": {"BM", "BN"},
     "weight_only_gemv": {"BN"},
     "weight_only_gemm": {"BM", "BN"},
     "quantize_rows": {"BLOCK"},
     "quantize_long_rows": {"BLOCK"},
+    "quantize_known": {"BLOCK"},
     "quantize_both": {"BM", "BK"},
     "quantize_blocks": {"BM"},
     "norm_quantize": {"BLOCK", "LEVELS"},
@@ -125,8 +133,8 @@ def test_no_candidate_changes_what_sums_depend_on(op: str, capability: int) -> N
         found = space(problem, capability)
         for one in found:
             default, sizes = found[0], one.constants
-            assert one.mode == default.mode and sizes.keys() == default.constants.keys()
-            differ = {name for name, value in sizes.items() if default.constants[name] != value}
+            assert one.mode == default.mode and sizes.keys() - WAYS == default.constants.keys()
+            differ = {name for name, value in sizes.items() if default.constants.get(name) != value}
             assert differ <= FREE[one.kernel], written(one)
             if "LEVELS" in sizes:
                 assert sizes["BLOCK"] == 2 ** sizes["LEVELS"] >= problem.K, "a row is added as a whole"
@@ -139,10 +147,89 @@ def test_no_candidate_changes_what_sums_depend_on(op: str, capability: int) -> N
                 assert sizes["PROMOTE"] <= sizes["BK"]
 
 
+def ways(problem: Problem, name: str) -> list[Configuration]:
+    return [one for one in space(problem, 90) if name in one.constants]
+
+
+def tiles(problem: Problem, row: Configuration) -> int:
+    return tiles_of(problem, row.constants["BM"], row.constants["BN"])
+
+
+@pytest.mark.parametrize("op", ["int8_linear", "fp8_linear"])
+def test_few_tiles_are_in_parts_and_many_are_walked_over(op: str) -> None:
+    scheme = SCHEMES[op][0]
+    few, many = (replace(LARGE, op=op, scheme=scheme, M=M, N=4096, K=4096) for M in (16, 8192))
+    parts, walking = ways(few, "SPLIT"), ways(many, "PERSISTENT")
+    assert parts and walking and not ways(few, "PERSISTENT") and not ways(many, "SPLIT")
+    for one in parts:
+        assert tiles(few, one) * one.constants["SPLIT"] < 2 * H100.processors
+        assert few.K // one.constants["SPLIT"] >= 4 * one.constants["BK"], "loads are not worth a pipeline"
+    assert not ways(replace(few, K=512), "SPLIT")
+    assert all(tiles(many, one) > A100.processors * one.constants["PERSISTENT"] for one in walking)
+
+
+def test_what_parts_and_walking_do_is_in_the_seconds_on_paper() -> None:
+    """Parts fill a device, and cost a launch and what is added; what walks waits for its last results alone.
+
+    With M 16, one tile of 64 x 128 x 128 for each 128 outputs, 32 of them: a fourth of 132 processors.
+    """
+
+    def paper(problem: Problem, row: Configuration, device: Device = H100, **way: int) -> float:
+        one = replace(row, constants={**row.constants, **way})
+        return predicted(product_work(problem, one), device).seconds
+
+    few = replace(LARGE, M=16, N=4096, K=8192)
+    row = next(one for one in space(few, 90) if (one.constants["BM"], one.constants["BN"]) == (64, 128))
+    assert paper(few, row, SPLIT=4) < paper(few, row, SPLIT=2) < paper(few, row)
+    added = product_work(few, replace(row, constants={**row.constants, "SPLIT": 4}))
+    assert added.launches == 2 and added.added == 4 * 16 * 4096 * 4 + 16 * 4096 * 2
+    assert added.bytes == product_work(few, row).bytes, "no memory but that of a kernel without parts"
+
+    # On an A100 arithmetic is what takes longest, and a processor holds one program of a heavy epilogue: 2048
+    # tiles in 19 waves, of which but the last have their results stored while the next tile is loaded.
+    many = replace(LARGE, M=4096, N=8192, K=4096, heavy=True)
+    default = space(many, 80)[0]
+    saved = paper(many, default, A100) - paper(many, default, A100, PERSISTENT=1)
+    moved = 2 * 2 * many.M * many.N  # a residual and results
+    assert saved == pytest.approx(moved / A100.l2_bandwidth * (1 - 1 / 19), rel=1e-6)
+
+
+def test_rows_of_before_are_read_and_others_say_what_they_are() -> None:
+    """A row of the database names its configuration in these words."""
+    names = [written(one) for one in space(replace(LARGE, M=4096), 90)]
+    assert names[0] == "BM 128, BN 256, BK 128, GROUP 8, DESCRIPTORS True, warps 8, stages 3"
+    assert "BM 128, BN 256, BK 128, GROUP 8, DESCRIPTORS True, PERSISTENT 1, warps 8, stages 3" in names
+    names = [written(one) for one in space(replace(LARGE, M=16, N=4096), 90)]
+    assert "BM 64, BN 128, BK 128, GROUP 8, DESCRIPTORS True, SPLIT 4, warps 4, stages 4" in names
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_tables_rows_of_each_way_are_candidates(capability: int) -> None:
+    """What is compiled for them is of use."""
+    rows = [row for row in CONFIGURATIONS if row.capability == capability and WAYS & row.constants.keys()]
+    assert rows
+    for row in rows:
+        op = "int8_linear" if row.kernel == "int8_matmul" else "fp8_linear"
+        scheme = "int8" if op == "int8_linear" else f"e4m3 {row.mode.split()[0]}"
+        M = 16 if "SPLIT" in row.constants else 8192
+        problem = replace(LARGE, op=op, scheme=scheme, M=M, N=4096, heavy=row.heavy)
+        assert written(row) in map(written, space(problem, capability)), row
+
+
 def test_a_bucket_of_rows_has_one_kernel() -> None:
     """Or else a row of the database would be of another than the one that runs."""
     for M in range(1, 200):
         assert mode_of_rows(M) == mode_of_rows(bucket(M))
+
+
+def test_a_gate_is_measured_without_a_residual_which_its_model_has_elsewhere() -> None:
+    gate = Problem(op="weight_only_linear", scheme="w4h_g128 gated", M=64, N=28672, K=8192, heavy=True)
+    codes, groups = gate.N * gate.K, 2 * gate.N * gate.K // 128  # of 4 bits, two rows for an output
+    family = family_of(gate)
+    moved = codes + 2 * groups + 2 * gate.M * (gate.K + gate.N)
+    assert family.work(gate, space(gate, 90)[0]).bytes == moved
+    assert family.use(gate).types.arguments["residual"] is None
+    assert family.use(gate).constants["ACTIVATION"] == "silu"
 
 
 def test_rows_of_8_bits_are_not_asked_of_devices_without_them() -> None:

@@ -12,14 +12,15 @@ import pytest
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.tuning import families
 from qcompiler.backends.triton.tuning.borders import borders
+from qcompiler.backends.triton.tuning.callers import CALLERS
 from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.device import DEVICES
 from qcompiler.backends.triton.tuning.families import FAMILIES, space, written
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.profit import Bucket, weighed
 from qcompiler.backends.triton.tuning.schedules import Schedules, schedules_of
-from qcompiler.backends.triton.tuning.source import compiler, source_hash
-from qcompiler.backends.triton.tuning.tuner import RESERVE, TRIALS, tune
+from qcompiler.backends.triton.tuning.source import compiler, source_hash, text_of
+from qcompiler.backends.triton.tuning.tuner import RESERVE, TRIALS, tune, versions
 from qcompiler.tune.database import Row, open_database
 
 H100 = DEVICES[0]
@@ -302,3 +303,33 @@ def test_rows_belong_to_what_a_kernel_says_and_not_to_how_it_is_laid_out(
     first = hashed(one=importing, two="def f(x):\n    return x\n")
     assert hashed(one="# why\n\n" + importing) == first
     assert hashed(two="def f(x):\n    return x + 1\n") != first
+
+
+def test_rows_of_peers_belong_to_how_they_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another layout or argument makes another time; what a function says of itself makes none."""
+    from qcompiler.backends.triton.tuning import source
+
+    assert {op: [*peers] for op, peers in CALLERS.items()} == {
+        op: [*family.peers] for op, family in FAMILIES.items()
+    }
+    assert all(text_of(name) for peers in CALLERS.values() for names in peers.values() for name in names)
+    mine, torchs, floats = (versions(PROBLEM, name)["compiler"] for name in ("BM 128", "int_mm", "float"))
+    assert mine.startswith("triton ") and torchs.startswith("torch ") and torchs != floats
+
+    file = tmp_path / "vendors.py"
+    file.write_text('def call(a, b):\n    """Called."""\n    # so\n    return f(a, b.t())\n')
+    monkeypatch.setattr(source, "BACKEND", tmp_path)
+    assert text_of("vendors.call") == "def call(a, b):\n    return f(a, b.t())"
+
+
+def test_what_was_called_otherwise_is_measured_again_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qcompiler.backends.triton.tuning import tuner
+
+    tuned(tmp_path, Planned(by_warps))
+    others = {**CALLERS[PROBLEM.op], "int_mm": ("ops.linear.finished",)}
+    monkeypatch.setattr(tuner, "CALLERS", {PROBLEM.op: others})
+    bench = Planned(by_warps)
+    tuned(tmp_path, bench)
+    assert bench.asked == ["float", "int_mm"]
