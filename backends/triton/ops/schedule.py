@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qcompiler.backends.triton.configurations import Configuration
 from qcompiler.backends.triton.tuning.problem import Problem, command
+from qcompiler.errors import TargetError
 from qcompiler.warn import warn
 
 if TYPE_CHECKING:  # families ask ops for their numbers: at run time this module is the lower one
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # families ask ops for their numbers: at run time this module
     from qcompiler.tune.database import Core, Row
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+WRONG = "it ran wrong: "  # how reasons begin of what the compiler took, and the device did not
+MORE = 64  # trials; the tuner has fewer by itself
 LACKING = "nothing was measured on this device, so it runs as the tables say"
 DATABASE: ContextVar[Path | None] = ContextVar("the database that ops read", default=None)
 
@@ -52,25 +55,36 @@ def reading(path: Path | None) -> Iterator[None]:
 class Chosen:
     """The schedules of a device, and what they said of a problem: a launch does not ask twice.
 
-    database: the file that was named, if one was. missed: what was said to lack rows, without
-    its M, and whether it had any that were refused.
+    database: the file that was named, if one was. missed: what was said to lack rows, without its M, or to
+    have had all of them refused.
     """
 
     schedules: "Schedules"
     database: Path | None = None
     found: dict[Problem, Configuration] = field(default_factory=dict)
-    missed: set[tuple[Problem, bool]] = field(default_factory=set)
+    missed: set[Problem] = field(default_factory=set)
 
     def configuration(self, problem: Problem, default: Configuration) -> Configuration:
-        """The fastest that was measured; the default, with a warning once for all M, where nothing runs."""
+        """The fastest that was measured; the default, with a warning once for all M, where nothing was.
+
+        TargetError where the default was tried on this device, and did not give the right numbers.
+        """
         found = self.schedules.configuration(problem)
         if found is not None:
             return found
         refused = self.schedules.refusals(problem)
-        kind = replace(problem, M=0), bool(refused)
+        if refused and refused[0].reason.startswith(WRONG):
+            raise TargetError(
+                f"{problem.bucketed.text} cannot run on this device", why=hopeless(refused),
+                fix=f"keep the layer in float by an override, or try more: {more(problem, self.database)}",
+            )  # fmt: skip
+        kind = problem.bucketed if refused else replace(problem, M=0)
         if kind not in self.missed:
             self.missed.add(kind)
-            lack = hopeless(refused) if refused else f"{LACKING}; {remedy(problem, self.database)}"
+            lack = remedy(problem, self.database)
+            if refused:
+                others = more(problem, self.database)
+                lack = f"{hopeless(refused)}, so it runs as the tables say; {others} tries others"
             warn(f"{problem.bucketed.text}: {lack}", NotMeasured)
         return default
 
@@ -86,17 +100,21 @@ def scheduled(problem: Problem, device: torch.device, default: Configuration) ->
 def hopeless(refused: "Sequence[Row]") -> str:
     """Why none of the candidates that were measured can be taken."""
     why = refused[0].reason or "nobody wrote why"
-    return (
-        f"all {len(refused)} candidates that were tried on this device were refused, the first because "
-        f"'{why}', so it runs as the tables say; to measure again helps with more --trials alone"
-    )
+    tried = f"all {len(refused)} candidates that were tried on this device"
+    return f"{tried} were refused, the first because '{why}'"
+
+
+def more(problem: Problem, database: Path | None) -> str:
+    """What tries candidates that were not tried."""
+    return f"`{command(problem.bucketed, database)} --trials {MORE}`"
 
 
 def remedy(problem: Problem, database: Path | None) -> str:
     """What to do where nothing was measured."""
     if problem.out not in NAMES.values():
-        return f"nothing tunes {problem.out}"
-    return f"`{command(problem.bucketed, database)}` measures it, and with --rows other numbers of rows"
+        return f"{LACKING}; nothing tunes {problem.out}"
+    its = command(problem.bucketed, database)
+    return f"{LACKING}; `{its}` measures it, and with --rows other numbers of rows"
 
 
 @cache

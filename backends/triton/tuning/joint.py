@@ -5,9 +5,11 @@
     codes      the seconds of the pass that makes them: by maxima of rows that it seeks, or that the product
                before brings, or by a known scale; or what that takes longer where it writes them itself
 
-All begin on codes. A linear that does not pay is computed in floats, which may take away what others were
-spared; so it is repeated until all that are left pay. Since nobody comes back, that is after as many turns as
-there are linears, at most.
+All begin on codes, each in the way that is the best with what it leaves to do behind. Those that do not pay
+then are computed in floats, which may take away what others were spared; so it is repeated until all that are
+left pay. Since nobody comes back, that is after as many turns as there are linears, at most.
+
+What was tried and refused, as all candidates of a pass may be, takes for ever.
 """
 
 import math
@@ -48,8 +50,7 @@ class Times:
 def names_at(readings: Readings, M: int, schedules: Schedules) -> dict[Linear, str]:
     """The candidate of each linear of which rows of these versions tell all that may run.
 
-    Others run as they do without rows. Weights of few bits are there to save memory, which the float product
-    would undo: nothing decides on them.
+    Others run as they do without rows.
     """
     coded = {reading: count for reading, count in readings.items() if reading.by != FLOATS}
     linears = linears_in(coded)
@@ -64,10 +65,24 @@ def names_at(readings: Readings, M: int, schedules: Schedules) -> dict[Linear, s
     names = {linear: DEFAULT[linear.format].choose(M) for linear in linears}
     names |= {linear: next(iter(times[linear].on_codes), FLOAT) for linear in told}
     while True:
-        now = names | {linear: model.name(linear, names) for linear in told}
-        if now == names:
-            return {linear: names[linear] for linear in told}
-        names = now
+        names |= {linear: model.best(linear, names) for linear in told}
+        lost = [linear for linear in told if names[linear] != FLOAT and not model.pays(linear, names)]
+        if not lost:
+            return few_bits(readings, M, schedules) | {linear: names[linear] for linear in told}
+        names |= dict.fromkeys(lost, FLOAT)
+
+
+def few_bits(readings: Readings, M: int, schedules: Schedules) -> dict[Linear, str]:
+    """The same of weights of few bits, which are there to save memory: floats would undo that.
+
+    So they are what is left where all candidates were refused, and elsewhere nobody asks how long it takes.
+    """
+    found: dict[Linear, str] = {}
+    for linear in linears_in({reading: 1 for reading in readings if reading.by == FLOATS}):
+        seconds = seconds_of(problem_of(linear, M), schedules)
+        if seconds is not None:
+            found[linear] = FLOAT if seconds == math.inf else OURS[linear.format]
+    return found
 
 
 def times_of(linear: Linear, readings: Readings, M: int, schedules: Schedules) -> Times | None:
@@ -78,7 +93,7 @@ def times_of(linear: Linear, readings: Readings, M: int, schedules: Schedules) -
         return None
     in_float, is_peer = best.seconds * best.ratio, best.configuration is None and best.contender != FLOAT
     on_codes = {best.contender: best.seconds} if is_peer else {}
-    if ours is None:
+    if ours is None or ours == math.inf:
         return Times(on_codes=on_codes, in_float=in_float)
     goes_on = problem_of(linear, M, codes=may_hand_on(linear, readings))
     handing = seconds_of(goes_on, schedules)
@@ -88,9 +103,11 @@ def times_of(linear: Linear, readings: Readings, M: int, schedules: Schedules) -
 
 
 def seconds_of(problem: Problem, schedules: Schedules) -> float | None:
-    """Of our own kernel; None where nothing of these versions ran."""
+    """Of our own kernel, infinite where all that was tried is refused; None where these versions were not."""
     found = schedules.choice(problem, peers=False)
-    return None if found is None or found.is_prior else found.seconds
+    if found is not None and not found.is_prior:
+        return found.seconds
+    return math.inf if schedules.refusals(problem) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +127,31 @@ class Model:
         asked = (quantizers_of(reading, self.M) for reading in self.readings if linear in reading.readers)
         return all(problem in self.passes for problems in asked for problem in problems)
 
-    def name(self, linear: Linear, names: Names) -> str:
-        """The best way on codes, with what it leaves to do behind, or floats where that does not pay."""
-        if names[linear] == FLOAT:
-            return FLOAT
-        times = self.times[linear]
+    def best(self, linear: Linear, names: Names) -> str:
+        """The best way on codes, with what it leaves to do behind; floats stay floats."""
+        on_codes = self.times[linear].on_codes
 
         def whole(name: str) -> float:
-            return times.on_codes[name] + self.behind(linear, {**names, linear: name})
+            return on_codes[name] + self.behind(linear, {**names, linear: name})
 
-        best = min(times.on_codes, key=whole, default=FLOAT)
-        if best == FLOAT:
-            return FLOAT
+        return FLOAT if names[linear] == FLOAT else min(on_codes, key=whole, default=FLOAT)
+
+    def pays(self, linear: Linear, names: Names) -> bool:
+        """Whether its way on codes takes little enough beside floats, with what was to do before."""
+        times = self.times[linear]
         bucket = Bucket(
-            M=self.M, weight=1.0, few_bits=times.on_codes[best], in_float=times.in_float,
-            quantize=self.before(linear, {**names, linear: best}),
+            M=self.M, weight=1.0, few_bits=times.on_codes[names[linear]], in_float=times.in_float,
+            quantize=self.before(linear, names),
         )  # fmt: skip
-        return best if weighed(str(linear), [bucket], is_measured=True).is_accepted else FLOAT
+        return weighed(str(linear), [bucket], is_measured=True).is_accepted
 
     def before(self, linear: Linear, names: Names) -> float:
         """Its share of the seconds in which the codes are made that it reads: the mean over where it is."""
         total, calls = 0.0, 0
         for reading, count in self.readings.items():
             its = count * reading.readers.count(linear)
+            if not its:
+                continue
             sharing = sum(names[reader] != FLOAT for reader in reading.readers)
             total += its * self.making(reading, names) / max(sharing, 1)
             calls += its

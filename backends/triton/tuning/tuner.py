@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from qcompiler.backends.triton.configurations import Configuration
+from qcompiler.backends.triton.ops.schedule import WRONG
 from qcompiler.backends.triton.tuning.callers import CALLERS
 from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.device import Device
@@ -110,6 +111,9 @@ def job(
     candidates = tuple(every[name] for name in chosen if name not in known)
     reserve = tuple(every[name] for name in every if name not in chosen and name not in known)
     peers = [peer for peer in family_of(problem).peers if peer not in known]
+    if peers and not candidates:  # a peer that is measured anew runs beside the best of ours
+        ran = ranked([row for row in mine if row.configuration in known & {*every}], now)
+        candidates = tuple(every[row.configuration] for row in ran[:1])
     if candidates or peers:  # what ratios are taken to runs beside whatever is measured
         peers = [*dict.fromkeys([FLOAT, *peers])]
     return Job(problem=problem, candidates=candidates, reserve=reserve[:RESERVE], peers=tuple(peers))
@@ -183,7 +187,7 @@ def measured(
     fit = {written(one.configuration): one.configuration for one in verdicts if not one.fault}
     yield refused({written(one.configuration): one.fault for one in verdicts if one.fault})
     bench = prepare(job.problem, fit, job.peers)
-    wrong = {name: why for name in (*fit, *job.peers) if (why := bench.gate(name))}
+    wrong = {name: f"{WRONG}{why}" for name in (*fit, *job.peers) if (why := bench.gate(name))}
     yield refused(wrong)
     right = [name for name in (*fit, *job.peers) if name not in wrong]
     results = race(right, bench.sample, rounds=rounds, until=until, clock=clock) if right else []

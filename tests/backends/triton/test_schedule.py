@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -16,7 +15,7 @@ import torch
 
 from qcompiler.backends.triton.configurations import Configuration, chosen
 from qcompiler.backends.triton.ops import schedule
-from qcompiler.backends.triton.ops.schedule import NotMeasured, of_rows, reading, scheduled
+from qcompiler.backends.triton.ops.schedule import WRONG, NotMeasured, of_rows, reading, scheduled
 from qcompiler.backends.triton.tuning import device as devices
 from qcompiler.backends.triton.tuning import shipped
 from qcompiler.backends.triton.tuning.device import DEVICES, Device
@@ -24,6 +23,7 @@ from qcompiler.backends.triton.tuning.families import check, space, written
 from qcompiler.backends.triton.tuning.problem import Problem, parsed
 from qcompiler.backends.triton.tuning.shipped import ship
 from qcompiler.backends.triton.tuning.tuner import versions
+from qcompiler.errors import TargetError
 from qcompiler.tune import database
 from qcompiler.tune.database import Row, open_database
 
@@ -43,14 +43,17 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
     schedule.of_device.cache_clear()
 
 
-def plant(path: Path, problem: Problem, seconds: dict[str, float], device: Device = H100) -> None:
-    """Into a file, or that of a folder."""
+def plant(
+    path: Path, problem: Problem, seconds: dict[str, float], device: Device = H100, *,
+    reason: str = "{} spills",
+) -> None:  # fmt: skip
+    """Into a file, or that of a folder. reason: of what is refused."""
 
     def row(name: str) -> Row:
         return Row(
             workload=problem.text, configuration=name, isa=device.core.isa, processor=device.core.processor,
             seconds=seconds[name], spread=0.0, rounds=3, **versions(problem, name),
-            reason=f"{name} spills" if seconds[name] == inf else "",
+            reason=reason.format(name) if seconds[name] == inf else "",
         )  # fmt: skip
 
     with open_database(path / "rows.db" if path.is_dir() else path) as opened:
@@ -174,19 +177,33 @@ def test_what_no_space_has_is_never_run(tmp_path: Path) -> None:
         assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
 
 
-@pytest.mark.parametrize("done", [True, False])
-def test_what_was_refused_is_not_to_be_measured_again(tmp_path: Path, done: bool) -> None:
-    """The reason is told instead, of that which runs now; unless a run was stopped before all were tried."""
-    seconds = {written(DEFAULT): inf, written(OTHER): inf, **({"float": 1e-4} if done else {})}
-    plant(tmp_path, PROBLEM, seconds)
-    with pytest.warns(NotMeasured) as said:
+def test_what_was_not_tried_whole_is_to_be_measured(tmp_path: Path) -> None:
+    """A run was stopped before floats were timed, which is last."""
+    plant(tmp_path, PROBLEM, {written(DEFAULT): inf, written(OTHER): inf})
+    with pytest.warns(NotMeasured, match="nothing was measured .* `qcompiler tune"):
         assert scheduled(PROBLEM, FIRST, DEFAULT) == DEFAULT
-        assert scheduled(replace(PROBLEM, M=1999), FIRST, DEFAULT) == DEFAULT
-    (only,) = (str(warning.message) for warning in said)
-    assert ("qcompiler tune" in only) != done and ("2 candidates" in only) == done
-    assert (f"because '{written(DEFAULT)} spills', so it runs as the tables say" in only) == done
-    with pytest.warns(NotMeasured, match="nothing was measured") if done else nullcontext():
-        scheduled(replace(PROBLEM, M=16), FIRST, DEFAULT)
+
+
+def test_why_all_were_refused_is_told_once_for_each_bucket(tmp_path: Path) -> None:
+    """The reason is that of the tables' row, which runs."""
+    small = replace(PROBLEM, M=16)
+    first = space(small, 90)[0]
+    plant(tmp_path, PROBLEM, {written(DEFAULT): inf, written(OTHER): inf, "float": 1e-4})
+    plant(tmp_path, small, {written(first): inf, "float": 1e-4})
+    with pytest.warns(NotMeasured) as said:
+        for M in (2048, 1999, 16):
+            at = first if M == 16 else DEFAULT
+            assert scheduled(replace(PROBLEM, M=M), FIRST, at) == at
+    large, little = (str(warning.message) for warning in said)
+    assert "all 2 candidates that were tried" in large and "all 1 candidates" in little
+    assert f"because '{written(DEFAULT)} spills', so it runs as the tables say" in large
+    assert "--trials 64` tries others" in large
+
+
+def test_what_computes_wrong_numbers_on_this_device_does_not_run(tmp_path: Path) -> None:
+    plant(tmp_path, PROBLEM, {written(DEFAULT): inf, "float": 1e-4}, reason=f"{WRONG}its error is 1")
+    with pytest.raises(TargetError, match=r"bf16 cannot run on this device, because all 1 .*its error is 1'"):
+        scheduled(PROBLEM, FIRST, DEFAULT)
 
 
 @pytest.mark.parametrize("op", ["quantize_rows", "norm_quantize"])

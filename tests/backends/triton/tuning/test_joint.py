@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -81,6 +82,24 @@ def test_where_the_reader_is_float_results_do_not_go_on_as_codes() -> None:
 def test_a_vendor_is_charged_with_the_pass_that_it_makes_necessary() -> None:
     assert names(times(by_scale=2, again=20, int_mm=80)) == ["int8_linear", "int8_linear"]
     assert names(times(by_scale=2, again=4, int_mm=80)) == ["int_mm", "int8_linear"]
+
+
+def test_a_vendor_that_spares_what_comes_behind_is_weighed_before_anyone_goes_to_floats() -> None:
+    """With our own product before, codes would cost the second 40; the vendor's leaves a pass of 3 to it."""
+    assert names(times(handing=130, by_scale=2, again=3, int_mm=89)) == ["int_mm", "int8_linear"]
+
+
+def test_who_waits_for_what_was_refused_is_computed_in_floats() -> None:
+    """It was tried, so defaults, which would run it, have no say."""
+    fine = times(by_scale=2)
+    for refused, wanted in (
+        (quantizer_of(SCALE, M), [FLOAT, "int8_linear"]),
+        (problem_of(UP, M, codes=True), ["int8_linear", FLOAT]),
+        (problem_of(DOWN, M), ["int8_linear", FLOAT]),
+    ):
+        found = times(by_scale=2, again=2)
+        assert names({**found, refused: {**found[refused], "ours": inf}}) == wanted, refused.text
+    assert names(fine) == ["int8_linear", "int8_linear"]
 
 
 def test_a_pass_is_divided_among_those_that_share_it() -> None:

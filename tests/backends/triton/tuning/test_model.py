@@ -16,7 +16,7 @@ from qcompiler.backends.triton.tuning.compiling import Verdict
 from qcompiler.backends.triton.tuning.contest import MAKERS
 from qcompiler.backends.triton.tuning.decided import table
 from qcompiler.backends.triton.tuning.device import DEVICES
-from qcompiler.backends.triton.tuning.families import FAMILIES
+from qcompiler.backends.triton.tuning.families import FAMILIES, space, written
 from qcompiler.backends.triton.tuning.model import Tuned, tune_linears, tuned_by
 from qcompiler.backends.triton.tuning.problem import Problem, parsed
 from qcompiler.backends.triton.tuning.schedules import schedules_of
@@ -140,18 +140,27 @@ def test_what_was_refused_is_told_with_its_reason_even_where_nothing_of_ours_ran
         found = tuned_by(READ, (), database.rows(), H100)
     told = {row.workload.partition(",")[0]: row.reason for row in found.refused if row.reason[0] == "2"}
     assert told == {op: f"255 registers a thread in {op}, 168 are allowed" for op in OPS}
-    assert {row.reason for row in found.refused if row.configuration == "int_mm"} == {"its sums are wrong"}
+    assert {row.reason for row in found.refused if row.configuration == "int_mm"} == {
+        "it ran wrong: its sums are wrong"
+    }
 
 
-def test_weights_of_few_bits_are_tuned_and_nothing_decides_against_them(tmp_path: Path) -> None:
-    """They save memory, which a float product would undo."""
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_weights_of_few_bits_are_tuned_and_floats_are_for_what_is_wrong(
+    tmp_path: Path, is_wrong: bool
+) -> None:
+    """They save memory, which a float product would undo: it is taken where nothing else is right."""
     linear = Linear(format="w4h_g128", N=4096, K=4096)
-    bench = Planned(seconds=lambda name: 1e-4 if "BN" in name else 1e-5)
+    every = {written(one) for M in (1, 64) for one in space(problem_of(linear, M), 90)}
+    slow = Planned(
+        seconds=lambda name: 1e-4 if name in every else 1e-5, wrong=frozenset(every if is_wrong else ())
+    )
     with open_database(tmp_path / "rows.db") as database:
         few = {Reading(by="floats", x="bf16", readers=(linear,)): 1}
-        tune_linears(few, database, H100, fit, bench, rows=(1, 64), trials=2)
+        tune_linears(few, database, H100, fit, slow, rows=(1, 64), trials=2)
         found = tuned_by(few, (), database.rows(), H100)
-    assert found.table == {} and {one.M for one in found.chosen} == {1, 64}
+    assert found.table[linear].names == ("float" if is_wrong else "weight_only_linear",)
+    assert {one.M for one in found.chosen} == {1, 64}
 
 
 def test_codes_that_cost_more_than_they_save_are_not_made(tmp_path: Path) -> None:

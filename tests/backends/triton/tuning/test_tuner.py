@@ -114,7 +114,7 @@ def test_what_cannot_run_is_kept_as_that_and_never_tried_again(tmp_path: Path) -
     )
     assert not any(row.reason for row in rows if row.configuration in ran)
     reasons = {row.configuration: row.reason for row in rows if row.is_refused}
-    assert reasons.pop("int_mm") == "its sums are wrong" and {*reasons.values()} == {"spills"}
+    assert reasons.pop("int_mm") == "it ran wrong: its sums are wrong" and {*reasons.values()} == {"spills"}
     again = Planned(by_warps)
     tuned(tmp_path, again)
     assert again.asked == []
@@ -322,7 +322,7 @@ def test_rows_of_peers_belong_to_how_they_are_called(tmp_path: Path, monkeypatch
     assert text_of("vendors.call") == "def call(a, b):\n    return f(a, b.t())"
 
 
-def test_what_was_called_otherwise_is_measured_again_alone(
+def test_what_was_called_otherwise_is_measured_again_beside_the_best_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qcompiler.backends.triton.tuning import tuner
@@ -332,4 +332,5 @@ def test_what_was_called_otherwise_is_measured_again_alone(
     monkeypatch.setattr(tuner, "CALLERS", {PROBLEM.op: others})
     bench = Planned(by_warps)
     tuned(tmp_path, bench)
-    assert bench.asked == ["float", "int_mm"]
+    (best,) = {*bench.asked} - {"float", "int_mm"}
+    assert len(bench.asked) == 3 and "warps 8" in best, "a ratio is of one session"
