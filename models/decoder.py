@@ -173,12 +173,13 @@ class Decoder(nn.Module):
         return self.head(self.norm(x)), memories
 
     def empty_cache(self, batch: int = 1, capacity: int | None = None) -> list[Pair]:
-        """Zeros; `capacity` is how many tokens it can hold (default, and at most: all positions)."""
+        """Zeros of the weights' type; `capacity` is how many tokens it holds (if None, all that it can)."""
         rows = self.shape.positions if capacity is None else capacity
         if not 0 < rows <= self.shape.positions:
             raise ValueError(f"A cache holds 1 to {self.shape.positions} tokens, not {rows}.")
         shape = (batch, self.shape.kv_heads, rows, self.shape.head_width)
-        return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.shape.depth)]
+        held = next(self.parameters()).new_zeros
+        return [(held(shape), held(shape)) for _ in range(self.shape.depth)]
 
 
 def in_place(past: Pair, positions: Tensor, visible: Tensor) -> Attend:

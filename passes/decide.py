@@ -72,6 +72,8 @@ def decide(
     """Make all decisions for a canonical graph; the order of calls is the order of the ideas."""
     if not len(data):
         raise no_data()
+    for number, batch in enumerate(flat_batches(graph, data), start=1):
+        check_finite(graph, batch, number)
     judge = Judge.on(graph, data)
     best = planned(graph, data, recipe, target, tell)
     if recipe.smooth is not None and floats_only(best.plan):
@@ -137,8 +139,6 @@ def with_rounded_weights(best: Decision, judge: "Judge", data: Sequence[Any], te
     if not methods:
         return best
     first, flat = best, list(flat_batches(best.graph, data))
-    for number, batch in enumerate(flat, start=1):
-        check_finite(first.graph, batch, number)
     if methods & {"hqq", "gptq", "best"}:
         careful = rounded(first, flat, tell)
         best = with_refusals(judge.better(best, careful, "round"), careful)

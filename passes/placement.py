@@ -124,8 +124,8 @@ def refuse_other_dynamic(layer: Recipe, group: Group, target: Target) -> None:
         raise PlanError(
             f"activations in '{wanted}' cannot take their range at run time",
             node=label(group.anchor),
-            why=f"the kernel for that quantizes to {' or '.join(formats)}",
-            fix="leave activations out of a dynamic recipe",
+            why=f"kernels of target '{target.name}' quantize to {' or '.join(formats) or 'nothing'}",
+            fix="use a recipe with these or another target, or leave activations out of a dynamic recipe",
         )
 
 

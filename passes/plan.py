@@ -169,6 +169,8 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
             why="the scale of a square is that of its largest weight",
             fix="set weight_observer to 'minmax' and weight_method to 'nearest'",
         )
+    if choice.mode == "weight-only":
+        check_weight_only(format.name, size, group, target)
     if size and reduction % size and not square:
         raise PlanError(
             f"group size {size} does not divide the {reduction} inputs of the layer",
@@ -176,8 +178,6 @@ def plan_weight(choice: Choice, graph: Graph, target: Target) -> WeightSpec:
             fix="choose a divisor, or set weights to null for this layer to keep it in float",
         )
     reader = target.reader_of(format.name) if choice.mode == "weight-only" else None
-    if choice.mode == "weight-only":
-        check_weight_only(format.name, size, group, target)
     return WeightSpec(
         layer=group.anchor.name, argument=str(group.row.weight), format=format.name, axis=0, group_size=size,
         observer=layer.weight_observer, limit=weight_limit(choice, target), method=layer.weight_method,

@@ -86,6 +86,7 @@ def compile_decoder(
             steps.tell,
             forms=forms(chosen, aim),
             dynamic={"tokens": (1,)},
+            floats=aim.floats,
         )
         job = replace(job, name=type(decoder).__name__, example=data[1])  # what is timed is a step
         decision = decide(job.original, job.data, chosen, aim, tell=steps.tell)

@@ -3,15 +3,18 @@
 prove : (Job, Decision, Backend) -> Proof        raises ContractError where a promise does not hold
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from qcompiler import evidence
 from qcompiler.backends.base import Backend, Engine, Executable, NodeDistance, Travelling, Weighing
 from qcompiler.backends.guard import Verdict
 from qcompiler.backends.reference import Reference
-from qcompiler.errors import ContractError
+from qcompiler.errors import ContractError, InputError
 from qcompiler.ir import Graph, evaluate
 from qcompiler.job import Job
 from qcompiler.passes.check import Contract, Distance, contract, distance
@@ -85,11 +88,23 @@ def compare(job: Job, executable: Executable, target: Target) -> Distance:
     """Float, reference and engine on the first samples."""
     samples = job.samples(CHECKED)
     reference = Reference(target).lower(executable.graph)
-    return distance(
-        [evaluate(job.original, x) for x in samples],
-        [reference(x) for x in samples],
-        [executable(x) for x in samples],
-    )
+    wanted = [evaluate(job.original, x) for x in samples]
+    found = distance(wanted, [reference(x) for x in samples], [executable(x) for x in samples])
+    if math.isnan(found.max_lsb):
+        check_comparable(wanted)
+    return found
+
+
+def check_comparable(wanted: Sequence[Sequence[Any]]) -> None:
+    """InputError where nothing can be as near to a model's own results as is allowed: they are no numbers."""
+    floats = [y for outputs in wanted for y in outputs if isinstance(y, Tensor) and y.is_floating_point()]
+    lost = next((y for y in floats if not bool(y.isfinite().all())), None)
+    if lost is not None:
+        raise InputError(
+            "the model computes NaN or inf on the samples that it is compared on",
+            why=f"some of its own results in {str(lost.dtype).removeprefix('torch.')} are",
+            fix="give other data, or convert the model to a type of more range",
+        )
 
 
 def enforce_nodes(nodes: Sequence[NodeDistance], decision: Decision) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ import qcompiler as qc
 from qcompiler import api
 from qcompiler.backends.ort.memory import BoundMemory
 from qcompiler.errors import ArtifactError, InputError, QCompilerError
-from qcompiler.ir import format_text
+from qcompiler.ir import format_text, spec
+from qcompiler.models.decoder import Shape
+from qcompiler.models.decoding import random_decoder
 from tests.models.test_decoder import small
 
 CAPACITY = 24
@@ -48,6 +51,21 @@ def test_greedy_tokens_are_those_of_the_reference(family: Literal["llama", "gpt2
     engine, reference = made(recipe, family), made(recipe, family, backend="reference")
     for prompt in ([3, 1, 4], [15]):
         assert list(engine.generate(prompt, 20)) == list(reference.generate(prompt, 20))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.thorough)])
+def test_a_decoder_in_halves_has_weights_of_few_bits_on_a_gpu(dtype: torch.dtype) -> None:
+    """Its cache has its type, too."""
+    shape = Shape(vocabulary=64, width=64, hidden=128, depth=1, heads=2, kv_heads=2, positions=CAPACITY)
+    decoder = random_decoder(shape, std=0.1).to(dtype)
+    model = qc.compile_decoder(
+        decoder, capacity=CAPACITY, target="cuda", recipe="w4a16", threads=1, progress=False
+    )
+    assert {found.dtype for node in model.compiled.graph.inputs[2:] if (found := spec(node))} == {dtype}
+    ran = model.compiled.executable.execution(model.compiled.plan).layers
+    kernels = Counter(layer.kernel for layer in ran if layer.kernel.startswith("weight_only"))
+    assert kernels == {"weight_only_linear": 6, "weight_only_linear gated": 1}
+    assert len([*model.generate([3, 1, 4], 3)]) == 3
 
 
 def test_the_prompt_in_float_gives_what_the_decoder_gives() -> None:

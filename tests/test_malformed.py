@@ -236,9 +236,20 @@ INPUTS: dict[str, tuple[dict[str, Any], type[QCompilerError], *tuple[str, ...]]]
     "a batch of wrong width": ({"calibration": [rows(), rows(2, 5)]}, InputError, "[2, 5]"),
     "a batch of wrong dtype": ({"calibration": [rows().double()]}, InputError, "float64"),
     "NaN in the data": ({"calibration": [rows(), rows() * NAN]}, CalibrationError, "input", "batch 2", "NaN"),
+    "NaN where ranges come at run time": (
+        {"calibration": [rows(), rows() * NAN], "recipe": "int8-dynamic"},
+        CalibrationError, "input", "batch 2", "NaN",
+    ),
+    "NaN where nothing has a range": (
+        {"calibration": [rows() * NAN], "recipe": "w8a16"}, CalibrationError, "input", "batch 1", "NaN",
+    ),
     "inf in the data": ({"calibration": [rows() / 0]}, CalibrationError, "input", "batch 1", "inf"),
     "NaN inside": (
         {"model": Log().eval(), "example": rows().abs()}, CalibrationError, "log", "NaN", "batch 1",
+    ),
+    "inf comes out, where ranges come at run time": (
+        {"model": nn.Sequential(nn.Linear(32, 32), Log()).eval(), "recipe": "int8-dynamic"},
+        InputError, "the model computes NaN or inf", "float32",
     ),
     "inf inside": (
         {"model": Log().eval(), "example": rows().abs(), "calibration": [rows() * 0]},

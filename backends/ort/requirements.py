@@ -49,10 +49,11 @@ def required_opset(graph: Graph, target: Target) -> int:
     """The lowest opset that holds all formats of a graph; refuses a format that ONNX does not have."""
     unknown = sorted(formats(graph) - set(target.opset))
     if unknown:
+        these = "one of these" if target.opset else "a target of this backend"
         raise LoweringError(
             f"format '{unknown[0]}' cannot be written as ONNX",
-            why=f"target '{target.name}' exports {', '.join(target.opset)}",
-            fix="use one of these, or backend='reference'",
+            why=f"target '{target.name}' exports {', '.join(target.opset) or 'nothing'}",
+            fix=f"use {these}, or backend='reference'",
         )
     lowest = max([OPSETS[0], *(target.opset.get(name, OPSETS[0]) for name in formats(graph))])
     return max(lowest, GROUPS_OPSET) if has_groups(graph) else lowest

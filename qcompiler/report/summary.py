@@ -322,9 +322,9 @@ def predicted_card(speed: Mapping[str, Any]) -> Card:
     paying = f"{sum(row.get('kept') is True for row in found)} of {plural(len(found), 'value')}"
     lines = [
         "there is no such device here: the model was checked on the CPU's reference and not timed",
-        f"predicted to pay on {device_of(found)}: {paying} that linears read as codes"
+        f"predicted to pay on {device_of(found)}: {paying} that quantized linears read"
         if found
-        else "no linear reads codes",
+        else "no linear is quantized",
     ]
     return Card(
         title="Speed", figure="predicted", lines=tuple(lines), level="warn" if slow(speed) else "unknown"

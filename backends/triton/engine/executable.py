@@ -241,7 +241,7 @@ class TritonExecutable:
         guessed = sum(not choice.decisions.measured for choice in choices.values())
         if guessed:
             found.append(
-                f"predicted: no measured row says what computes {guessed} of {len(choices)} layers on codes,"
+                f"predicted: no measured row says what computes {guessed} of {len(choices)} layers,"
                 " so defaults do"
             )
         varying = Counter(str(self.decisions(layer)) for layer in self.layers.found if not is_fixed(layer))
