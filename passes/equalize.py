@@ -5,7 +5,7 @@ W2 f(W1 x + b1)  -->  (W2 t) f(W1/t x + b1/t)        f positively homogeneous   
 t_i = sqrt(max|W1[i, :]| / max|W2[:, i]|) makes both ranges equal.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,34 +18,58 @@ LIMIT = 64.0
 ROUNDS = 20
 SETTLED = 0.01  # stop when no factor moves by more than 1 %
 
+Key = tuple[Node, str]
+"""Who reads a constant, and as what: of one that others read too each reader gets its own."""
+Constants = dict[Key, Tensor]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """Two contractions joined by homogeneous ops with one reader each; all constants are the links' own."""
+    """Two contractions joined by homogeneous ops with one reader each."""
 
     first: Node
     second: Node
 
+    @property
+    def constants(self) -> tuple[Key, Key, Key]:
+        """Both weights and, between them, the bias of the first, which it need not have."""
+        return (self.first, "weight"), (self.first, "bias"), (self.second, "weight")
+
 
 def equalize(graph: Graph) -> Graph:
-    """Equalize every pair of linked layers until the factors settle."""
+    """Equalize linked layers until the factors settle; a link is refused whose constants would be infinite.
+
+    That changes what its neighbours settle at, so they begin anew.
+    """
     draft = Draft(graph)
     links = list(find_links(draft))
+    while True:
+        scaled = settled(draft, links)
+        infinite = {key for key, tensor in scaled.items() if not bool(tensor.isfinite().all())}
+        refused = [link for link in links if infinite.intersection(link.constants)]
+        if not refused:
+            break
+        for link in refused:
+            draft.note("equalize", label(link.first), "refused", "it would leave the range of its type")
+        links = [link for link in links if link not in refused]
     for link in links:
         draft.note("equalize", label(link.first), "applied")
-    weights = {node: own(draft, node, "weight") for link in links for node in (link.first, link.second)}
-    biases = {link.first: own(draft, link.first, "bias") for link in links}
-    kept = [str(node.target) for node in (*weights.values(), *biases.values()) if node is not None]
-    types = {name: draft.tensors[name].dtype for name in kept}
-    draft.tensors |= {
-        name: draft.tensors[name].float() for name in kept
-    }  # halves are rounded once, at the end
+    for (node, name), tensor in scaled.items():
+        old = arguments(node)[name]
+        node.replace_input_with(old, draft.constant(f"{old.target}.equalized", tensor, before=node))
+    return draft.finish()
+
+
+def settled(draft: Draft, links: Sequence[Link]) -> Constants:
+    """What all links make of their constants, in the types that these have."""
+    every = {key: draft.tensor(arguments(key[0]).get(key[1])) for link in links for key in link.constants}
+    found = {key: tensor for key, tensor in every.items() if tensor is not None}
+    scaled = {key: tensor.float() for key, tensor in found.items()}  # halves are rounded once, at the end
     for _ in range(ROUNDS):
-        moved = max((balance(draft, link, weights, biases) for link in links), default=0.0)
+        moved = max((balance(scaled, link) for link in links), default=0.0)
         if moved < SETTLED:
             break
-    draft.tensors |= {name: draft.tensors[name].to(dtype) for name, dtype in types.items()}
-    return draft.finish()
+    return {key: tensor.to(found[key].dtype) for key, tensor in scaled.items()}
 
 
 def find_links(draft: Draft) -> Iterable[Link]:
@@ -110,34 +134,19 @@ def scales_with_each_channel(node: Node, layer: Node) -> bool:
     )
 
 
-def own(draft: Draft, node: Node, name: str) -> Node | None:
-    """A constant that only this node reads, so that it may be changed."""
-    old = arguments(node).get(name)
-    tensor = draft.tensor(old)
-    if tensor is None or not isinstance(old, Node):
-        return None
-    copy = draft.constant(f"{old.target}.equalized", tensor.clone(), before=node)
-    node.replace_input_with(old, copy)
-    return copy
-
-
-def balance(
-    draft: Draft, link: Link, weights: dict[Node, Node | None], biases: dict[Node, Node | None]
-) -> float:
+def balance(constants: Constants, link: Link) -> float:
     """Equalize one link; returns the largest relative change of a factor."""
-    first, second = weights[link.first], weights[link.second]
-    assert first is not None and second is not None
-    w1, w2 = draft.tensors[str(first.target)], draft.tensors[str(second.target)]
+    first, bias, second = link.constants
+    w1, w2 = constants[first], constants[second]
     groups = int(arguments(link.second).get("groups", 1))
     r1, r2 = w1.flatten(1).abs().amax(1), input_range(w2, groups)
     if r1.numel() != r2.numel():
         return 0.0
     t = (r1.clamp(min=1e-9) / r2.clamp(min=1e-9)).sqrt().clamp(1 / LIMIT, LIMIT)
-    draft.tensors[str(first.target)] = w1 / along(t, w1, 0)
-    bias = biases[link.first]
-    if bias is not None:
-        draft.tensors[str(bias.target)] = draft.tensors[str(bias.target)] / t
-    draft.tensors[str(second.target)] = scale_inputs(w2, t, groups)
+    constants[first] = w1 / along(t, w1, 0)
+    if bias in constants:
+        constants[bias] = constants[bias] / t
+    constants[second] = scale_inputs(w2, t, groups)
     return float((t - 1).abs().max())
 
 

@@ -4,9 +4,10 @@
     W[i] = rne(s (q[i] - z))     in bfloat16 and float16: s of at most 8, |q - z| < 2^7
     s    = reach / c             reach = max|W| (signed codes) or max W - min W, c the largest that fits
 
-Any s that reproduces every value of its group bit for bit is as good as the one that made them.
+In float32 any s that reproduces every value of its group bit for bit is as good as the one that made them.
+In halves two of them may round to the same values, and their s (q - z) then differ by an ulp at most.
 
-In halves W[i] = s (q[i] - z) (1 + d) with |d| < 2^-8. That is off by less than half a step, so codes come
+There W[i] = s (q[i] - z) (1 + d) with |d| < 2^-8. That is off by less than half a step, so codes come
 back; and |s - reach / c| < 2^-8 s is less than a unit of 8 bits, so s is one of the two numbers around
 reach / c. Kernels multiply codes and never meet the rounded values: what counts is what is read back. Where
 values of float16 are subnormal |d| is larger, and beyond 65504 they are infinite: such a group may have no s.

@@ -163,15 +163,15 @@ def measured(
         )
         graph = quantized(decide(job.original, job.data, recipe, aim, tell=steps.tell))
         layers = layers_of(graph, aim, job.timed, isa)
+        groups = {} if tracker else floats.groups_in(graph, aim, job.timed, isa)
         waiting = jobs(layers, rows.rows(core), core, isa, trials)
         crew = remote.crew if tracker else lambda: [LocalBench]
         until = (
             time.monotonic() + budget
         )  # from here on, so that every run gets on however long a model takes
-        groups, is_stopped = dict[Any, int](), False
+        is_stopped = False
         try:
             left = tune(waiting, rows, crew, core, isa, until=until, peak=top, tell=steps.tell)
-            groups = {} if tracker else floats.groups_in(graph, aim, job.timed, isa)
             behind = floats.jobs(list(groups), rows.rows(core), core, trials)
             left += floats.tune(behind, rows, core, isa, until=until, tell=steps.tell)
         except KeyboardInterrupt:  # all that was measured is kept, and is told

@@ -134,6 +134,7 @@ def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -
             is_stopped = True
             rows, learnt = database.rows(device.core), residual_of(given, device)
             left = len(waiting(wishes.every, rows, device, residual=learnt, shipped=given, trials=trials))
+            left = max(left, 1 if wishes.readings else 0)  # the search for borders, which comes last
     tuned = tuned_by(wishes.readings, wishes.problems, database.rows(device.core), device)
     return {
         "device": device.name, "left": left, "stopped": is_stopped,

@@ -114,12 +114,12 @@ class Database:
     def add(self, rows: Iterable[Row]) -> None:
         """Keep rows, all or none; one of the same key is replaced. Raises TuningError on a full disk."""
         with told(self.path):
-            self.connection.execute("BEGIN IMMEDIATE")
             try:
+                self.connection.execute("BEGIN IMMEDIATE")
                 self.connection.executemany(INSERT, map(astuple, rows))
                 self.connection.execute("COMMIT")
-            except BaseException:  # an interrupt, too
-                with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+            except BaseException:  # an interrupt, too: one while others write is raised when it has begun
+                if self.connection.in_transaction:  # SQLite may have rolled back by itself
                     self.connection.execute("ROLLBACK")
                 raise
 

@@ -135,6 +135,32 @@ def test_ctrl_c_tells_what_was_measured(run: Run, monkeypatch: pytest.MonkeyPatc
     assert "stopped with 2 layers left; run it again, and it goes on" in result.stderr
 
 
+SOFT = """
+import torch
+from torch import nn
+
+
+def soft():
+    model = nn.Sequential(nn.Linear(32, 16), nn.Softmax(-1), nn.Linear(16, 4)).eval()
+    return model, (torch.randn(2, 32),), [torch.randn(8, 32)]
+"""
+
+
+def test_ctrl_c_in_the_layers_leaves_the_ops_on_floats_as_well(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers and a softmax."""
+    Path("soft.py").write_text(SOFT)
+
+    def stopped(*_: Any, **__: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qcompiler.backends.tvm.tuning.tune", stopped)
+    result = run("tune soft.py:soft --database rows.db --json told.json")
+    assert result.exit_code == 130, result.stderr
+    assert json.loads(Path("told.json").read_text())["left"] == 3
+
+
 def test_two_runs_at_once(run: Run, zoo: Path, tmp_path: Path) -> None:
     """The second begins as soon as the first, which waits a moment behind each layer, has kept one."""
     path = tmp_path / "rows.db"

@@ -17,6 +17,7 @@ from qcompiler.backends.triton.decisions import Linear
 from qcompiler.backends.triton.engine.readings import Reading
 from qcompiler.backends.triton.tuning import bench, compiling, contest, device
 from qcompiler.backends.triton.tuning.compiling import Verdict
+from qcompiler.backends.triton.tuning.families import FLOAT
 from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.tune.database import read_rows
 from tests.backends.triton.tuning.test_tuner import Planned
@@ -124,13 +125,14 @@ def test_a_named_problem_is_measured_kept_and_told_with_what_was_refused(
 
 @dataclass
 class Interrupted(Planned):
-    """Ctrl-C is pressed while the third problem is measured."""
+    """Ctrl-C is pressed while a problem is measured, by default the third."""
 
     begun: list[str] = field(default_factory=list)
+    at: int = 3
 
     def __call__(self, problem: Problem, fit: Mapping[str, Configuration], peers: Sequence[str]) -> Planned:
         self.begun.append(problem.text)
-        if len(self.begun) == 3:
+        if len(self.begun) == self.at:
             raise KeyboardInterrupt
         return super().__call__(problem, fit, peers)
 
@@ -159,6 +161,29 @@ def test_ctrl_c_tells_what_was_measured_where_it_is_and_that_it_goes_on(
     assert json.loads(Path("told.json").read_text())["left"] == 0
     assert not {*bench_of_all.begun[3:]} & {*bench_of_all.begun[:2]}, "what was measured is left out"
     assert len(bench_of_all.begun) == 3 + 6
+
+
+def test_ctrl_c_in_the_search_for_borders_leaves_the_search(
+    run: Run, a_gpu: Callable[[Planned], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One linear with the pass before it at two numbers of rows, where float and codes win: the fifth problem
+    is between these, and no problem that was asked for is left."""
+    linear = Linear(format="int8", N=16, K=32, out="fp32")
+    readings = {Reading(by="rows", x="fp32", readers=(linear,)): 1}
+    monkeypatch.setattr("qcompiler.cli.tune_gpu.readings_in", lambda *given: readings)
+    begun: list[str] = []
+    a_gpu(Interrupted(
+        seconds=lambda name: 1e-5 if (name == FLOAT) == ("M 16," in begun[-1]) else 1e-4, begun=begun, at=5,
+    ))  # fmt: skip
+    monkeypatch.setattr(  # the pass has one candidate
+        compiling, "judged", lambda _, candidates, *given: [Verdict(configuration=one) for one in candidates]
+    )
+    result = run(f"{COMMAND} --rows 16 --rows 512 --trials 2 --json told.json")
+    assert result.exit_code == 130, result.stderr
+    assert "M 264" in begun[4], "half way"
+    told = json.loads(Path("told.json").read_text())
+    assert told["stopped"] is True and told["left"] == 1 and len(told["chosen"]) == 4
+    assert "stopped with 1 problems left; run it again, and it goes on" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from qcompiler.numerics import sqnr
 from qcompiler.passes.canonicalize import CANONICAL
 from qcompiler.passes.equalize import equalize, input_range
 from qcompiler.rewrite import run
+from qcompiler.target import NVIDIA_GPU
 
 IMAGE, ROWS = (2, 4, 8, 8), (3, 8)
 
@@ -113,6 +114,22 @@ def test_a_channel_without_weights_does_no_harm() -> None:
     first.weight.data[0], second.weight.data[:, 1] = 0, 0
     _, after = before_and_after(Function(lambda x, a, b: b(a(x).relu()), first, second), ROWS)
     assert all(tensor.isfinite().all() for tensor in after.tensors.values())
+
+
+def test_of_halves_a_link_is_refused_whose_bias_would_be_infinite_and_the_others_settle() -> None:
+    """b / t is beyond 65504 where t < 2000 / 65504, as it is between weights of 1e-4 and of 10."""
+    layers = linear(8, 6), linear(6, 6), linear(6, 3)
+    for layer, factor in zip(layers, (1e-4, 10.0, 1.0), strict=True):
+        layer.weight.data *= factor
+    layers[0].bias.data.fill_(2000.0)
+    model = Function(lambda x, a, b, c: c(b(a(x).relu()).relu()), *layers).half()
+    graph = run(CANONICAL, trace(model.eval(), torch.randn(ROWS).half(), floats=NVIDIA_GPU.floats))
+    after = equalize(graph)
+    assert outcomes(after)[-2:] == [("refused", "it would leave the range of its type"), ("applied", "")]
+    assert all(tensor.isfinite().all() for tensor in after.tensors.values())
+    kept, second, third = weights(after)
+    assert kept is weights(graph)[0]
+    torch.testing.assert_close(second.abs().amax(1), third.abs().amax(0), rtol=0.02, atol=0)
 
 
 def convs() -> tuple[nn.Module, ...]:

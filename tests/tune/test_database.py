@@ -12,12 +12,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qcompiler.errors import TuningError
 from qcompiler.tune import database as module
-from qcompiler.tune.database import Core, Row, best, from_text, open_database, read_rows, to_text
+from qcompiler.tune.database import Core, Database, Row, best, from_text, open_database, read_rows, to_text
 
 CORE = Core(isa="avx512_vnni", processor="znver4")
 ROW = Row(
@@ -63,6 +64,32 @@ def test_ctrl_c_keeps_all_of_what_is_added_or_none(tmp_path: Path) -> None:
         assert database.rows() == []
         database.add([ROW])
         assert database.rows() == read_rows(tmp_path / "rows.db", CORE) == [ROW]
+
+
+class InterruptedWaiting:
+    """A connection that waits for another writer at Ctrl-C, of which Python tells when SQLite returns."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connection, name)
+
+    def execute(self, statement: str) -> sqlite3.Cursor:
+        done = self.connection.execute(statement)
+        if statement.startswith("BEGIN"):
+            raise KeyboardInterrupt
+        return done
+
+
+def test_ctrl_c_while_another_writes_leaves_no_transaction_open(tmp_path: Path) -> None:
+    with open_database(tmp_path / "rows.db") as database:
+        waiting = InterruptedWaiting(database.connection)
+        with pytest.raises(KeyboardInterrupt):
+            Database(database.path, waiting).add([ROW])  # type: ignore[arg-type]  # it stands for one
+        assert not database.connection.in_transaction
+        database.add([ROW])
+        assert database.rows() == [ROW]
 
 
 def test_the_best_row_is_the_fastest_of_these_versions() -> None:

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 def gated(layers: Sequence[Layer], graph: Graph) -> tuple[list[Layer], dict[str, str]]:
-    """The layers with every such pair as one, and why a product of two others is none: gate's name -> why."""
+    """The layers with every such pair as one, and why others of one value stay apart: gate's name -> why."""
     results = {layer.result: layer for layer in layers if layer.is_weight_only}
     gates, multiplied, apart = dict[Layer, Layer](), set[Layer](), dict[str, str]()
     for product in graph.fx.nodes:
@@ -31,6 +31,8 @@ def gated(layers: Sequence[Layer], graph: Graph) -> tuple[list[Layer], dict[str,
         if not found or found[0][0] is found[1][0]:
             continue
         (gate, _), (beside, _) = sorted(found, key=lambda each: is_plain(*each))
+        if gate.x is not beside.x:  # two values multiplied, of which none gates the other
+            continue
         why = next(obstacles(product, gate, beside), None)
         if why is not None:
             apart[gate.anchor.name] = why
@@ -79,8 +81,6 @@ def obstacles(product: Node, gate: Layer, beside: Layer) -> Iterator[str]:
     if any(only_reader(result) is None for result in results):
         yield READ
     yield from (unknown(operand) for operand in product.all_input_nodes if operand not in results)
-    if gate.x is not beside.x:
-        yield "both would have to read one value"
     if beside.activation != "none":
         yield "both are activated"
     if any(layer.residual is not None for layer in both):

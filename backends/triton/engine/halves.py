@@ -58,7 +58,11 @@ def place(part: Node, N: int) -> int | None:
     if part.target is operator.getitem:
         return int(part.args[1])  # type: ignore[arg-type]  # of a split
     given = arguments(part) if part.target is aten.slice.Tensor else {"step": None}
-    return {None: 0, 0: 0, N // 2: 1}.get(given["start"]) if given["step"] == 1 else None
+    if given["step"] != 1:
+        return None
+    start = given["start"] or 0
+    from_the_left = start + N if isinstance(start, int) and start < 0 else start
+    return {0: 0, N // 2: 1}.get(from_the_left)
 
 
 def obstacles(layer: Layer, found: Mapping[Node, Node]) -> Iterator[str]:

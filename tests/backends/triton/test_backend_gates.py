@@ -62,9 +62,15 @@ class Halves(nn.Module):
 
 
 class Sliced(Halves):
+    start = WIDTH  # of the second half
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.gate(x)
-        return self.through(y[..., :WIDTH], y[..., WIDTH:])
+        return self.through(y[..., : self.start], y[..., self.start :])
+
+
+class SlicedFromTheEnd(Sliced):
+    start = -WIDTH
 
 
 class Abreast(nn.Module):
@@ -91,6 +97,7 @@ TAKEN: Mapping[str, tuple[nn.Module, str]] = {
     "asymmetric": (Pair(swiglu, biases=(True, True)), "silu"),
     "halves": (Halves(lambda g, u: u * F.silu(g)), "silu"),
     "slices": (Sliced(lambda g, u: F.gelu(g) * u), "gelu"),
+    "slices_from_the_end": (SlicedFromTheEnd(lambda g, u: F.silu(g) * u), "silu"),
 }
 READ = "the result of one of the two is read elsewhere, too"
 APART: Mapping[str, tuple[nn.Module, str]] = {
@@ -99,10 +106,6 @@ APART: Mapping[str, tuple[nn.Module, str]] = {
     "gelu_by_tanh": (
         Pair(lambda m, x: m.up(x) * F.gelu(m.gate(x), approximate="tanh")),
         "no kernel has aten.gelu.default as it is called here for an activation, but relu, gelu, silu",
-    ),
-    "two_inputs": (
-        Pair(lambda m, x: F.silu(m.gate(x)) * m.up(x + 1)),
-        "both would have to read one value",
     ),
     "two_activations": (Pair(lambda m, x: F.silu(m.gate(x)) * F.silu(m.up(x))), "both are activated"),
     "a_sum_before": (
@@ -127,6 +130,7 @@ APART: Mapping[str, tuple[nn.Module, str]] = {
 }
 OTHERS: Mapping[str, nn.Module] = {
     "square": Pair(lambda m, x: (g := m.gate(x)) * g + m.up(x) * x),
+    "two_inputs": Pair(lambda m, x: F.silu(m.gate(x)) * m.up(x + 1)),
 }
 """Products that are no gates, of which nothing is to be said."""
 
