@@ -52,6 +52,7 @@ from qcompiler.backends.triton.tuning.compiling import pool
 from qcompiler.backends.triton.tuning.device import Device
 from qcompiler.backends.triton.tuning.families import FAMILIES, space, written
 from qcompiler.backends.triton.tuning.problem import parsed
+from qcompiler.backends.triton.tuning.products import QUANTIZED
 from qcompiler.backends.triton.tuning.shipped import ship
 from qcompiler.backends.triton.tuning.source import compiler
 from qcompiler.backends.triton.tuning.tuner import versions as versions_of
@@ -242,10 +243,13 @@ def rows(figures: Iterable[Figure], device: Device) -> list[Row]:
 
 
 def made_by(figure: Figure) -> str:
-    """What its time depends on, as the autotuner has it where it knows the op."""
+    """What its time depends on, as the autotuner has it where it knows the op.
+
+    Of a product with the codes that it takes, that is who multiplies.
+    """
     problem = parsed(figure.workload)
     if problem is not None and problem.op in FAMILIES:
-        return versions_of(problem, figure.contender)["compiler"]
+        return versions_of(problem, figure.contender.removesuffix(QUANTIZED))["compiler"]
     return compiler(figure.kernel) if figure.kernel in SIGNATURES else f"torch {torch.__version__}"
 
 

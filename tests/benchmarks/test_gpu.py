@@ -21,6 +21,7 @@ from benchmarks.gpu_products import Outcome
 from benchmarks.gpu_verdicts import DECIDED_BY, TARGETS, default, verdict
 from qcompiler.backends.triton.tuning.bench import Contenders
 from qcompiler.backends.triton.tuning.device import DEVICES
+from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.backends.triton.tuning.products import QUANTIZED
 from qcompiler.backends.triton.tuning.shipped import file_of, ship, shipped
 
@@ -273,3 +274,14 @@ def test_rows_come_back_from_the_package_for_their_device_alone(tmp_path: Path) 
     assert ship([*second, *other], tmp_path) == [file_of(h100.core, tmp_path)]
     assert shipped(h100.core, tmp_path) == [*other, *second]
     assert shipped(h200.core, tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", ["", QUANTIZED])
+def test_a_row_is_of_who_computes_with_or_without_the_codes(suffix: str) -> None:
+    of = Problem(op="int8_linear", scheme="int8", M=64, N=64, K=64)
+    figures = [
+        figure("int8_linear", "int8", (64, 64, 64), 1.0, contender=f"{name}{suffix}", workload=of.text)
+        for name in ("BM 128", "int_mm")
+    ]
+    ours, vendors = rows(figures, DEVICES[0])
+    assert ours.compiler.startswith("triton ") and vendors.compiler.startswith("torch ")

@@ -16,9 +16,16 @@ SHARED = {
 """Bytes of shared memory that one program may have, by compute capability (CUDA C++ programming guide)."""
 
 
-def shared_of(capability: int) -> int:
-    """Those of a device: of the latest capability not beyond its own, or of the first."""
-    return SHARED[max(known for known in SHARED if known <= max(capability, min(SHARED)))]
+RESERVED = 1024  # more of them in a processor, which keeps as many for each program that it holds
+
+
+def shared_of(capability: int, programs: int = 1) -> int:
+    """Those of a device: of the latest capability not beyond its own, or of the first.
+
+    programs: that one processor is to hold at the same time.
+    """
+    most = SHARED[max(known for known in SHARED if known <= max(capability, min(SHARED)))]
+    return (most + RESERVED) // programs - RESERVED
 
 
 @dataclass(frozen=True, kw_only=True)

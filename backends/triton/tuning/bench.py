@@ -4,13 +4,16 @@ There are so many copies that 128 MB pass between two uses of one: in a network,
 A graph has no launches of the host in it, so what is timed is the kernel.
 """
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils import deterministic
 
 T = TypeVar("T")
 FAR = 128 * 2**20  # bytes between two uses of the same, more than twice any L2 today
@@ -39,12 +42,14 @@ class CudaBench:
         self.repeats: dict[str, int] = {}
 
     def gate(self, name: str) -> str:
-        """A result is spoilt once it is judged: a kernel that writes nothing would show it again.
+        """Of memory that nobody wrote: a kernel that leaves some of it so would show what was right before.
 
-        What cannot be captured cannot be timed, and is refused as well.
+        So a result is spoilt once it is judged, and what a call allocates, sums of parts too, is spoilt
+        before it is written. What cannot be captured cannot be timed, and is refused as well.
         """
         call = self.contenders.calls[name]
-        found, why = attempted(lambda: call(0))
+        with poisoned():
+            found, why = attempted(lambda: call(0))
         if found is None:
             return why
         why = self.contenders.wrong(name, found)
@@ -76,6 +81,26 @@ def attempted(act: Callable[[], T]) -> tuple[T | None, str]:
         torch.cuda.synchronize()  # an error that stays ends the run, and is no verdict on others
         return None, f"it cannot run: {type(error).__name__}: {error}".partition("\n")[0]
     return found, ""
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """What torch allocates inside is NaN, or the largest integer, until it is written.
+
+    Else it may be what was freed last, with numbers that are right. torch fills it where algorithms have to
+    be deterministic; that some of a vendor's are not is of no interest here.
+    """
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = deterministic.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic.fill_uninitialized_memory = True
+        try:
+            yield
+        finally:
+            deterministic.fill_uninitialized_memory = filled
+            torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 
 def spoil(found: Any) -> None:

@@ -52,9 +52,13 @@ def source_hash(module: str) -> str:
 
 
 def text_of(function: str) -> str:
-    """A function of the backend by its place, "ops.linear.finished", without what it says of itself."""
+    """A function of the backend by its place, "ops.linear.finished", without what it says of itself.
+
+    "numerics.row_codes.scale_of" is one of the package's numerics.
+    """
     place, _, name = function.rpartition(".")
-    tree = ast.parse((BACKEND / f"{place.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    root = BACKEND.parents[1] if place.startswith("numerics.") else BACKEND
+    tree = ast.parse((root / f"{place.replace('.', '/')}.py").read_text(encoding="utf-8"))
     (found,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name)
     if ast.get_docstring(found) is not None:
         found.body = found.body[1:]

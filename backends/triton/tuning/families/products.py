@@ -49,14 +49,15 @@ def space(kernel: str) -> Callable[[Problem, int], Iterator[Configuration]]:
             row = chosen(kernel, capability, mode=mode, heavy=problem.heavy)
         except TargetError:
             return
-        bounds = limits(capability, row.bounds.mma)
         by_descriptors = row.constants["DESCRIPTORS"]
         for m, n, k, warps, stages in product(SIDES, SIDES, DEPTHS, (4, 8), (3, 4)):
             constants = {**PROMOTES.get(mode, {}), **tile(m, n, k, descriptors=by_descriptors)}
-            is_held = m * n <= SUMS * 32 * warps and stages * (m + n) * k <= bounds.shared
-            if not is_held or k < (constants.get("PROMOTE") or 0):
+            if m * n > SUMS * 32 * warps or k < (constants.get("PROMOTE") or 0):
                 continue
             for way in ways(problem, m, n, warps):
+                bounds = limits(capability, row.bounds.mma, way.get("PERSISTENT", 1))
+                if stages * (m + n) * k > bounds.shared:
+                    continue
                 yield Configuration(
                     kernel=kernel, mode=mode, heavy=problem.heavy, capability=row.capability,
                     latest=row.latest, constants={**constants, **way}, warps=warps, stages=stages,
@@ -83,11 +84,14 @@ def ways(problem: Problem, m: int, n: int, warps: int) -> Iterator[Mapping[str, 
             yield {"PERSISTENT": programs}
 
 
-def limits(capability: int, mma: str) -> Bounds:
-    """What no candidate may need more of, and must have: nothing is known of it that would be tighter."""
-    return Bounds(
-        registers=REGISTERS, shared=shared_of(capability), mma=mma, wide_loads=1, permutes=UNBOUNDED
-    )
+def limits(capability: int, mma: str, programs: int = 1) -> Bounds:
+    """What no candidate may need more of, and must have: nothing is known of it that would be tighter.
+
+    programs: that walk over tiles side by side on one processor. What they need beside their stages, for
+    results on their way out, is known when they are compiled, and held to the same bound.
+    """
+    shared = shared_of(capability, programs)
+    return Bounds(registers=REGISTERS, shared=shared, mma=mma, wide_loads=1, permutes=UNBOUNDED)
 
 
 def tiles_of(problem: Problem, m: int, n: int) -> int:

@@ -189,6 +189,7 @@ PRODUCTS: Mapping[str, Callable[[], None]] = {
     "fp8 product fast in parts, ragged": lambda: fp8(40, 75, 272, None, False, SPLIT=2),
     "fp8 product promote128 in parts, aligned, by descriptors": lambda: fp8(64, 64, 512, 128, True, SPLIT=2),
     "fp8 product promote128, walking, ragged": lambda: fp8(40, 75, 272, 128, False, PERSISTENT=1),
+    "fp8 product fast, walking, ragged, by descriptors": lambda: fp8(40, 75, 144, None, True, PERSISTENT=2),
     "fp8 product of any numbers": fp8_of_any_numbers,
     "fp8 parts are added in order": fp8_parts_in_order,
     "int8 product added, ragged": lambda: added(70, 75, 80, torch.int8, False),

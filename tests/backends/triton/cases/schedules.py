@@ -16,6 +16,7 @@ from qcompiler.backends.triton.tuning.problem import Problem
 from qcompiler.numerics import noise_key
 from tests.backends.triton.cases.base import as_on_a_device, same
 from tests.backends.triton.cases.both import hard_matrix
+from tests.backends.triton.cases.products import operands
 from tests.backends.triton.cases.rows import hard_rows
 from tests.backends.triton.cases.weight_only import weight, whole_numbers
 
@@ -108,6 +109,14 @@ def products() -> None:
     all_candidates(problem, linear, lambda: linear.int8_on_cuda(*given), lambda: linear.int8_linear(*given))
 
 
+def fp8_products() -> None:
+    """Of small integers, whose sums are exact."""
+    a, s, b, t = operands(5, 7, 144, torch.float8_e4m3fn)
+    problem = Problem(op="fp8_linear", scheme="e4m3 promote128", M=8, N=7, K=144, out="fp32")
+    given = (a, s, b, t, None, None, "none", "promote128", torch.float32)
+    all_candidates(problem, linear, lambda: linear.fp8_on_cuda(*given), lambda: linear.fp8_linear(*given))
+
+
 SCHEDULES: Mapping[str, Callable[[], None]] = {
     "rows, however scheduled": rows,
     "rows by one scale, however scheduled": by_one_scale,
@@ -117,4 +126,5 @@ SCHEDULES: Mapping[str, Callable[[], None]] = {
     "weight only, one row, however scheduled": lambda: weights(1, 1024, 1),
     "weight only, some rows, however scheduled": lambda: weights(17, 2048, 2),
     "products, however scheduled": products,
+    "fp8 products, however scheduled": fp8_products,
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import product
+
 import pytest
 import torch
 
@@ -46,6 +49,35 @@ def test_what_cannot_run_or_be_captured_is_refused_in_words(monkeypatch: pytest.
     assert gate("silent") == "it cannot run: RuntimeError: "
     assert gate("waits") == "it cannot run: RuntimeError: operation not permitted when stream is capturing"
     assert gate("wrong") == "its error is 1.00e+00"
+
+
+def test_what_a_call_leaves_unwritten_is_not_what_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of parts, of which nobody computes the second, where another candidate had them all."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(bench, "captured", lambda call, copies: None)
+    used = torch.tensor([[1, 2], [3, 4]])
+
+    def recycled(kind: torch.dtype) -> torch.Tensor:
+        """As torch does it where the same number of bytes was freed."""
+        given = used.new_empty(used.shape, dtype=kind)
+        is_filled = torch.are_deterministic_algorithms_enabled()
+        return given if is_filled else given.copy_(used)
+
+    def call(kind: torch.dtype, written: int, copy: int) -> torch.Tensor:
+        partial = recycled(kind)
+        partial[:written] = used[:written]
+        return partial.float().sum(0)
+
+    made = Contenders(
+        calls={
+            f"{written} {kind}": partial(call, kind, written)
+            for kind, written in product((torch.int32, torch.float32), (2, 1))
+        },
+        copies=1, wrong=lambda name, found: "" if found.tolist() == [4, 6] else "its sums are wrong",
+    )  # fmt: skip
+    found = {name: bench.CudaBench(made).gate(name) for name in made.calls}
+    assert [name for name, why in found.items() if why] == ["1 torch.int32", "1 torch.float32"]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def contenders(problem: Problem) -> Contenders:

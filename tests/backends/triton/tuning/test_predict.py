@@ -168,6 +168,19 @@ def test_few_tiles_are_in_parts_and_many_are_walked_over(op: str) -> None:
     assert all(tiles(many, one) > A100.processors * one.constants["PERSISTENT"] for one in walking)
 
 
+@pytest.mark.parametrize(("op", "capability"), [("int8_linear", 80), ("int8_linear", 90), ("fp8_linear", 90)])
+def test_programs_that_walk_side_by_side_fit_into_one_processor(op: str, capability: int) -> None:
+    """164 KB of 8.0 and 228 of 9.0 are for all programs, and 1 of them is kept for each (CUDA C++ guide)."""
+    problem = replace(LARGE, op=op, scheme=SCHEMES[op][0], M=8192, N=4096, K=4096)
+    found = space(problem, capability)
+    assert any(one.constants.get("PERSISTENT") == 2 for one in found)
+    for one in found[1:]:  # the first is the table's
+        programs, sizes = one.constants.get("PERSISTENT", 1), one.constants
+        stages = one.stages * (sizes["BM"] + sizes["BN"]) * sizes["BK"]
+        assert stages <= one.bounds.shared, written(one)
+        assert programs * (one.bounds.shared + 1024) <= {80: 164, 90: 228}[capability] * 1024
+
+
 def test_what_parts_and_walking_do_is_in_the_seconds_on_paper() -> None:
     """Parts fill a device, and cost a launch and what is added; what walks waits for its last results alone.
 
