@@ -85,6 +85,31 @@ def scheme_of(problem: Problem) -> Scheme:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Operands:
+    """What contenders read: x [M, K], its codes a of scales s, a weight's b of t, and what sums end with."""
+
+    x: Tensor
+    a: Tensor
+    s: Tensor
+    b: Tensor
+    t: Tensor
+    bias: Tensor
+    residual: Tensor | None
+    activation: str
+
+
+def operands(problem: Problem, scheme: Scheme, device: torch.device) -> Operands:
+    M, N, K, dtype = problem.M, problem.N, problem.K, DTYPES[problem.out]
+    x, bias = activations(M, K, dtype, device), torch.randn(N, device=device)
+    residual = torch.randn(M, N, device=device).to(dtype) if problem.heavy else None
+    (a, s), (b, t) = scheme.of_rows(x), scheme.of_weight(weights(N, K, dtype, device))
+    return Operands(
+        x=x, a=a, s=s, b=b, t=t, bias=bias, residual=residual,
+        activation="gelu" if problem.heavy else "none",
+    )  # fmt: skip
+
+
 def contenders(
     problem: Problem,
     configurations: Mapping[str, Configuration],
@@ -99,13 +124,10 @@ def contenders(
     """
     M, N, K, dtype = problem.M, problem.N, problem.K, DTYPES[problem.out]
     scheme = scheme_of(problem)
+    given = operands(problem, scheme, device)
+    x, t, bias, residual, activation = given.x, given.t, given.bias, given.residual, given.activation
     copies = copies_of(N * K, device)
-    x, bias = activations(M, K, dtype, device), torch.randn(N, device=device)
-    residual = torch.randn(M, N, device=device).to(dtype) if problem.heavy else None
-    activation = "gelu" if problem.heavy else "none"
-    a, s = scheme.of_rows(x)
-    b, t = scheme.of_weight(weights(N, K, dtype, device))
-    codes = [b.clone() for _ in range(copies)]
+    codes = [given.b.clone() for _ in range(copies)]
     floats = [weights(N, K, dtype, device) for _ in range(copies_of(N * K * WIDTHS[problem.out], device))]
     out, cast = torch.empty(M, N, dtype=dtype, device=device), bias.to(dtype)
     behind = (residual, activation, dtype)
@@ -142,24 +164,9 @@ def contenders(
     vendors: Mapping[str, Callable[..., Tensor]] = {
         "int_mm": int_mm, "scaled_mm": scheme.scaled_mm
     }  # fmt: skip
-    sampled = torch.randperm(M, device=device)[:SAMPLED]
-    beside = residual if residual is None else residual[sampled]
-    wanted = exact(scheme.rows(a, s, sampled) @ scheme.weight(b, t).t(), bias, beside)
-    to_the_bit = None
-    if problem.op == "int8_linear" and not problem.heavy:
-        sums = (a.double()[sampled] @ b.double().t()).float()
-        to_the_bit = finished(sums, s[sampled], t, bias, beside, activation, dtype)
-
-    def wrong(name: str, found: Tensor) -> str:
-        if name == FLOAT:  # of other weights; it is nobody's reference
-            return ""
-        if to_the_bit is not None and not torch.equal(found[sampled], to_the_bit):
-            return f"{int((found[sampled] != to_the_bit).sum())} numbers are not those of exact sums"
-        return too_far(found[sampled], wanted, lost(scheme.mode, K))
-
     make = reference if device.type == "cpu" else ours
     calls: dict[str, Callable[[int], Tensor]] = {}
-    inputs: list[tuple[str, Codes]] = [("", lambda: (a, s))]
+    inputs: list[tuple[str, Codes]] = [("", lambda: (given.a, given.s))]
     if quantized:
         inputs.append((QUANTIZED, lambda: scheme.of_rows(x)))
     for suffix, rows in inputs:
@@ -167,7 +174,29 @@ def contenders(
         calls |= {f"{name}{suffix}": partial(vendor, vendors[name], rows) for name in peers if name != FLOAT}
     if FLOAT in peers:
         calls[FLOAT] = float_product
-    return Contenders(calls=calls, copies=copies, wrong=wrong)
+    return Contenders(calls=calls, copies=copies, wrong=gate(problem, scheme, given))
+
+
+def gate(problem: Problem, scheme: Scheme, given: Operands) -> Callable[[str, Tensor], str]:
+    """Why the numbers of a contender are wrong, on some rows: against float64, and exact sums to the bit."""
+    dtype, x = DTYPES[problem.out], given.x
+    sampled = torch.randperm(problem.M, device=x.device)[:SAMPLED]
+    beside = given.residual if given.residual is None else given.residual[sampled]
+    y = scheme.rows(given.a, given.s, sampled) @ scheme.weight(given.b, given.t).t()
+    wanted = exact(y, given.bias, beside)
+    to_the_bit = None
+    if problem.op == "int8_linear" and not problem.heavy:
+        sums = (given.a.double()[sampled] @ given.b.double().t()).float()
+        to_the_bit = finished(sums, given.s[sampled], given.t, given.bias, beside, given.activation, dtype)
+
+    def wrong(name: str, found: Tensor) -> str:
+        if name == FLOAT:  # of other weights; it is nobody's reference
+            return ""
+        if to_the_bit is not None and not torch.equal(found[sampled], to_the_bit):
+            return f"{int((found[sampled] != to_the_bit).sum())} numbers are not those of exact sums"
+        return too_far(found[sampled], wanted, lost(scheme.mode, problem.K))
+
+    return wrong
 
 
 def exact(y: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
