@@ -87,7 +87,7 @@ def scheme_of(problem: Problem) -> Scheme:
 
 @dataclass(frozen=True, kw_only=True)
 class Operands:
-    """What contenders read: x [M, K], its codes a with scales s, those of a weight, b and t, and what ends sums."""
+    """What contenders read: x [M, K], its codes a of scales s, a weight's b of t, and what sums end with."""
 
     x: Tensor
     a: Tensor
