@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils import deterministic
 
 T = TypeVar("T")
 FAR = 128 * 2**20  # bytes between two uses of the same, more than twice any L2 today
@@ -91,15 +90,12 @@ def poisoned() -> Iterator[None]:
     be deterministic; that some of a vendor's are not is of no interest here.
     """
     was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = deterministic.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        deterministic.fill_uninitialized_memory = True
         try:
             yield
         finally:
-            deterministic.fill_uninitialized_memory = filled
             torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 
