@@ -462,7 +462,9 @@ def hollow(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("missing", ["none", "absent", "empty", "hollow"])
+@pytest.mark.parametrize(
+    "missing", ["absent", "hollow", *(pytest.param(x, marks=pytest.mark.thorough) for x in ("none", "empty"))]
+)
 def test_what_is_missing_is_told_and_breaks_nothing(tmp_path: Path, key: str, missing: str) -> None:
     data = troubled(8)
     data["tensors"] = data["tensors"][:1]

@@ -93,7 +93,7 @@ def test_names_are_text_and_never_markup() -> None:
 
 
 @pytest.mark.parametrize("key", sample())
-@pytest.mark.parametrize("is_none", [True, False])
+@pytest.mark.parametrize("is_none", [pytest.param(True, marks=pytest.mark.thorough), False])
 def test_what_is_missing_breaks_nothing(key: str, is_none: bool) -> None:
     data = copy.deepcopy(sample())
     data.pop(key)
