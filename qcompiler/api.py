@@ -143,7 +143,8 @@ def compile(
             return Made(job=job, decision=decision, compiled=compiled)
 
         own = made(job, aim, engine, steps.tell)
-        if backend != AUTO or not is_worth_trying(own.decision.graph, own.decision.plan, job.batch):
+        is_alone = backend != AUTO or not aim.kin  # what runs on a GPU that is absent has no time, either
+        if is_alone or not is_worth_trying(own.decision.graph, own.decision.plan, job.batch):
             return own.compiled
         found, refused = [own], {}
         for name, kin in sorted(aim.kin.items()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler as qc
-from qcompiler import engines
+from qcompiler import api, engines
 from qcompiler.engines import Entry, fastest
 from qcompiler.errors import TargetError
 from qcompiler.tune.measure import Timing
@@ -79,6 +79,16 @@ def test_an_engine_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     made = compiled()
     assert made.backend.name == "ort"
     assert {"backend": "tvm", "kept": False, "why": "no such instructions here"} in made.to_dict()["engines"]
+
+
+def test_a_target_of_one_engine_is_compared_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a GPU's has no time where there is none."""
+    monkeypatch.setattr(api, "is_worth_trying", lambda *_: True)
+    made = qc.compile(
+        nn.Linear(64, 64).bfloat16().eval(), torch.randn(2, 64).bfloat16(), recipe="int8-dynamic",
+        target="cuda", progress=False,
+    )  # fmt: skip
+    assert "engines" not in made.to_dict()
 
 
 def test_one_engine_is_asked_for_or_the_model_is_small() -> None:

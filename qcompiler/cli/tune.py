@@ -80,6 +80,8 @@ def run(
     if json is not None and str(json) != "-":
         artifact.check_writable_file(json)
     asked = tune_gpu.problems_named(problem or [], rows or [])
+    if is_gpu and not no_device:
+        tune_gpu.check_device()
     source = None if model is None else find_source(model, calibration=calibration, batch=batch)
     with open_database(database or default_path()) as kept:
         if kept.remark:

@@ -98,6 +98,16 @@ def readings_in(source: Any, recipe: Any, aim: "Target", seed: int) -> "Readings
     return found
 
 
+def check_device() -> None:
+    """InputError where nothing could be measured, before a model is loaded for it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            "there is no GPU here to measure on", fix="use --no-device to see what would be measured"
+        )
+
+
 def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -> dict[str, Any]:
     """Measure on the GPU that is here, and say what decides from now on."""
     import torch
@@ -113,10 +123,6 @@ def measured(wishes: Wishes, database: "Database", trials: int, budget: float) -
     from qcompiler.backends.triton.tuning.tuner import waiting
     from qcompiler.steps import Steps
 
-    if not torch.cuda.is_available():
-        raise InputError(
-            "there is no GPU here to measure on", fix="use --no-device to see what would be measured"
-        )
     cuda = torch.device("cuda", torch.cuda.current_device())
     device = device_of(cuda)
     given, is_stopped = shipped(device.core), False

@@ -223,6 +223,7 @@ def test_what_was_measured_is_shown_with_its_share_of_what_the_device_could(
     refused = [spilled, {**spilled, "workload": "v"}, wrong]
     told = {"device": "NVIDIA H100", "left": 1, "stopped": False, "chosen": [one, other], "linears": [linear],
             "refused": refused}  # fmt: skip
+    monkeypatch.setattr("qcompiler.cli.tune_gpu.check_device", lambda: None)
     monkeypatch.setattr("qcompiler.cli.tune_gpu.measured", lambda *given: told)
     result = run(COMMAND)
     assert result.exit_code == 0, result.stderr
